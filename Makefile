@@ -1,0 +1,70 @@
+# Everything a developer runs. Set-up is repeated only when what it was made from has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := dev,plots,transformers
+JOBS ?= 2
+
+export CARGO_BUILD_JOBS ?= $(JOBS)
+
+RUST_FILES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
+PROTO_FILES := $(wildcard proto/hisparse/v1/*.proto)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-python test-rust lint format proto bench wheels clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.core-stamp  ## make .venv: dependencies, both packages, the Rust core
+
+# Dependencies and both packages, editable. hisparse-kernels is on no registry, so it is named beside us.
+$(VENV)/.packages-stamp: pyproject.toml kernels/pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 10) and f"Python {v[0]}.{v[1]} found, 3.10 or newer needed: make PYTHON=python3.X setup")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e kernels -e '.[$(EXTRAS)]'
+	@touch $@ $(VENV)/.core-stamp
+
+# A changed Rust source alone rebuilds the extension alone.
+$(VENV)/.core-stamp: $(VENV)/.packages-stamp Cargo.toml Cargo.lock $(RUST_FILES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup  ## prefill and decode from host memory, against the all-in-memory reference
+	$(BIN)/hisparse demo $(ARGS)
+
+bench: setup  ## the benchmark suites; rows go to benchmarks/results/
+	$(BIN)/hisparse bench $(ARGS)
+
+test: test-rust test-python  ## every test
+
+test-rust: setup  ## unit, property and interleaving tests of the Rust core
+	cargo test --quiet --workspace
+
+test-python: setup  ## pytest; ARGS='-m "not slow"' leaves out the long ones
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## every static check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	$(BIN)/buf lint
+	$(BIN)/python -m tools.check_file_sizes
+
+format: setup  ## rewrite Python, Rust and proto files in their one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cargo fmt --all
+	$(BIN)/buf format --write
+
+proto: setup  ## regenerate python/hisparse_sidecar/_proto from proto/
+	$(BIN)/python -m tools.generate_proto
+
+wheels: setup  ## build both wheels into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist kernels .
+
+clean:  ## remove what was built, .venv and all
+	rm -rf $(VENV) target dist
