@@ -1,0 +1,80 @@
+"""The ops of one backend, in one value that a pipeline can hold."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hisparse_kernels import (
+    block_topm,
+    index_logits,
+    index_rows,
+    kv_rows,
+    pool_keys,
+    refine_logits,
+    resolve,
+    route_heads,
+    sparse_mla,
+    spill,
+    swap_in,
+    topk,
+)
+
+_Op = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Every op under its public name; all backends have the same signatures and meanings."""
+
+    pack_kv_rows: _Op
+    unpack_kv_rows: _Op
+    pack_index_rows: _Op
+    unpack_index_rows: _Op
+    write_index_rows: _Op
+    read_index_rows: _Op
+    quantize_index_q: _Op
+    append_pooled_keys: _Op
+    rebuild_pooled_keys: _Op
+    resum_open_blocks: _Op
+    index_logits: _Op
+    paged_index_logits: _Op
+    block_topm: _Op
+    refine_logits: _Op
+    topk: _Op
+    candidate_positions: _Op
+    route_heads: _Op
+    resolve: _Op
+    release_items: _Op
+    swap_in: _Op
+    swap_in_blocks: _Op
+    spill: _Op
+    sparse_mla: _Op
+
+
+def reference_ops() -> Ops:
+    """The `_ref` twins in plain PyTorch: the CPU backend, and the oracle of all others."""
+    return Ops(
+        pack_kv_rows=kv_rows.pack_kv_rows_ref,
+        unpack_kv_rows=kv_rows.unpack_kv_rows_ref,
+        pack_index_rows=index_rows.pack_index_rows_ref,
+        unpack_index_rows=index_rows.unpack_index_rows_ref,
+        write_index_rows=index_rows.write_index_rows_ref,
+        read_index_rows=index_rows.read_index_rows_ref,
+        quantize_index_q=index_rows.quantize_index_q_ref,
+        append_pooled_keys=pool_keys.append_pooled_keys_ref,
+        rebuild_pooled_keys=pool_keys.rebuild_pooled_keys_ref,
+        resum_open_blocks=pool_keys.resum_open_blocks_ref,
+        index_logits=index_logits.index_logits_ref,
+        paged_index_logits=index_logits.paged_index_logits_ref,
+        block_topm=block_topm.block_topm_ref,
+        refine_logits=refine_logits.refine_logits_ref,
+        topk=topk.topk_ref,
+        candidate_positions=topk.candidate_positions_ref,
+        route_heads=route_heads.route_heads_ref,
+        resolve=resolve.resolve_ref,
+        release_items=resolve.release_items_ref,
+        swap_in=swap_in.swap_in_ref,
+        swap_in_blocks=swap_in.swap_in_blocks_ref,
+        spill=spill.spill_ref,
+        sparse_mla=sparse_mla.sparse_mla_ref,
+    )

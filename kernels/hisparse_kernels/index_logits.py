@@ -1,0 +1,127 @@
+"""Score every key of a range: the flat indexer, for ragged prefill and for paged decode."""
+
+import torch
+
+from hisparse_kernels.index_rows import split_pages, split_rows
+from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.score_keys import KEY_ALIGN, score_keys
+from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes
+
+_CHUNK_KEYS = 8192
+
+
+def index_logits(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    index_rows: torch.Tensor,
+    key_start: torch.Tensor,
+    key_end: torch.Tensor,
+    layout: IndexLayout,
+) -> torch.Tensor:
+    """Logits of packed keys: scale[s] * sum_j w[t, j] * relu(q[t, j] . k[s]).
+
+    Args:
+        index_q: [rows, heads, 128] fp32, bf16 or e4m3.
+        index_weights: [rows, heads] fp32, all scales but the key's folded in.
+        index_rows: [T, row_bytes] uint8, stored index rows of all sequences, packed.
+        key_start: [rows] int32, first key that the row may see.
+        key_end: [rows] int32, one past the last; <= key_start for a padding row.
+        layout: how index rows are stored.
+
+    Returns:
+        [rows, T] fp32, -inf outside [key_start, key_end).
+    """
+    shapes = _check_queries(index_q, index_weights, layout)
+    shapes.check("index_rows", index_rows, "T row_bytes", torch.uint8)
+    shapes.check("key_start", key_start, "rows", torch.int32)
+    shapes.check("key_end", key_end, "rows", torch.int32)
+    return index_logits_ref(index_q, index_weights, index_rows, key_start, key_end, layout)
+
+
+def index_logits_ref(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    index_rows: torch.Tensor,
+    key_start: torch.Tensor,
+    key_end: torch.Tensor,
+    layout: IndexLayout,
+) -> torch.Tensor:
+    num_keys = index_rows.shape[0]
+    padding = index_rows.new_zeros(-num_keys % KEY_ALIGN, layout.row_bytes)
+    padded = torch.cat([index_rows, padding])
+    logits = index_weights.new_empty(index_q.shape[0], padded.shape[0])
+    for start in range(0, padded.shape[0], _CHUNK_KEYS):
+        keys, scale = split_rows(padded[start : start + _CHUNK_KEYS], layout)
+        score_keys(
+            index_q.float(), index_weights, keys, scale, logits[:, start : start + _CHUNK_KEYS]
+        )
+    key = torch.arange(num_keys, device=logits.device)
+    outside = (key < key_start[:, None]) | (key >= key_end[:, None])
+    return logits[:, :num_keys].masked_fill_(outside, -torch.inf)
+
+
+def paged_index_logits(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    index_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    row_seq: torch.Tensor,
+    row_end: torch.Tensor,
+    layout: IndexLayout,
+) -> torch.Tensor:
+    """Logits of the keys in each row's own pages; scores pooled pages too (a key is then a block).
+
+    Args:
+        index_q: [rows, heads, 128] fp32, bf16 or e4m3.
+        index_weights: [rows, heads] fp32, all scales but the key's folded in.
+        index_pages: [num_pages, page_bytes] uint8, contiguous.
+        page_table: [num_seqs, max_pages] int32, physical page of each page; -1 beyond the end.
+        row_seq: [rows] int32, sequence of each row; -1 = padding row.
+        row_end: [rows] int32, keys [0, row_end) are scored.
+        layout: how index rows are stored.
+
+    Returns:
+        [rows, max_pages * 64] fp32, -inf from row_end on and in padding rows.
+    """
+    shapes = _check_queries(index_q, index_weights, layout)
+    shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
+    shapes.check("page_table", page_table, "num_seqs max_pages", torch.int32)
+    shapes.check("row_seq", row_seq, "rows", torch.int32)
+    shapes.check("row_end", row_end, "rows", torch.int32)
+    return paged_index_logits_ref(
+        index_q, index_weights, index_pages, page_table, row_seq, row_end, layout
+    )
+
+
+def paged_index_logits_ref(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    index_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    row_seq: torch.Tensor,
+    row_end: torch.Tensor,
+    layout: IndexLayout,
+) -> torch.Tensor:
+    num_keys = page_table.shape[1] * PAGE_TOKENS
+    logits = index_weights.new_full((index_q.shape[0], num_keys), -torch.inf)
+    for seq in row_seq[row_seq >= 0].unique().tolist():
+        rows = (row_seq == seq).nonzero()[:, 0]
+        end = int(row_end[rows].max())
+        for start in range(0, end, _CHUNK_KEYS):
+            held = slice(start // PAGE_TOKENS, -(-min(end, start + _CHUNK_KEYS) // PAGE_TOKENS))
+            pages = index_pages.index_select(0, page_table[seq, held])
+            keys, scale = split_pages(pages, layout)
+            scores = keys.new_empty(len(rows), keys.shape[0])
+            score_keys(index_q[rows].float(), index_weights[rows], keys, scale, scores)
+            logits[rows, start : start + keys.shape[0]] = scores
+    key = torch.arange(num_keys, device=logits.device)
+    return logits.masked_fill_(key >= row_end[:, None], -torch.inf)
+
+
+def _check_queries(
+    index_q: torch.Tensor, index_weights: torch.Tensor, layout: IndexLayout
+) -> Shapes:
+    shapes = Shapes(page_bytes=layout.page_bytes, row_bytes=layout.row_bytes)
+    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
+    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    return shapes

@@ -1,0 +1,165 @@
+"""Pack the indexer's keys into index rows, and place those rows in pages of 64 tokens."""
+
+import torch
+
+from hisparse_kernels.layouts import E4M3_MAX, INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.shapes import FLOATS, Shapes
+
+_MIN_AMAX = 1e-10  # keeps the scale of an all-zero key away from zero
+
+
+def pack_index_rows(keys: torch.Tensor, layout: IndexLayout) -> torch.Tensor:
+    """Stored index rows of keys; the fp8 scale is max(amax, 1e-10) / 448.
+
+    Args:
+        keys: [n, 128] float; must be finite (inf saturates, a NaN spoils its row).
+        layout: how a row is stored.
+
+    Returns:
+        [n, row_bytes] uint8.
+    """
+    Shapes().check("keys", keys, f"n {INDEX_DIM}", *FLOATS)
+    return pack_index_rows_ref(keys, layout)
+
+
+def pack_index_rows_ref(keys: torch.Tensor, layout: IndexLayout) -> torch.Tensor:
+    if layout.name == "fp32":
+        return keys.float().contiguous().view(torch.uint8)
+    codes, scale = _quantize(keys.float())
+    return torch.cat([codes.view(torch.uint8), scale.view(torch.uint8)], dim=1)
+
+
+def unpack_index_rows(rows: torch.Tensor, layout: IndexLayout) -> torch.Tensor:
+    """Keys of stored index rows.
+
+    Args:
+        rows: [n, row_bytes] uint8.
+        layout: how a row is stored.
+
+    Returns:
+        [n, 128] fp32: code * scale.
+    """
+    Shapes(row_bytes=layout.row_bytes).check("rows", rows, "n row_bytes", torch.uint8)
+    return unpack_index_rows_ref(rows, layout)
+
+
+def unpack_index_rows_ref(rows: torch.Tensor, layout: IndexLayout) -> torch.Tensor:
+    keys, scale = split_rows(rows, layout)
+    return keys if scale is None else keys * scale[:, None]
+
+
+def write_index_rows(
+    index_pages: torch.Tensor, row_ids: torch.Tensor, rows: torch.Tensor, layout: IndexLayout
+) -> None:
+    """Writes index rows into their pages, in place.
+
+    Args:
+        index_pages: [num_pages, page_bytes] uint8, contiguous.
+        row_ids: [n] int64, page * 64 + offset, distinct; -1 = skip the row.
+        rows: [n, row_bytes] uint8.
+        layout: how a row is stored.
+    """
+    shapes = Shapes(page_bytes=layout.page_bytes, row_bytes=layout.row_bytes)
+    shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
+    shapes.check("row_ids", row_ids, "n", torch.int64)
+    shapes.check("rows", rows, "n row_bytes", torch.uint8)
+    write_index_rows_ref(index_pages, row_ids, rows, layout)
+
+
+def write_index_rows_ref(
+    index_pages: torch.Tensor, row_ids: torch.Tensor, rows: torch.Tensor, layout: IndexLayout
+) -> None:
+    kept = row_ids >= 0
+    page, offset = row_ids[kept] // PAGE_TOKENS, row_ids[kept] % PAGE_TOKENS
+    start = 0
+    for part in _page_parts(index_pages, layout):
+        end = start + part.shape[2]
+        part[page, offset] = rows[kept, start:end]
+        start = end
+
+
+def read_index_rows(
+    index_pages: torch.Tensor, row_ids: torch.Tensor, layout: IndexLayout
+) -> torch.Tensor:
+    """Index rows out of their pages; the inverse of `write_index_rows`.
+
+    Args:
+        index_pages: [num_pages, page_bytes] uint8, contiguous.
+        row_ids: [n] int64, page * 64 + offset, all valid.
+        layout: how a row is stored.
+
+    Returns:
+        [n, row_bytes] uint8.
+    """
+    shapes = Shapes(page_bytes=layout.page_bytes)
+    shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
+    shapes.check("row_ids", row_ids, "n", torch.int64)
+    return read_index_rows_ref(index_pages, row_ids, layout)
+
+
+def read_index_rows_ref(
+    index_pages: torch.Tensor, row_ids: torch.Tensor, layout: IndexLayout
+) -> torch.Tensor:
+    page, offset = row_ids // PAGE_TOKENS, row_ids % PAGE_TOKENS
+    return torch.cat([part[page, offset] for part in _page_parts(index_pages, layout)], dim=1)
+
+
+def quantize_index_q(
+    index_q: torch.Tensor, index_weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """e4m3 queries whose scales moved into the weights: relu(s * x) = s * relu(x) for s > 0.
+
+    Args:
+        index_q: [rows, heads, 128] float.
+        index_weights: [rows, heads] fp32.
+
+    Returns:
+        [rows, heads, 128] e4m3 and [rows, heads] fp32, weights times the queries' scales.
+    """
+    shapes = Shapes()
+    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *FLOATS)
+    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    return quantize_index_q_ref(index_q, index_weights)
+
+
+def quantize_index_q_ref(
+    index_q: torch.Tensor, index_weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    codes, scale = _quantize(index_q.float())
+    return codes, index_weights * scale[:, :, 0]
+
+
+def split_rows(rows: torch.Tensor, layout: IndexLayout) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Keys [n, 128] fp32 without their scale, and the scales [n] fp32 (None: all are 1)."""
+    if layout.name == "fp32":
+        return rows.contiguous().view(torch.float32), None
+    codes = rows[:, :INDEX_DIM].view(torch.float8_e4m3fn)
+    return codes.float(), rows[:, INDEX_DIM:].contiguous().view(torch.float32)[:, 0]
+
+
+def split_pages(
+    pages: torch.Tensor, layout: IndexLayout
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Keys [num_pages * 64, 128] fp32 without their scale, and the scales (None: all are 1)."""
+    if layout.name == "fp32":
+        return pages.contiguous().view(torch.float32).view(-1, INDEX_DIM), None
+    codes = pages[:, : PAGE_TOKENS * INDEX_DIM].view(torch.float8_e4m3fn).float()
+    scale = pages[:, PAGE_TOKENS * INDEX_DIM :].contiguous().view(torch.float32)
+    return codes.view(-1, INDEX_DIM), scale.view(-1)
+
+
+def _page_parts(index_pages: torch.Tensor, layout: IndexLayout) -> list[torch.Tensor]:
+    """Views [num_pages, 64, bytes] of what a page holds of each row: codes, then scales."""
+    if layout.name == "fp32":
+        return [index_pages.unflatten(1, (PAGE_TOKENS, layout.row_bytes))]
+    codes_end = PAGE_TOKENS * INDEX_DIM
+    return [
+        index_pages[:, :codes_end].unflatten(1, (PAGE_TOKENS, INDEX_DIM)),
+        index_pages[:, codes_end:].unflatten(1, (PAGE_TOKENS, layout.row_bytes - INDEX_DIM)),
+    ]
+
+
+def _quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """e4m3 codes of the last dimension and their fp32 scales (last dimension 1)."""
+    scale = values.abs().amax(-1, keepdim=True).clamp(min=_MIN_AMAX) / E4M3_MAX
+    return (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale

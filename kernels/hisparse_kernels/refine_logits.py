@@ -1,0 +1,121 @@
+"""Score the tokens of each row's own blocks: the second half of hierarchical selection."""
+
+import torch
+
+from hisparse_kernels.index_rows import split_pages
+from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.score_keys import score_keys
+from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_block_tokens
+
+
+def refine_logits(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    index_pages: torch.Tensor,
+    block_slots: torch.Tensor,
+    block_ids: torch.Tensor,
+    row_pos: torch.Tensor,
+    block_tokens: int,
+    layout: IndexLayout,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Logits of the tokens of each row's blocks, written to `out`.
+
+    Args:
+        index_q: [rows, heads, 128] fp32, bf16 or e4m3.
+        index_weights: [rows, heads] fp32, all scales but the key's folded in.
+        index_pages: [num_slots * pages_per_block, page_bytes] uint8; slot s holds the pages
+            s * pages_per_block onwards.
+        block_slots: [rows, m] int32, slot of each block; -1 = leave its columns untouched.
+        block_ids: [rows, m] int32, which block of the sequence the slot holds.
+        row_pos: [rows] int32, the row's own position; later tokens become -inf. -1 = padding row.
+        block_tokens: tokens of one block, a multiple of 64.
+        layout: how index rows are stored.
+        out: [rows, m * block_tokens] fp32, contiguous.
+
+    Returns:
+        `out`.
+    """
+    check_block_tokens(block_tokens, PAGE_TOKENS)
+    shapes = Shapes(page_bytes=layout.page_bytes, columns=block_slots.shape[-1] * block_tokens)
+    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
+    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
+    shapes.check("block_slots", block_slots, "rows m", torch.int32)
+    shapes.check("block_ids", block_ids, "rows m", torch.int32)
+    shapes.check("row_pos", row_pos, "rows", torch.int32)
+    shapes.check_packed("out", out, "rows columns", torch.float32)
+    return refine_logits_ref(
+        index_q,
+        index_weights,
+        index_pages,
+        block_slots,
+        block_ids,
+        row_pos,
+        block_tokens,
+        layout,
+        out,
+    )
+
+
+def refine_logits_ref(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    index_pages: torch.Tensor,
+    block_slots: torch.Tensor,
+    block_ids: torch.Tensor,
+    row_pos: torch.Tensor,
+    block_tokens: int,
+    layout: IndexLayout,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    tiles = out.view(*block_slots.shape, block_tokens)
+    first_pos = block_ids * block_tokens
+    held = block_slots >= 0
+    tiles[held & (first_pos > row_pos[:, None])] = -torch.inf
+    row, column = (held & (first_pos <= row_pos[:, None])).nonzero(as_tuple=True)
+    slot = block_slots[row, column].long()
+    slots = index_pages.view(-1, block_tokens // PAGE_TOKENS * layout.page_bytes)
+    query = index_q.float()
+    by_row = slot.unique().numel() > len(row_pos)
+    for pairs in _groups(row if by_row else slot):
+        if by_row:
+            rows, blocks = row[pairs[:1]], slots.index_select(0, slot[pairs])
+        else:
+            rows, blocks = row[pairs], slots[slot[pairs[0]]]
+        keys, scale = split_pages(blocks.view(-1, layout.page_bytes), layout)
+        scores = keys.new_empty(len(rows), keys.shape[0])
+        score_keys(_take(query, rows), index_weights[rows], keys, scale, scores)
+        tiles[row[pairs], column[pairs]] = scores.view(-1, block_tokens)
+    return _mask_later(tiles, row, column, first_pos, row_pos).flatten(1)
+
+
+def _groups(keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Positions of equal keys, one tensor for each distinct key, ascending."""
+    order = torch.argsort(keys, stable=True)
+    _, counts = torch.unique_consecutive(keys[order], return_counts=True)
+    return order.split(counts.tolist())
+
+
+def _take(query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows):  # rows ascend, so this is a run: no copy
+        return query[first : last + 1]
+    return query.index_select(0, rows)
+
+
+def _mask_later(
+    tiles: torch.Tensor,
+    row: torch.Tensor,
+    column: torch.Tensor,
+    first_pos: torch.Tensor,
+    row_pos: torch.Tensor,
+) -> torch.Tensor:
+    """-inf at the positions after each row's own, in the tiles that hold any."""
+    block_tokens = tiles.shape[2]
+    visible = (row_pos[:, None] - first_pos)[row, column] + 1  # tokens of the tile in the past
+    edge = visible < block_tokens
+    token = torch.arange(block_tokens, device=tiles.device)
+    later = token >= visible[edge, None]
+    tiles[row[edge], column[edge]] = tiles[row[edge], column[edge]].masked_fill(later, -torch.inf)
+    return tiles

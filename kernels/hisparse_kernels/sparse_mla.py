@@ -1,0 +1,113 @@
+"""Attend to selected KV rows: multi-query attention over latent rows, V = the latent part."""
+
+import torch
+
+from hisparse_kernels.kv_rows import unpack_kv_rows_ref
+from hisparse_kernels.layouts import KvLayout
+from hisparse_kernels.shapes import Shapes
+
+_CHUNK_ROWS = 32
+# odd small matrices may take a kernel whose order of summation depends on the number of rows
+_MIN_HEADS = 8
+_KEY_ALIGN = 64
+
+
+def sparse_mla(
+    query: torch.Tensor,
+    kv_rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    layout: KvLayout,
+    softmax_scale: float,
+    sink: torch.Tensor | None = None,
+    valid_counts: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention of each row over its own list of KV rows, in fp32.
+
+    Args:
+        query: [rows, heads, query_dim] fp32, bf16 or fp16.
+        kv_rows: [N, row_bytes] uint8; only listed rows are read, so the others may hold anything.
+        row_ids: [rows, topk] int32, distinct rows of `kv_rows`; -1, anywhere, = nothing.
+        layout: how a KV row is stored.
+        softmax_scale: factor of the logits.
+        sink: [heads] fp32, an extra logit in the denominator alone; not part of `lse`.
+        valid_counts: [rows] int32, only so many leading ids of a row are looked at; None = all.
+
+    Returns:
+        Output [rows, heads, latent_dim] query.dtype, and lse [rows, heads] fp32, the natural log of
+        the sum of exponentials; 0 and -inf for a row without a key.
+    """
+    shapes = Shapes(row_bytes=layout.row_bytes, query_dim=layout.query_dim)
+    floats = (torch.float32, torch.bfloat16, torch.float16)
+    shapes.check("query", query, "rows heads query_dim", *floats)
+    shapes.check("kv_rows", kv_rows, "num_rows row_bytes", torch.uint8)
+    shapes.check("row_ids", row_ids, "rows topk", torch.int32)
+    if sink is not None:
+        shapes.check("sink", sink, "heads", torch.float32)
+    if valid_counts is not None:
+        shapes.check("valid_counts", valid_counts, "rows", torch.int32)
+    return sparse_mla_ref(query, kv_rows, row_ids, layout, softmax_scale, sink, valid_counts)
+
+
+def sparse_mla_ref(
+    query: torch.Tensor,
+    kv_rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    layout: KvLayout,
+    softmax_scale: float,
+    sink: torch.Tensor | None = None,
+    valid_counts: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, heads, _ = query.shape
+    if valid_counts is not None:
+        rank = torch.arange(row_ids.shape[1], device=row_ids.device)
+        row_ids = row_ids.masked_fill(rank >= valid_counts[:, None], -1)
+    row_ids = torch.nn.functional.pad(row_ids, (0, -row_ids.shape[1] % _KEY_ALIGN), value=-1)
+    values, value_ids = _dequantised(kv_rows, row_ids, layout)
+    gathered = values.new_empty(min(rows, _CHUNK_ROWS), row_ids.shape[1], layout.query_dim)
+    out = query.new_empty(rows, heads, layout.latent_dim)
+    lse = values.new_empty(rows, heads)
+    for start in range(0, rows, _CHUNK_ROWS):
+        chunk = slice(start, start + _CHUNK_ROWS)
+        ids = value_ids[chunk]
+        keys = gathered[: ids.shape[0]]
+        torch.index_select(values, 0, ids.flatten(), out=keys.view(-1, layout.query_dim))
+        logits = _scores(query[chunk].float(), keys, softmax_scale)
+        logits.masked_fill_((row_ids[chunk] < 0)[:, None], -torch.inf)
+        out[chunk], lse[chunk] = _attend(logits, keys[:, :, : layout.latent_dim], heads, sink)
+    return out, lse
+
+
+def _dequantised(
+    kv_rows: torch.Tensor, row_ids: torch.Tensor, layout: KvLayout
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp32 values of the listed rows, then a row of zeros for -1; and ids into them."""
+    if kv_rows.shape[0] <= row_ids.numel():
+        ids = row_ids.long()
+    else:
+        listed, ids = row_ids.unique(return_inverse=True)
+        num_none = int((listed < 0).sum())  # -1 sorts first
+        kv_rows, ids = kv_rows.index_select(0, listed[num_none:]), ids - num_none
+    values = kv_rows.new_empty(kv_rows.shape[0] + 1, layout.query_dim, dtype=torch.float32)
+    values[:-1] = unpack_kv_rows_ref(kv_rows, layout)
+    values[-1] = 0.0
+    return values, ids.where(ids >= 0, kv_rows.shape[0])
+
+
+def _scores(query: torch.Tensor, keys: torch.Tensor, softmax_scale: float) -> torch.Tensor:
+    """Logits [n, heads, topk]; few heads are padded with zero queries."""
+    padding = max(_MIN_HEADS - query.shape[1], 0)
+    query = torch.nn.functional.pad(query, (0, 0, 0, padding))
+    return torch.bmm(query, keys.transpose(1, 2)).mul_(softmax_scale)
+
+
+def _attend(
+    logits: torch.Tensor, values: torch.Tensor, heads: int, sink: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [n, heads, latent_dim] and lse [n, heads] of masked logits."""
+    most = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+    weights = logits.sub_(most).exp_()
+    total, most = weights.sum(-1)[:, :heads], most[:, :heads, 0]
+    lse = total.log() + most
+    denominator = total if sink is None else total + (sink - most).exp()
+    out = torch.bmm(weights, values)[:, :heads]
+    return out / denominator.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None], lse
