@@ -1,0 +1,19 @@
+"""A serving sidecar for DeepSeek Sparse Attention: scores fewer keys, moves only selected rows."""
+
+from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
+from hisparse_sidecar.errors import HisparseError
+from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
+from hisparse_sidecar.session import LocalSession, Session
+from hisparse_sidecar.sidecar import Sidecar
+
+__all__ = [
+    "HisparseError",
+    "LayerInputs",
+    "LayerOutputs",
+    "LocalSession",
+    "ModelShape",
+    "SelectionConfig",
+    "Session",
+    "Sidecar",
+    "SidecarConfig",
+]

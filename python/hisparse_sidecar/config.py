@@ -1,0 +1,194 @@
+"""What a sidecar is built for: the model, the row layouts, the capacities, the selection."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from hisparse_kernels.layouts import (
+    PAGE_TOKENS,
+    IndexLayout,
+    KvLayout,
+    index_layout,
+    kv_layout,
+)
+from hisparse_sidecar.errors import InvalidArgument
+
+IndexSource = Literal["flat", "hisa", "misa", "misa_dagger", "given"]
+Backend = Literal["auto", "reference"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises InvalidArgument with `message` unless `condition` holds."""
+    if not condition:
+        raise InvalidArgument(message)
+
+
+def require_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises InvalidArgument that lists `known` unless `value` is one of them."""
+    require(value in known, f"{what} is {value!r}, must be one of {', '.join(sorted(known))}")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The parts of a DSA model that the tiers and the selection need.
+
+    Attributes:
+        num_layers: attention layers.
+        anchor_of: one entry a layer: the layer whose selection it uses (itself for an anchor).
+        index_heads: heads of the indexer.
+        topk: tokens that attention reads for each query row.
+        softmax_scale: factor on `q . k` before the softmax.
+    """
+
+    num_layers: int
+    anchor_of: tuple[int, ...]
+    index_heads: int
+    topk: int
+    softmax_scale: float
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "index_heads", "topk"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be >= 1")
+        found = len(self.anchor_of)
+        require(
+            found == self.num_layers, f"anchor_of has {found} entries for {self.num_layers} layers"
+        )
+        for layer, anchor in enumerate(self.anchor_of):
+            legal = 0 <= anchor <= layer and self.anchor_of[anchor] == anchor
+            require(legal, f"layer {layer} selects with layer {anchor}, which is no earlier anchor")
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        """The layers that select, ascending."""
+        return tuple(layer for layer, anchor in enumerate(self.anchor_of) if layer == anchor)
+
+    def group(self, layer: int) -> int:
+        """Number of the anchor group of `layer`: an anchor and the layers that share with it."""
+        return self.anchors.index(self.anchor_of[layer])
+
+    def is_anchor(self, layer: int) -> bool:
+        """Whether `layer` selects for itself."""
+        return self.anchor_of[layer] == layer
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """How the top-k of a sequence is found.
+
+    Attributes:
+        index_source: "flat" scores every token; "hisa" only those of the best blocks; "misa" every
+            token with few heads; "misa_dagger" re-ranks misa's candidates with all heads; "given"
+            takes `topk_indices` from the caller.
+        num_kept_blocks: HISA's m, the forced first and newest block included.
+        routed_heads: MISA's h.
+        candidates: MISA-dagger's k'.
+    """
+
+    index_source: IndexSource = "hisa"
+    num_kept_blocks: int = 64
+    routed_heads: int = 8
+    candidates: int = 8192
+
+    def __post_init__(self) -> None:
+        require_one_of("index_source", self.index_source, get_args(IndexSource))
+        for name, least in (("num_kept_blocks", 2), ("routed_heads", 1), ("candidates", 1)):
+            found = getattr(self, name)
+            require(found >= least, f"{name} is {found}, must be >= {least}")
+
+    def check_for(self, model: ModelShape, block_tokens: int) -> None:
+        """Raises InvalidArgument unless the selection can yield `model.topk` tokens."""
+        pool = self.num_kept_blocks * block_tokens
+        if self.index_source == "hisa":
+            message = f"{self.num_kept_blocks} blocks hold {pool} tokens, topk needs {model.topk}"
+            require(pool >= model.topk, message)
+        if self.index_source.startswith("misa"):
+            message = f"routed_heads is {self.routed_heads}, the model has {model.index_heads}"
+            require(self.routed_heads <= model.index_heads, message)
+        if self.index_source == "misa_dagger":
+            message = f"candidates is {self.candidates}, topk needs {model.topk}"
+            require(self.candidates >= model.topk, message)
+
+
+@dataclass(frozen=True)
+class SidecarConfig:
+    """Everything a `Sidecar` is built from; see each field's unit.
+
+    Attributes:
+        model: shape of the served model.
+        host_pages: pages of 64 tokens in the host pool.
+        max_sequences: sequences open at once; sizes the device arenas.
+        kv_layout: "fp8_ds_mla" | "bf16" | "fp8" | "fp32".
+        index_layout: "fp8" | "fp32".
+        device: where the device tier lives. The reference backend runs on "cpu" only.
+        backend: "reference", or "auto" for the best that `device` has.
+        hot_slots: KV rows of one sequence and layer on the device; default 2 * topk.
+        window_blocks: index-key blocks of one sequence and anchor layer on the device.
+        max_step_rows: most rows of one sequence in a decode step (1 + draft tokens).
+        stage_rows: device rows through which a prefill chunk streams the prefix of one layer.
+        block_tokens: tokens of one block, a multiple of the page.
+        max_logits_bytes: bound on the logits of one selection; more rows are taken in groups.
+        selection: default selection of a sequence.
+        huge_pages: ask for huge pages under the host pool.
+        numa_node: bind the host pool to this node.
+    """
+
+    model: ModelShape
+    host_pages: int
+    max_sequences: int = 8
+    kv_layout: str = "fp8_ds_mla"
+    index_layout: str = "fp8"
+    device: str = "cpu"
+    backend: Backend = "auto"
+    hot_slots: int | None = None
+    window_blocks: int = 128
+    max_step_rows: int = 1
+    stage_rows: int = 65536
+    block_tokens: int = 128
+    max_logits_bytes: int = 1 << 28
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    huge_pages: bool = False
+    numa_node: int | None = None
+
+    def __post_init__(self) -> None:
+        require_one_of("backend", self.backend, get_args(Backend))
+        require(
+            self.device == "cpu", f"device is {self.device!r}, the reference backend needs 'cpu'"
+        )
+        require(self.block_tokens > 0 and self.block_tokens % PAGE_TOKENS == 0, self._block_message)
+        for name in ("host_pages", "max_sequences", "max_step_rows", "window_blocks"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be >= 1")
+        message = f"stage_rows is {self.stage_rows}, topk needs {self.model.topk}"
+        require(self.stage_rows >= self.model.topk, message)
+        try:
+            kv_layout(self.kv_layout)
+            index_layout(self.index_layout)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from None
+
+    @property
+    def _block_message(self) -> str:
+        return f"block_tokens is {self.block_tokens}, must be a multiple of {PAGE_TOKENS}"
+
+    @property
+    def kv(self) -> KvLayout:
+        """Layout of one KV row."""
+        return kv_layout(self.kv_layout)
+
+    @property
+    def index(self) -> IndexLayout:
+        """Layout of one index row."""
+        return index_layout(self.index_layout)
+
+    @property
+    def default_hot_slots(self) -> int:
+        """`hot_slots`, or 2 * topk rows for each row of a step."""
+        return self.hot_slots or 2 * self.model.topk * self.max_step_rows
+
+    @property
+    def pages_per_block(self) -> int:
+        """Index pages of one block."""
+        return self.block_tokens // PAGE_TOKENS
+
+    @property
+    def touched_blocks(self) -> int:
+        """Most blocks that the new rows of one decode step lie in."""
+        return 1 + -(-(self.max_step_rows - 1) // self.block_tokens)

@@ -1,0 +1,105 @@
+"""The KV side of one layer in a step: append, resolve, swap-in or staging, spill."""
+
+from collections.abc import Iterator
+
+import torch
+
+from hisparse_kernels.resolve import MissPlan
+from hisparse_sidecar.index_keys import Tiers, count_traffic
+from hisparse_sidecar.stats import GroupTraffic
+from hisparse_sidecar.step import GroupStep, Step
+
+
+class LayerKvRows:
+    """KV rows of one layer during one step; rows to attend to come back as (rows, row ids)."""
+
+    def __init__(self, tiers: Tiers, step: Step, layer: int, traffic: GroupTraffic) -> None:
+        self._tiers, self._step, self._traffic = tiers, step, traffic
+        self._ops = tiers.ops
+        self._group = tiers.config.model.group(layer)
+        self._hot_rows = tiers.device.hot_rows[layer]
+        self._host_rows = tiers.host.kv_rows[layer]
+
+    @property
+    def shared(self) -> GroupStep:
+        """What the group's anchor resolved in this step."""
+        return self._step.groups[self._group]
+
+    def append(self, packed: torch.Tensor) -> None:
+        """Writes the step's packed rows [rows, kv_row_bytes] to slots, in prefill to the host.
+
+        The anchor claims the slots for the whole group.
+        """
+        if self._step.kind == "prefill":
+            self.spill(packed)
+            return
+        if self.shared.new_slots is None:
+            self.shared.new_slots = self._resolve(self._step.row_pos[:, None])
+        self._ops.spill(packed, self.shared.new_slots[:, 0].long(), self._hot_rows)
+
+    def spill(self, packed: torch.Tensor) -> None:
+        """Writes the step's packed rows to the host pool."""
+        self._ops.spill(packed, self._step.host_row_ids, self._host_rows)
+        self._traffic.spilled_bytes += packed.numel()
+
+    def swap_in(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hot rows and the slots [rows, topk] of the selection, all resident."""
+        shared = self.shared
+        assert shared.topk_indices is not None
+        if shared.slots is None:
+            shared.plan = self._step.miss_plan(self._step.hot_ranges)
+            shared.slots = self._resolve(shared.topk_indices)
+            row_bytes = self._group_layers() * self._hot_rows.shape[1]
+            count_traffic(
+                self._traffic.rows, shared.topk_indices, self._step.row_seq, shared.plan, row_bytes
+            )
+        assert shared.plan is not None
+        self._ops.swap_in(self._host_rows, self._step.page_table, shared.plan, self._hot_rows)
+        return self._hot_rows, shared.slots
+
+    def _resolve(self, items: torch.Tensor) -> torch.Tensor:
+        step, slots = self._step, torch.empty_like(items)
+        plan = self.shared.plan or step.miss_plan(step.hot_ranges)
+        state = self._tiers.device.hot[self._group]
+        self._ops.resolve(
+            items, step.row_seq, state, step.hot_ranges, step.stamp, step.stamp, plan, slots
+        )
+        return slots
+
+    def _group_layers(self) -> int:
+        model = self._tiers.config.model
+        return sum(model.group(layer) == self._group for layer in range(model.num_layers))
+
+    # -- prefill ------------------------------------------------------------------------------
+
+    def staged(self, number: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Row groups of the step's sequence `number`: (rows, stage, row ids [rows, topk] in it).
+
+        The whole prefix is staged if it fits; else each group stages the rows that it selected.
+        The stage is used again by the next group: attend before taking it.
+        """
+        sequence, rows = self._step.sequences[number], self._step.row_range(number)
+        assert self.shared.topk_indices is not None
+        selected, stage = self.shared.topk_indices[rows], self._tiers.device.stage
+        if sequence.length <= stage.shape[0]:
+            prefix = torch.arange(sequence.length, dtype=torch.int32, device=stage.device)
+            self._stage(number, prefix)
+            yield rows, stage, selected
+            return
+        for group in selected.split(stage.shape[0] // selected.shape[1]):
+            wanted = torch.unique(group[group >= 0])
+            self._stage(number, wanted)
+            row_ids = torch.searchsorted(wanted, group, out_int32=True)
+            end = rows.start + group.shape[0]
+            yield slice(rows.start, end), stage, torch.where(group >= 0, row_ids, -1)
+            rows = slice(end, rows.stop)
+
+    def _stage(self, number: int, positions: torch.Tensor) -> None:
+        """Copies the rows at ascending `positions` to the first rows of the stage."""
+        stage = self._tiers.device.stage
+        count = torch.tensor([positions.numel()], dtype=torch.int32, device=stage.device)
+        targets = torch.arange(positions.numel(), dtype=torch.int32, device=stage.device)
+        plan = MissPlan(positions[None], targets[None], count)
+        page_table = self._step.page_table[number : number + 1]
+        self._ops.swap_in(self._host_rows, page_table, plan, stage)
+        self._traffic.prefill_row_bytes += positions.numel() * stage.shape[1]

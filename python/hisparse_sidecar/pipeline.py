@@ -1,0 +1,137 @@
+"""The order of the steps: what happens to one layer of a decode step or of a prefill chunk."""
+
+import torch
+
+from hisparse_sidecar.checks import check_inputs
+from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.index_keys import LayerIndexKeys, Tiers
+from hisparse_sidecar.kv_rows import LayerKvRows
+from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
+from hisparse_sidecar.selection import SelectionQuery, selector_for
+from hisparse_sidecar.stats import GroupTraffic
+from hisparse_sidecar.step import Step
+
+
+class LayerPipeline:
+    """Runs layers of a step over the tiers; holds no state of its own."""
+
+    def __init__(self, tiers: Tiers, traffic: list[GroupTraffic]) -> None:
+        self._tiers, self._traffic = tiers, traffic
+
+    def run_layer(self, step: Step, layer: int, inputs: LayerInputs) -> LayerOutputs:
+        """Appends the rows of `layer`, selects, brings the selected rows in, attends, spills.
+
+        Raises:
+            InvalidArgument: a shape, dtype or position does not fit; nothing has changed.
+            WrongState: the layer ran already, or its anchor has not.
+        """
+        config, model = self._tiers.config, self._tiers.config.model
+        if not 0 <= layer < model.num_layers:
+            raise InvalidArgument(
+                f"layer is {layer}, the model has layers 0..{model.num_layers - 1}"
+            )
+        step.enter_layer(layer, model.anchor_of[layer])
+        check_inputs(config, step, layer, inputs)
+        traffic = self._traffic[model.group(layer)]
+        kv_rows = LayerKvRows(self._tiers, step, layer, traffic)
+        packed = self._tiers.ops.pack_kv_rows(inputs.kv, config.kv)
+
+        kv_rows.append(packed)
+        if model.is_anchor(layer):
+            self._select(step, layer, inputs, traffic)
+        attend = self._attend_hot if step.kind == "decode" else self._attend_staged
+        out, lse = attend(step, kv_rows, inputs)
+        if step.kind == "decode":
+            kv_rows.spill(packed)
+        step.layers_done.add(layer)
+        topk_indices = kv_rows.shared.topk_indices
+        assert topk_indices is not None
+        return LayerOutputs(out, lse, topk_indices)
+
+    # -- selection ----------------------------------------------------------------------------
+
+    def _select(self, step: Step, layer: int, inputs: LayerInputs, traffic: GroupTraffic) -> None:
+        """Appends the index rows and leaves the selection of the group in the step."""
+        group = self._tiers.config.model.group(layer)
+        keys = LayerIndexKeys(self._tiers, step, group, traffic)
+        index_rows = None
+        if inputs.index_k is not None:
+            index_rows = self._tiers.ops.pack_index_rows(inputs.index_k, self._tiers.config.index)
+            keys.append(index_rows)
+        step.groups[group].topk_indices = self._selected(step, keys, inputs)
+        if index_rows is not None and step.kind == "decode":
+            keys.spill(index_rows)
+
+    def _selected(self, step: Step, keys: LayerIndexKeys, inputs: LayerInputs) -> torch.Tensor:
+        """[rows, topk] int32; rows of sequences with different selections are done in turn."""
+        topk = self._tiers.config.model.topk
+        selections = [sequence.selection for sequence in step.sequences]
+        result = torch.full(
+            (step.num_rows, topk), -1, dtype=torch.int32, device=step.row_seq.device
+        )
+        for selection in dict.fromkeys(selections):
+            members = [number for number, other in enumerate(selections) if other == selection]
+            numbers = torch.tensor(members, dtype=torch.int32, device=step.row_seq.device)
+            mine = torch.isin(step.row_seq, numbers)
+            found = self._selected_by(selection, step, keys, inputs, mine)
+            result = torch.where(mine[:, None], found, result)
+        return result
+
+    def _selected_by(
+        self,
+        selection: SelectionConfig,
+        step: Step,
+        keys: LayerIndexKeys,
+        inputs: LayerInputs,
+        mine: torch.Tensor,
+    ) -> torch.Tensor:
+        if selection.index_source == "given":
+            assert inputs.topk_indices is not None
+            return inputs.topk_indices
+        assert inputs.index_q is not None
+        assert inputs.index_weights is not None
+        query = SelectionQuery(
+            inputs.index_q,
+            inputs.index_weights,
+            step.row_seq,
+            step.row_pos,
+            self._tiers.config.model.topk,
+        ).only(mine)
+        selector = selector_for(selection)
+        row_bytes = 4 * selector.scored_blocks(keys.num_blocks) * keys.block_tokens
+        room = max(1, self._tiers.config.max_logits_bytes // max(1, row_bytes))
+        starts = range(0, step.num_rows, room)
+        parts = [selector.select(query.rows(slice(at, at + room)), keys) for at in starts]
+        return torch.cat(parts)
+
+    # -- attention ----------------------------------------------------------------------------
+
+    def _attend_hot(
+        self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hot_rows, slots = kv_rows.swap_in()
+        return self._attend(inputs.query, hot_rows, slots, inputs.sink)
+
+    def _attend_staged(
+        self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, heads = inputs.query.shape[:2]
+        out = inputs.query.new_zeros(rows, heads, self._tiers.config.kv.latent_dim)
+        lse = torch.full((rows, heads), float("-inf"), device=out.device)
+        for number in range(len(step.sequences)):
+            for group, stage, row_ids in kv_rows.staged(number):
+                found = self._attend(inputs.query[group], stage, row_ids, inputs.sink)
+                out[group], lse[group] = found
+        return out, lse
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        rows: torch.Tensor,
+        row_ids: torch.Tensor,
+        sink: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self._tiers.config
+        scale = config.model.softmax_scale
+        return self._tiers.ops.sparse_mla(query, rows, row_ids, config.kv, scale, sink=sink)

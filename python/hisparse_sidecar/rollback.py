@@ -1,0 +1,49 @@
+"""Putting a sequence back to an earlier length, in the core and on the device."""
+
+import torch
+
+from hisparse_kernels.resolve import SlotRanges
+from hisparse_sidecar._core import SequenceRanges
+from hisparse_sidecar.index_keys import Tiers
+
+
+def roll_back(tiers: Tiers, sequence: int, length: int) -> None:
+    """Forgets every token from position `length` on; the core refuses before anything changes."""
+    tiers.manager.truncate(sequence, length)
+    ranges = tiers.manager.ranges(sequence)
+    hot, window = slot_ranges(ranges)
+    first_block = -(-length // tiers.config.block_tokens)
+    for group in range(len(tiers.config.model.anchors)):
+        tiers.ops.release_items(tiers.device.hot[group], hot, 0, length)
+        tiers.ops.release_items(tiers.device.window[group], window, 0, first_block)
+    resum_open_blocks(tiers, ranges, tiers.manager.host_pages(sequence), length)
+
+
+def resum_open_blocks(
+    tiers: Tiers, ranges: SequenceRanges, host_pages: list[int], length: int
+) -> None:
+    """Rebuilds the open block's sum of every anchor group from the rows in the host pool."""
+    page_table = torch.tensor([host_pages], dtype=torch.int32).view(1, len(host_pages))
+    for group, index_pages in enumerate(tiers.host.index_pages):
+        tiers.ops.resum_open_blocks(
+            index_pages,
+            page_table,
+            torch.tensor([length], dtype=torch.int32),
+            tiers.device.open_sums[group],
+            torch.tensor([ranges.state_row]),
+            tiers.config.block_tokens,
+            tiers.config.index,
+        )
+
+
+def slot_ranges(ranges: SequenceRanges) -> tuple[SlotRanges, SlotRanges]:
+    """Hot-buffer and window ranges of one sequence, as the ops take them."""
+
+    def one(value: int) -> torch.Tensor:
+        return torch.tensor([value])
+
+    hot = SlotRanges(one(ranges.slot_base), one(ranges.slot_count), one(ranges.token_table_base))
+    window = SlotRanges(
+        one(ranges.window_base), one(ranges.window_count), one(ranges.block_table_base)
+    )
+    return hot, window

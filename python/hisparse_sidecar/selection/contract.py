@@ -1,0 +1,112 @@
+"""The contract between a selector and the index keys of one layer, wherever these lie."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class SelectionQuery:
+    """The indexer's queries of a step.
+
+    Attributes:
+        index_q: [rows, index_heads, 128] fp32, bf16 or e4m3.
+        index_weights: [rows, index_heads] fp32.
+        row_seq: [rows] int32, sequence of the row; -1 = a row to leave alone.
+        row_pos: [rows] int32, position of the row; it may select positions up to its own.
+        topk: tokens to select.
+    """
+
+    index_q: torch.Tensor
+    index_weights: torch.Tensor
+    row_seq: torch.Tensor
+    row_pos: torch.Tensor
+    topk: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, padding included."""
+        return self.row_seq.numel()
+
+    def rows(self, rows: slice) -> "SelectionQuery":
+        """The same query for some of the rows."""
+        return SelectionQuery(
+            self.index_q[rows],
+            self.index_weights[rows],
+            self.row_seq[rows],
+            self.row_pos[rows],
+            self.topk,
+        )
+
+    def only(self, keep: torch.Tensor) -> "SelectionQuery":
+        """The same query with every row outside `keep` [rows] bool turned into padding."""
+        return replace(
+            self,
+            row_seq=self.row_seq.masked_fill(~keep, -1),
+            row_pos=self.row_pos.masked_fill(~keep, -1),
+        )
+
+    def with_heads(self, heads: torch.Tensor) -> "SelectionQuery":
+        """The same query with only `heads` [rows, n] int32 of each row."""
+        picked = heads.long()
+        width = picked[:, :, None].expand(-1, -1, self.index_q.shape[-1])
+        index_q = (
+            self.index_q.view(torch.uint8) if self.index_q.element_size() == 1 else self.index_q
+        )
+        index_q = index_q.gather(1, width).view(self.index_q.dtype)
+        return replace(self, index_q=index_q, index_weights=self.index_weights.gather(1, picked))
+
+
+class IndexKeys(Protocol):
+    """The index keys and pooled keys that the rows of a query may score.
+
+    Attributes:
+        block_tokens: tokens of one block.
+        num_blocks: blocks of the longest sequence, the open one included.
+    """
+
+    block_tokens: int
+    num_blocks: int
+
+    def pooled_logits(self, query: SelectionQuery) -> torch.Tensor:
+        """[rows, >= num_blocks] fp32, scores of the blocks before each row's own; -inf beyond."""
+        ...
+
+    def token_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
+        """Scores of the tokens of some blocks, brought to the device if they are not there.
+
+        Args:
+            query: the rows.
+            block_ids: [rows, m] int32, ascending; -1 = none.
+
+        Returns:
+            [rows, m * block_tokens] fp32; -inf for no block and for positions after the row's.
+        """
+        ...
+
+    def routed_heads(self, query: SelectionQuery, num_routed: int) -> torch.Tensor:
+        """[rows, num_routed] int32, heads that weigh most over the pooled keys, ascending."""
+        ...
+
+    def top_positions(
+        self, logits: torch.Tensor, block_ids: torch.Tensor, topk: int
+    ) -> torch.Tensor:
+        """[rows, topk] int32, positions of the best columns of `token_logits`, ascending."""
+        ...
+
+    def top_blocks(self, logits: torch.Tensor, query: SelectionQuery, kept: int) -> torch.Tensor:
+        """[rows, kept] int32, best blocks by `pooled_logits`, the first and newest among them."""
+        ...
+
+
+class Selector(Protocol):
+    """Chooses the tokens that each row attends to. Stateless: one object serves all layers."""
+
+    def select(self, query: SelectionQuery, keys: IndexKeys) -> torch.Tensor:
+        """[rows, topk] int32, token positions, ascending, -1 pads the tail."""
+        ...
+
+    def scored_blocks(self, num_blocks: int) -> int:
+        """Most blocks whose tokens it scores for a row, where the sequence has `num_blocks`."""
+        ...

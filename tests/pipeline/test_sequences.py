@@ -1,0 +1,231 @@
+"""Lives of sequences: chunks, drafts that are rejected, forks, aborted steps, shared layers."""
+
+import pytest
+import torch
+from tests.pipeline.world import (
+    FLAT,
+    HISA,
+    PlainDsa,
+    Rows,
+    assert_same_bits,
+    prefill,
+    random_rows,
+    run_step,
+    small_config,
+)
+
+from hisparse_sidecar import HisparseError, Sidecar
+from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.errors import WrongState
+
+
+@pytest.mark.parametrize("selection", [FLAT, HISA])
+@pytest.mark.parametrize("cuts", [[300], [64, 64, 172], [63, 1, 65, 171], [299, 1]])
+def test_prefill_in_chunks_leaves_the_same_state(
+    cuts: list[int], selection: SelectionConfig
+) -> None:
+    """Rows of a chunk are random by chunk, so the state is judged by the step that follows."""
+
+    def next_token(chunks: list[int]) -> list:
+        config = small_config(selection=selection)
+        whole = [random_rows(config, layer, 300, 1) for layer in range(3)]
+        with Sidecar(config) as sidecar:
+            sequence, start = sidecar.open(300, 1), 0
+            for count in chunks:
+                sidecar.begin_step([(sequence, count)], "prefill")
+                for layer, rows in enumerate(whole):
+                    part = {
+                        name: None if value is None else value[start : start + count]
+                        for name, value in vars(rows).items()
+                    }
+                    sidecar.run_layer(layer, type(rows)(**part))
+                sidecar.commit_step()
+                start += count
+            sidecar.check_integrity()
+            return run_step(sidecar, [Rows(sequence, 1, 2)], "decode")
+
+    assert_same_bits(next_token(cuts), next_token([300]))
+
+
+def test_rejected_draft_tokens_leave_no_trace() -> None:
+    def run(drafts: int) -> list:
+        with Sidecar(small_config(max_step_rows=4, hot_slots=200, selection=HISA)) as sidecar:
+            sequence, outputs = sidecar.open(254, 30), []
+            prefill(sidecar, sequence, 254, 1)
+            for seed in range(2, 8):
+                if drafts:
+                    run_step(sidecar, [Rows(sequence, drafts, 50 + seed)], "decode")
+                    sidecar.truncate(sequence, sidecar.length(sequence) - drafts)
+                    sidecar.check_integrity()
+                outputs += run_step(sidecar, [Rows(sequence, 1, seed)], "decode")
+            return outputs
+
+    assert_same_bits(run(3), run(0))
+    assert_same_bits(run(4), run(0))
+
+
+def test_rows_of_one_step_are_those_of_single_steps() -> None:
+    config = small_config(max_step_rows=3, hot_slots=200)
+    plain = PlainDsa(config)
+    with Sidecar(config) as sidecar:
+        sequence = sidecar.open(126, 6)
+        prefill(sidecar, sequence, 126, 1)
+        plain.append(sequence, 126, 1)
+        for seed in (2, 3):
+            found = run_step(sidecar, [Rows(sequence, 3, seed)], "decode")
+            for one, other in zip(found, plain.append(sequence, 3, seed), strict=True):
+                assert torch.equal(one.topk_indices, other.topk_indices)
+                torch.testing.assert_close(one.out, other.out, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 100, 128, 200, 256])
+def test_forks_go_separate_ways(length: int) -> None:
+    config = small_config()
+    plain = PlainDsa(config)
+    with Sidecar(config) as sidecar:
+        parent = sidecar.open(256, 4)
+        prefill(sidecar, parent, 256, 1)
+        plain.append(parent, 256, 1)
+        child = sidecar.fork(parent, length, 70)
+        plain.fork(parent, child, length)
+        for seed in range(2, 5):
+            rows = [Rows(parent, 1, seed), Rows(child, 1, 90 + seed)]
+            found = run_step(sidecar, rows, "decode")
+            for number, part in enumerate(rows):
+                wanted = plain.append(part.sequence, 1, part.seed)
+                for one, other in zip(found, wanted, strict=True):
+                    assert torch.equal(one.topk_indices[number], other.topk_indices[0])
+                    torch.testing.assert_close(one.out[number], other.out[0], atol=2e-5, rtol=2e-5)
+        sidecar.check_integrity()
+        sidecar.close_sequence(parent)
+        run_step(sidecar, [Rows(child, 1, 99)], "decode")
+        sidecar.check_integrity()
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("layers_run", [0, 1, 2, 3])
+def test_an_aborted_step_never_happened(kind: str, layers_run: int) -> None:
+    def run(abort: bool) -> list:
+        config = small_config(selection=HISA)
+        with Sidecar(config) as sidecar:
+            sequence = sidecar.open(127, 5)
+            prefill(sidecar, sequence, 127, 1)
+            if abort:
+                sidecar.begin_step([(sequence, 1)], kind)  # type: ignore[arg-type]
+                for layer in range(layers_run):
+                    sidecar.run_layer(layer, random_rows(config, layer, 1, 66))
+                sidecar.abort_step()
+                assert sidecar.length(sequence) == 127
+                sidecar.check_integrity()
+            outputs = run_step(sidecar, [Rows(sequence, 1, 2)], "decode")
+            return outputs + run_step(sidecar, [Rows(sequence, 1, 3)], "decode")
+
+    assert_same_bits(run(True), run(False))
+
+
+def test_a_shared_layer_uses_its_anchors_selection() -> None:
+    with Sidecar(small_config()) as sidecar:
+        sequence = sidecar.open(200, 1)
+        prefill(sidecar, sequence, 200, 1)
+        outputs = run_step(sidecar, [Rows(sequence, 1, 2)], "decode")
+        assert torch.equal(outputs[0].topk_indices, outputs[1].topk_indices)
+        assert not torch.equal(outputs[0].topk_indices, outputs[2].topk_indices)
+
+
+def test_given_positions_are_attended_to() -> None:
+    config = small_config(selection=SelectionConfig("given"))
+    with Sidecar(config) as given, Sidecar(small_config()) as flat:
+        sequences = given.open(200, 0), flat.open(200, 0)
+        wanted = prefill(flat, sequences[1], 200, 1)
+        given.begin_step([(sequences[0], 200)], "prefill")
+        found = []
+        for layer in range(3):
+            rows = random_rows(config, layer, 200, 1)
+            topk = wanted[layer].topk_indices if config.model.is_anchor(layer) else None
+            found.append(given.run_layer(layer, type(rows)(rows.query, rows.kv, topk_indices=topk)))
+        given.commit_step()
+        assert_same_bits(found, wanted)
+
+
+def test_sequences_with_different_selections_share_a_step() -> None:
+    with Sidecar(small_config()) as sidecar:
+        chosen = [FLAT, HISA, SelectionConfig("misa", routed_heads=2)]
+        sequences = [sidecar.open(400, 1, selection=selection) for selection in chosen]
+        rows = [Rows(sequence, 400, 1) for sequence in sequences]
+        together = run_step(sidecar, rows, "prefill")
+    for number, selection in enumerate(chosen):
+        with Sidecar(small_config(selection=selection)) as sidecar:
+            alone = prefill(sidecar, sidecar.open(400, 1), 400, 1)
+        for one, other in zip(together, alone, strict=True):
+            part = slice(400 * number, 400 * (number + 1))
+            assert torch.equal(one.topk_indices[part], other.topk_indices)
+            assert torch.equal(one.out[part], other.out)
+
+
+def test_traffic_counts_what_moved() -> None:
+    config = small_config(selection=HISA, hot_slots=100, window_blocks=6)
+    with Sidecar(config) as sidecar:
+        sequence = sidecar.open(500, 12)
+        prefill(sidecar, sequence, 500, 1)
+        run_step(sidecar, [Rows(sequence, 1, 2)], "decode")
+        first = sidecar.stats().groups[0].rows
+        assert (first.requests, first.misses) == (48, 48) or first.misses == 47
+        run_step(sidecar, [Rows(sequence, 1, 2)], "decode")
+        second = sidecar.stats().groups[0].rows
+        assert second.requests == 96
+        assert second.misses < 96
+        assert second.bytes_in == second.misses * config.kv.row_bytes * 2
+        held = sidecar.stats().held
+        assert held == sidecar.tier_bytes(sequence)
+        assert held.hot_buffer == 101 * 656 * 3
+
+
+def test_steps_are_ended_before_the_next_begins() -> None:
+    config = small_config()
+    with Sidecar(config) as sidecar:
+        sequence = sidecar.open(10, 10)
+        with pytest.raises(WrongState):
+            sidecar.run_layer(0, random_rows(config, 0, 1, 1))
+        sidecar.begin_step([(sequence, 5)], "prefill")
+        for call in (
+            lambda: sidecar.begin_step([(sequence, 1)], "decode"),
+            lambda: sidecar.fork(sequence, 1, 1),
+            lambda: sidecar.truncate(sequence, 1),
+            lambda: sidecar.close_sequence(sequence),
+            sidecar.commit_step,
+            lambda: sidecar.run_layer(1, random_rows(config, 1, 5, 1)),
+        ):
+            with pytest.raises(WrongState):
+                call()
+        for layer in range(3):
+            sidecar.run_layer(layer, random_rows(config, layer, 5, 1))
+        with pytest.raises(WrongState, match="layer 2 ran already"):
+            sidecar.run_layer(2, random_rows(config, 2, 5, 1))
+        sidecar.commit_step()
+        assert sidecar.length(sequence) == 5
+
+
+def test_integrity_check_sees_a_changed_host_row() -> None:
+    with Sidecar(small_config()) as sidecar:
+        sequence = sidecar.open(100, 2)
+        prefill(sidecar, sequence, 100, 1)
+        outputs = run_step(sidecar, [Rows(sequence, 1, 2)], "decode")
+        sidecar.check_integrity()
+        position = int(outputs[0].topk_indices[0, 0])
+        sidecar.host.kv_rows[0][sidecar.host_row_id(sequence, position), 3] ^= 1
+        with pytest.raises(HisparseError, match=f"row {position} of layer 0"):
+            sidecar.check_integrity()
+
+
+def test_several_pages_make_one_block() -> None:
+    config = small_config(block_tokens=128, window_blocks=2)
+    plain = PlainDsa(config)
+    with Sidecar(config) as sidecar:
+        sequence = sidecar.open(300, 90)
+        prefill(sidecar, sequence, 300, 1)
+        plain.append(sequence, 300, 1)
+        for seed in range(2, 90):
+            found = run_step(sidecar, [Rows(sequence, 1, seed)], "decode")
+            for one, other in zip(found, plain.append(sequence, 1, seed), strict=True):
+                assert torch.equal(one.topk_indices, other.topk_indices)
+        sidecar.check_integrity()
