@@ -26,6 +26,7 @@ def pack_index_rows_ref(keys: torch.Tensor, layout: IndexLayout) -> torch.Tensor
     if layout.name == "fp32":
         return keys.float().contiguous().view(torch.uint8)
     codes, scale = _quantize(keys.float())
+    scale = scale.clone(memory_format=torch.contiguous_format)  # of no rows: stride 0 until here
     return torch.cat([codes.view(torch.uint8), scale.view(torch.uint8)], dim=1)
 
 

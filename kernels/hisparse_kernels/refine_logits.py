@@ -94,7 +94,8 @@ def _groups(keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Positions of equal keys, one tensor for each distinct key, ascending."""
     order = torch.argsort(keys, stable=True)
     _, counts = torch.unique_consecutive(keys[order], return_counts=True)
-    return order.split(counts.tolist())
+    groups: tuple[torch.Tensor, ...] = order.split(counts.tolist())
+    return groups
 
 
 def _take(query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

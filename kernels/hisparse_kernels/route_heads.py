@@ -99,7 +99,8 @@ def _running_means(pooled: torch.Tensor, group_blocks: int) -> torch.Tensor:
     running = groups.unflatten(0, (-1, group_blocks))
     for last in range(1, group_blocks):
         running[:, last] += running[:, last - 1]
-    return running / torch.arange(1, group_blocks + 1, device=pooled.device)[:, None]
+    counts = torch.arange(1, group_blocks + 1, device=pooled.device)
+    return torch.div(running, counts[:, None])
 
 
 def _head_energy(
