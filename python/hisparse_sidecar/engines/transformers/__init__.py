@@ -1,0 +1,21 @@
+"""Serve DeepSeek-V3.2 and GLM-MoE-DSA models of transformers through a session."""
+
+from hisparse_sidecar.engines.transformers.attach import Attachment, LayerObserver, attach
+from hisparse_sidecar.engines.transformers.cache import SidecarCache
+from hisparse_sidecar.engines.transformers.greedy import GreedyOptions, generate, greedy
+from hisparse_sidecar.engines.transformers.model_shape import model_shape
+from hisparse_sidecar.engines.transformers.reference import NearTies, ReferenceModel, RowLayouts
+
+__all__ = [
+    "Attachment",
+    "GreedyOptions",
+    "LayerObserver",
+    "NearTies",
+    "ReferenceModel",
+    "RowLayouts",
+    "SidecarCache",
+    "attach",
+    "generate",
+    "greedy",
+    "model_shape",
+]

@@ -1,0 +1,90 @@
+"""Check one call of a model's forward, and complete it so that it can be a step of a session."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hisparse_sidecar.engines.transformers.cache import SidecarCache
+from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.session import Session
+from hisparse_sidecar.step import StepKind
+
+
+@dataclass(frozen=True)
+class CheckedCall:
+    """A forward that may run.
+
+    Attributes:
+        cache: the sequences of the batch.
+        num_rows: new tokens of each sequence.
+        kind: "decode" for as many rows as a decode step takes, else "prefill".
+        arguments: forward arguments to replace: positions from the cache, and no mask.
+    """
+
+    cache: SidecarCache
+    num_rows: int
+    kind: StepKind
+    arguments: dict[str, Any]
+
+
+def checked_call(arguments: dict[str, Any], model: nn.Module, session: Session) -> CheckedCall:
+    """Checks the bound arguments of a `...ForCausalLM.forward`.
+
+    Raises:
+        InvalidArgument: no `SidecarCache` of this session, a batch of another size, padding, a
+            custom mask, or positions that do not continue the sequences. No step was begun.
+    """
+    cache = _cache_of(arguments, session)
+    tokens = arguments.get("input_ids")
+    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+    if tokens is None:
+        raise InvalidArgument("forward got neither input_ids nor inputs_embeds, needs one")
+    batch_size, num_rows = tokens.shape[:2]
+    if batch_size != cache.batch_size or not num_rows:
+        found, needed = f"{batch_size} rows of {num_rows} tokens", f"{cache.batch_size} rows"
+        raise InvalidArgument(f"input holds {found}, the cache needs {needed} of >= 1")
+    _check_mask(arguments.get("attention_mask"), cache.get_seq_length() + num_rows)
+    positions = cache.next_positions(num_rows, tokens.device)
+    _check_positions(arguments.get("position_ids"), positions)
+    kind: StepKind = "decode" if num_rows <= session.config.max_step_rows else "prefill"
+    completed = {"position_ids": positions, "attention_mask": _no_mask(model)}
+    return CheckedCall(cache, num_rows, kind, completed)
+
+
+def _cache_of(arguments: dict[str, Any], session: Session) -> SidecarCache:
+    cache = arguments.get("past_key_values")
+    if not isinstance(cache, SidecarCache):
+        found = type(cache).__name__
+        raise InvalidArgument(f"past_key_values is a {found}, an attached model needs SidecarCache")
+    if cache.session is not session:
+        raise InvalidArgument("past_key_values is of another session than the attached one")
+    return cache
+
+
+def _check_mask(mask: Any, num_keys: int) -> None:  # noqa: ANN401  (tensor, dict or None)
+    if mask is None:
+        return
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        raise InvalidArgument("attention_mask is a custom mask, must be None or [batch, tokens] of ones")
+    padding = int((mask == 0).sum())
+    if padding:
+        raise InvalidArgument(f"attention_mask has {padding} padding tokens, must have 0")
+    if mask.shape[1] != num_keys:
+        raise InvalidArgument(f"attention_mask covers {mask.shape[1]} tokens, must cover {num_keys}")
+
+
+def _check_positions(found: torch.Tensor | None, needed: torch.Tensor) -> None:
+    if found is None:
+        return
+    if found.shape[-1] != needed.shape[1] or not bool((found == needed).all()):
+        first, last = needed[0, 0].item(), needed[0, -1].item()
+        given = f"{found.flatten()[0].item()}..{found.flatten()[-1].item()}"
+        raise InvalidArgument(f"position_ids are {given}, the sequence continues {first}..{last}")
+
+
+def _no_mask(model: nn.Module) -> dict[str, None]:
+    """A ready-made mask of None for every layer type: selection knows causality by itself."""
+    config: Any = model.config
+    return dict.fromkeys({*config.layer_types, "indexed_attention"})
