@@ -1,0 +1,538 @@
+"""Host memory, page tables and admission: the Rust core, as integers and host bytes.
+
+Every call raises a child of HisparseError, naming what was found and what was needed, and then
+leaves all state as it was. Integers of any size are checked: one that is negative or too large is
+InvalidArgument, never OverflowError. Objects may be shared between threads; a call that may wait
+or copy releases the interpreter lock.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import SupportsIndex, final
+
+from typing_extensions import Self
+
+class HisparseError(Exception):
+    """Any error of the core; raised as this class itself it is a bug of the core."""
+
+class InvalidArgument(HisparseError, ValueError):
+    """The call itself is wrong; repeating it fails again."""
+
+class HostPoolFull(HisparseError):
+    """Too few host pages are free now; says how many were needed and how many are free."""
+
+class DeviceArenaFull(HisparseError):
+    """No free range of a device arena is long enough now; says which arena, need and free."""
+
+class UnknownSequence(HisparseError):
+    """The handle was never given out."""
+
+class StaleHandle(HisparseError):
+    """What the handle named has been closed since."""
+
+class WrongState(HisparseError):
+    """The call does not fit the state that the object is in."""
+
+class RegionError(HisparseError):
+    """The operating system refused a region, or a received region is not sealed."""
+
+class HostRegion:
+    """Shared memory of a fixed size: a memfd sealed against shrinking, growing and unsealing.
+
+    Mapped readable and writable, left out of core dumps. Supports the buffer protocol:
+    `memoryview(region)` and `torch.frombuffer(region, dtype=torch.uint8)` see and change its
+    bytes, which are zero at first. Pages come into being when first touched.
+    """
+
+    def __new__(
+        cls,
+        num_bytes: SupportsIndex,
+        *,
+        huge_pages: bool = False,
+        numa_node: SupportsIndex | None = None,
+        name: str = "hisparse",
+    ) -> Self:
+        """Makes a region; what the system does not give is left out and can be read back.
+
+        Args:
+            num_bytes: size, 1 or more; huge pages round the file up to 2 MiB, not this number.
+            huge_pages: ask for 2 MiB pages; without a reserve, for transparent ones.
+            numa_node: ask for memory of this node, 0 to 1023.
+            name: shown in /proc/PID/maps; 1 to 249 bytes.
+
+        Raises:
+            InvalidArgument: a number is out of range.
+            RegionError: the system has no such memory.
+        """
+
+    @classmethod
+    def attach(cls, fd: SupportsIndex) -> Self:
+        """Maps a region that another process made; `fd` stays the caller's.
+
+        Raises:
+            RegionError: `fd` is not open, is no memfd, or may still change its size.
+        """
+
+    @property
+    def fd(self) -> int:
+        """The descriptor to hand to another process; owned by the region. WrongState if closed."""
+
+    @property
+    def address(self) -> int:
+        """Where the region is mapped, until it is closed. WrongState if closed."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the region: as asked for, or as found by attach."""
+
+    @property
+    def huge_pages(self) -> bool:
+        """Whether the region got 2 MiB pages out of the system's reserve."""
+
+    @property
+    def page_kind(self) -> str:
+        """What the system gave: "normal", "transparent" (merged where it can) or "huge"."""
+
+    @property
+    def numa_node(self) -> int | None:
+        """The node that the region is bound to; None = not asked for, or not to be had."""
+
+    def close(self) -> None:
+        """Unmaps in steps of at most 1 GiB and closes the descriptor; closing twice is legal.
+
+        Raises:
+            WrongState: a memoryview or tensor still uses the bytes.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class HostLayout:
+    """Where every array lies in a region; each begins at a multiple of 4096 bytes."""
+
+    def __new__(
+        cls,
+        num_layers: SupportsIndex,
+        num_anchors: SupportsIndex,
+        kv_row_bytes: SupportsIndex,
+        index_row_bytes: SupportsIndex,
+        num_pages: SupportsIndex,
+    ) -> Self:
+        """Lays out KV rows of every layer, then index pages and pooled keys of every anchor.
+
+        Args:
+            num_layers: 1 to 1024.
+            num_anchors: 0 to 1024; 0 where selections come from outside.
+            kv_row_bytes: bytes of one token's row of one layer, 1 to 65536.
+            index_row_bytes: bytes of one token's index row of one anchor, 1 to 65536.
+            num_pages: pages of 64 tokens, 1 to 2**24.
+        """
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_anchors(self) -> int: ...
+    @property
+    def kv_row_bytes(self) -> int: ...
+    @property
+    def index_row_bytes(self) -> int: ...
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays: the least size of the region."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers and anchors."""
+
+    def kv_offset(self, layer: SupportsIndex) -> int:
+        """Byte offset of `[num_pages * 64, kv_row_bytes]` uint8, the rows of a layer."""
+
+    def index_offset(self, anchor: SupportsIndex) -> int:
+        """Byte offset of `[num_pages, 64 * index_row_bytes]` uint8, an anchor's index pages."""
+
+    def pooled_offset(self, anchor: SupportsIndex) -> int:
+        """Byte offset of `[num_pages, index_row_bytes]` uint8; a block's key is at its last page."""
+
+@final
+class DeviceCapacity:
+    """How many ids each device arena has; the tensors are the caller's. Each 0 to 2**31 - 1."""
+
+    def __new__(
+        cls,
+        slots: SupportsIndex,
+        window_slots: SupportsIndex,
+        table_tokens: SupportsIndex,
+        table_blocks: SupportsIndex,
+        pooled_keys: SupportsIndex,
+        sequences: SupportsIndex,
+    ) -> Self:
+        """Names the capacities.
+
+        Args:
+            slots: rows of the hot buffers.
+            window_slots: blocks of the block windows.
+            table_tokens: slot-table entries, one a token of admitted length.
+            table_blocks: block-table entries, one a block.
+            pooled_keys: pooled keys, handed out in pages of 64; the rest is not used.
+            sequences: rows of the per-sequence state.
+        """
+
+    @property
+    def slots(self) -> int: ...
+    @property
+    def window_slots(self) -> int: ...
+    @property
+    def table_tokens(self) -> int: ...
+    @property
+    def table_blocks(self) -> int: ...
+    @property
+    def pooled_keys(self) -> int: ...
+    @property
+    def sequences(self) -> int: ...
+
+@final
+class SequenceRanges:
+    """Where a sequence's state lies in each device arena: `count` ids from `base` on."""
+
+    @property
+    def slot_base(self) -> int: ...
+    @property
+    def slot_count(self) -> int: ...
+    @property
+    def window_base(self) -> int: ...
+    @property
+    def window_count(self) -> int: ...
+    @property
+    def token_table_base(self) -> int: ...
+    @property
+    def token_table_count(self) -> int: ...
+    @property
+    def block_table_base(self) -> int: ...
+    @property
+    def block_table_count(self) -> int: ...
+    @property
+    def pooled_base(self) -> int:
+        """A multiple of 64, so that the range is whole pooled pages."""
+
+    @property
+    def pooled_count(self) -> int:
+        """A multiple of 64: one key a block of the admitted length, rounded up."""
+
+    @property
+    def state_row(self) -> int: ...
+    def as_dict(self) -> dict[str, int]:
+        """Every number by its name."""
+
+@final
+class Stats:
+    """What a Manager holds at one moment, and what it has done since it was made."""
+
+    @property
+    def sequences(self) -> int: ...
+    @property
+    def host_pages_total(self) -> int: ...
+    @property
+    def host_pages_free(self) -> int:
+        """Pages that are neither in use nor reserved."""
+
+    @property
+    def host_pages_reserved(self) -> int:
+        """Pages promised to open sequences and not picked yet."""
+
+    @property
+    def host_pages_shared(self) -> int:
+        """Pages that two sequences or more share."""
+
+    @property
+    def host_pages_leased(self) -> int: ...
+    @property
+    def slots_total(self) -> int: ...
+    @property
+    def slots_used(self) -> int: ...
+    @property
+    def window_slots_total(self) -> int: ...
+    @property
+    def window_slots_used(self) -> int: ...
+    @property
+    def table_tokens_total(self) -> int: ...
+    @property
+    def table_tokens_used(self) -> int: ...
+    @property
+    def table_blocks_total(self) -> int: ...
+    @property
+    def table_blocks_used(self) -> int: ...
+    @property
+    def pooled_keys_total(self) -> int: ...
+    @property
+    def pooled_keys_used(self) -> int: ...
+    @property
+    def state_rows_total(self) -> int: ...
+    @property
+    def state_rows_used(self) -> int: ...
+    @property
+    def opened(self) -> int:
+        """Sequences opened; forks are counted apart."""
+
+    @property
+    def closed(self) -> int: ...
+    @property
+    def forked(self) -> int: ...
+    @property
+    def truncated(self) -> int: ...
+    @property
+    def refused(self) -> int:
+        """Calls that raised HostPoolFull or DeviceArenaFull."""
+
+    @property
+    def appended_tokens(self) -> int: ...
+    @property
+    def copied_pages(self) -> int:
+        """Partial pages copied, by forks and before appends."""
+
+    def as_dict(self) -> dict[str, int]:
+        """Every number by its name."""
+
+@final
+class PageLease:
+    """Pages held outside of any sequence; they go back when the lease is released or dropped."""
+
+    @property
+    def pages(self) -> list[int]:
+        """Numbers of the pages; empty once released."""
+
+    def release(self) -> None:
+        """Gives the pages back; releasing twice is legal, and so is outliving the Manager."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class Manager:
+    """Admits sequences, gives them host pages and device ranges, and takes both back.
+
+    A sequence handle is an int: its entry in the low 32 bits, the entry's generation in the high
+    ones; 0 names none. After `close` a handle raises StaleHandle for ever; one that was never given
+    out raises UnknownSequence.
+    """
+
+    def __new__(
+        cls,
+        region: HostRegion,
+        layout: HostLayout,
+        capacity: DeviceCapacity,
+        *,
+        block_tokens: SupportsIndex = 128,
+    ) -> Self:
+        """Takes charge of the region's pages, and keeps the region alive.
+
+        Args:
+            region: at least `layout.num_bytes` large, and open.
+            layout: where the arrays lie.
+            capacity: ids of the device arenas.
+            block_tokens: tokens of one block, a multiple of 64, 64 to 65536.
+        """
+
+    def open_sequence(
+        self,
+        prompt_tokens: SupportsIndex,
+        max_new_tokens: SupportsIndex,
+        *,
+        slots: SupportsIndex,
+        window_slots: SupportsIndex,
+    ) -> int:
+        """Opens an empty sequence of up to `prompt_tokens + max_new_tokens` tokens.
+
+        Host pages and every device range are reserved at once, all or none, so that no later
+        append finds anything full.
+
+        Args:
+            prompt_tokens: 0 or more.
+            max_new_tokens: 0 or more; the sum is 1 to 2**31 - 1.
+            slots: slots of the hot buffer, 1 or more.
+            window_slots: slots of the block window; 0 where selections come from outside.
+
+        Raises:
+            HostPoolFull: too few pages are free.
+            DeviceArenaFull: one of the arenas has no range that is long enough.
+        """
+
+    def append(self, seq: SupportsIndex, num_tokens: SupportsIndex) -> int:
+        """Makes room for the next tokens; returns the position of the first.
+
+        If the last page is partial and a fork shares it, it is copied first (all layers' rows,
+        index rows, pooled key), and `host_pages` changes in that one entry. No copy into the
+        page's rows may be in flight then.
+
+        Raises:
+            InvalidArgument: `num_tokens` is 0, or the admitted length would be passed.
+            WrongState: a page has to be copied and the region is closed.
+        """
+
+    def advance_pooled(
+        self, seq: SupportsIndex, anchor: SupportsIndex, num_tokens: SupportsIndex
+    ) -> tuple[int, int, int]:
+        """Notes that an anchor has folded its next tokens into pooled keys.
+
+        Returns:
+            (first block closed, number of blocks closed, tokens in the open block now); the first
+            is the open block if none was closed.
+
+        Raises:
+            InvalidArgument: `num_tokens` is 0, or the sequence's length would be passed.
+        """
+
+    def truncate(self, seq: SupportsIndex, length: SupportsIndex) -> None:
+        """Forgets tokens from `length` on; the admitted length stays.
+
+        Pages after the end go back to the sequence's reservation. The pooled keys of every anchor
+        follow; a closed block may reopen, and the caller then sums its rows again.
+
+        Raises:
+            InvalidArgument: the sequence has fewer tokens.
+            HostPoolFull: the cut reaches pages that a fork keeps, and too few pages are free to
+                promise others in their place. A cut that stays behind the last fork never fails.
+        """
+
+    def fork(
+        self,
+        seq: SupportsIndex,
+        length: SupportsIndex,
+        max_new_tokens: SupportsIndex,
+        *,
+        slots: SupportsIndex,
+        window_slots: SupportsIndex,
+    ) -> int:
+        """Opens a sequence that begins with the first `length` tokens of another.
+
+        Full pages are shared until one of the two writes them; the bytes of a partial page are
+        copied. Device ranges are its own and empty; pooled metadata is the parent's, cut to
+        `length`. No copy into the partial page's rows may be in flight.
+
+        Raises:
+            InvalidArgument: the parent has fewer tokens, or a number is out of range.
+            HostPoolFull: too few pages are free for what is not shared.
+            DeviceArenaFull: one of the arenas has no range that is long enough.
+            WrongState: a page has to be copied and the region is closed.
+        """
+
+    def close(self, seq: SupportsIndex) -> None:
+        """Ends a sequence and gives back all that it held."""
+
+    def length(self, seq: SupportsIndex) -> int:
+        """Tokens appended and not truncated."""
+
+    def admitted_tokens(self, seq: SupportsIndex) -> int:
+        """Tokens that the sequence may grow to."""
+
+    def host_pages(self, seq: SupportsIndex) -> list[int]:
+        """Physical page of each 64 tokens, in order: `ceil(length / 64)` of them."""
+
+    def pooled_state(self, seq: SupportsIndex, anchor: SupportsIndex) -> tuple[int, int]:
+        """(closed blocks, tokens in the open block) of an anchor."""
+
+    def ranges(self, seq: SupportsIndex) -> SequenceRanges:
+        """Where the sequence's device state lies; fixed while it is open."""
+
+    def lease_pages(self, num_pages: SupportsIndex) -> PageLease:
+        """Takes pages out of the pool, all or none. Raises HostPoolFull."""
+
+    def stats(self) -> Stats: ...
+    def check_integrity(self) -> None:
+        """Checks every invariant of every level.
+
+        Raises:
+            HisparseError: naming the first that does not hold, with both numbers.
+        """
+
+@final
+class Resolution:
+    """What one `resolve` did; misses, victims and evicted go together, in order."""
+
+    @property
+    def slots(self) -> list[int]:
+        """Slot of every item of the call, in the call's order; -1 for -1."""
+
+    @property
+    def hits(self) -> list[int]:
+        """Distinct items that had a slot, ascending."""
+
+    @property
+    def misses(self) -> list[int]:
+        """Distinct items that had none, ascending."""
+
+    @property
+    def victims(self) -> list[int]:
+        """The slot that each miss took, by `(stamp, slot)` ascending."""
+
+    @property
+    def evicted(self) -> list[int]:
+        """The item that each victim held; -1 = the slot was free."""
+
+class _SlotModel:
+    def __new__(cls, num_slots: SupportsIndex) -> Self: ...
+    @property
+    def num_slots(self) -> int: ...
+    def resolve(
+        self, items: Sequence[int], stamp: SupportsIndex, protect_since: SupportsIndex
+    ) -> Resolution:
+        """Gives every item a slot.
+
+        Hits keep their slot, whose stamp becomes the larger of its own and `stamp`. The i-th miss
+        in ascending order takes the i-th victim: slots that hold no item of the call and whose
+        stamp is below `protect_since`, by `(stamp, slot)`, free slots (stamp -1) first.
+
+        Args:
+            items: 0 to 2**31 - 1 each, in any order, repeats allowed; -1 = none.
+            stamp: 0 to 2**31 - 1.
+            protect_since: 0 to 2**31 - 1.
+
+        Raises:
+            InvalidArgument: a number is out of range, or the misses are more than the victims.
+        """
+
+    def release_from(self, first_item: SupportsIndex) -> None:
+        """Frees every slot that holds `first_item` or a later item."""
+
+    def slot_of(self, item: SupportsIndex) -> int:
+        """Slot of an item; -1 = none."""
+
+    def item_in(self, slot: SupportsIndex) -> int:
+        """Item in a slot; -1 = free."""
+
+    def stamp_of(self, slot: SupportsIndex) -> int:
+        """Stamp of a slot; -1 = free."""
+
+    def check_integrity(self) -> None:
+        """Raises HisparseError if slots and table do not name each other."""
+
+@final
+class HotBufferModel(_SlotModel):
+    """The exact LRU of one sequence's hot buffer; items are token positions."""
+
+@final
+class BlockWindowModel(_SlotModel):
+    """The exact LRU of one sequence's block window; items are block ids."""
+
+def core_version() -> str:
+    """Version of the core."""
+
+def time_page_ops(num_pages: SupportsIndex, num_operations: SupportsIndex) -> tuple[int, float]:
+    """Times page operations (take, share, release) of the core in one thread.
+
+    Returns:
+        (operations done, at least `num_operations`; seconds)
+    """

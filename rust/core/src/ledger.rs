@@ -1,0 +1,232 @@
+//! Everything a manager keeps under its one lock: pages, device ranges, sequences, counts.
+
+use crate::admission::{Admission, DeviceArenas, DeviceCapacity, DeviceSlots};
+use crate::arena::RangeArena;
+use crate::error::{Error, ErrorKind, Result, check_equal, check_range};
+use crate::layout::LayoutShape;
+use crate::page::{PAGE_TOKENS, PageAllocator, PageHandle};
+use crate::page_table::{CopyPage, PageTable, pages_for};
+use crate::pooled_keys::{PooledKeys, check_block_tokens};
+use crate::sequence::{Sequence, SequenceHandle, SequenceRanges, SequenceTable};
+use crate::stats::{Counters, Stats};
+
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    num_anchors: usize,
+    block_tokens: u32,
+    pages: PageAllocator,
+    arenas: DeviceArenas,
+    sequences: SequenceTable,
+    num_leased: usize,
+    counters: Counters,
+}
+
+impl Ledger {
+    pub(crate) fn new(
+        shape: LayoutShape,
+        capacity: DeviceCapacity,
+        block_tokens: u32,
+    ) -> Result<Self> {
+        check_block_tokens(block_tokens)?;
+        Ok(Self {
+            num_anchors: shape.num_anchors,
+            block_tokens,
+            pages: PageAllocator::new(shape.num_pages)?,
+            arenas: DeviceArenas::new(capacity)?,
+            sequences: SequenceTable::default(),
+            num_leased: 0,
+            counters: Counters::default(),
+        })
+    }
+
+    pub(crate) fn sequence(&self, handle: SequenceHandle) -> Result<&Sequence> {
+        self.sequences.get(handle)
+    }
+
+    pub(crate) fn open(
+        &mut self,
+        prompt_tokens: u32,
+        max_new_tokens: u32,
+        device: DeviceSlots,
+    ) -> Result<SequenceHandle> {
+        let need = Admission::new(prompt_tokens, max_new_tokens, self.block_tokens, device)?;
+        let num_pages = pages_for(need.tokens);
+        let reserved = self.pages.reserve(num_pages);
+        self.note_refusal(reserved)?;
+        let ranges = self.arenas.claim(&need);
+        let ranges = match self.note_refusal(ranges) {
+            Ok(ranges) => ranges,
+            Err(error) => {
+                self.pages.unreserve(num_pages)?;
+                return Err(error);
+            }
+        };
+        self.counters.opened += 1;
+        let pooled = PooledKeys::new(self.num_anchors, self.block_tokens)?;
+        let pages = PageTable::new(num_pages);
+        let admitted_tokens = need.tokens;
+        self.sequences.insert(Sequence { length: 0, admitted_tokens, pages, pooled, ranges })
+    }
+
+    /// A new sequence that begins with the first `length` tokens of `parent`.
+    pub(crate) fn fork(
+        &mut self,
+        parent: SequenceHandle,
+        length: u32,
+        max_new_tokens: u32,
+        device: DeviceSlots,
+        copy: CopyPage<'_>,
+    ) -> Result<SequenceHandle> {
+        check_range("length", length, 0, self.sequences.get(parent)?.length)?;
+        let need = Admission::new(length, max_new_tokens, self.block_tokens, device)?;
+        let ranges = self.arenas.claim(&need);
+        let ranges = self.note_refusal(ranges)?;
+        let parent = self.sequences.get(parent)?;
+        let pages = parent.pages.fork(&mut self.pages, length, pages_for(need.tokens), copy);
+        let pooled = parent.pooled.fork(length);
+        let pages = match self.note_refusal(pages) {
+            Ok(pages) => pages,
+            Err(error) => {
+                self.arenas.release(&ranges)?;
+                return Err(error);
+            }
+        };
+        self.counters.forked += 1;
+        self.counters.copied_pages += u64::from(!length.is_multiple_of(PAGE_TOKENS));
+        let admitted_tokens = need.tokens;
+        self.sequences.insert(Sequence { length, admitted_tokens, pages, pooled, ranges })
+    }
+
+    pub(crate) fn append(
+        &mut self,
+        handle: SequenceHandle,
+        num_tokens: u32,
+        copy: CopyPage<'_>,
+    ) -> Result<u32> {
+        let sequence = self.sequences.get_mut(handle)?;
+        check_range("num_tokens", num_tokens, 1, u32::MAX)?;
+        let start = sequence.length;
+        let end = u64::from(start) + u64::from(num_tokens);
+        check_range("end of the append", end, 1, u64::from(sequence.admitted_tokens))?;
+        let end = start + num_tokens;
+        let copied = sequence.pages.append(&mut self.pages, start, end, copy)?;
+        sequence.length = end;
+        self.counters.appended_tokens += u64::from(num_tokens);
+        self.counters.copied_pages += u64::from(copied);
+        Ok(start)
+    }
+
+    pub(crate) fn truncate(&mut self, handle: SequenceHandle, length: u32) -> Result<()> {
+        let sequence = self.sequences.get_mut(handle)?;
+        check_range("length", length, 0, sequence.length)?;
+        let truncated = sequence.pages.truncate(&mut self.pages, length);
+        if truncated.is_ok() {
+            sequence.pooled.truncate(length);
+            sequence.length = length;
+            self.counters.truncated += 1;
+        }
+        self.note_refusal(truncated)
+    }
+
+    pub(crate) fn close(&mut self, handle: SequenceHandle) -> Result<()> {
+        let sequence = self.sequences.remove(handle)?;
+        self.counters.closed += 1;
+        self.arenas.release(&sequence.ranges)?;
+        sequence.pages.release(&mut self.pages)
+    }
+
+    /// The sequence's pooled-key metadata, and its length.
+    pub(crate) fn pooled_mut(&mut self, handle: SequenceHandle) -> Result<(&mut PooledKeys, u32)> {
+        let sequence = self.sequences.get_mut(handle)?;
+        Ok((&mut sequence.pooled, sequence.length))
+    }
+
+    pub(crate) fn lease(&mut self, num_pages: u32) -> Result<Vec<PageHandle>> {
+        check_range("num_pages", num_pages, 1, u32::MAX)?;
+        let pages = self.pages.allocate(num_pages as usize);
+        let pages = self.note_refusal(pages)?;
+        self.num_leased += pages.len();
+        Ok(pages)
+    }
+
+    pub(crate) fn end_lease(&mut self, pages: &[PageHandle]) -> Result<()> {
+        for &page in pages {
+            self.pages.release(page)?;
+            self.num_leased -= 1;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let (pages, arenas, counters) = (&self.pages, &self.arenas, self.counters);
+        let total = |arena: &RangeArena| u64::from(arena.capacity());
+        let used = |arena: &RangeArena| u64::from(arena.num_used());
+        Stats {
+            sequences: self.sequences.num_open() as u64,
+            host_pages_total: pages.num_pages() as u64,
+            host_pages_free: pages.num_available() as u64,
+            host_pages_reserved: pages.num_reserved() as u64,
+            host_pages_shared: pages.num_shared() as u64,
+            host_pages_leased: self.num_leased as u64,
+            slots_total: total(&arenas.slots),
+            slots_used: used(&arenas.slots),
+            window_slots_total: total(&arenas.window),
+            window_slots_used: used(&arenas.window),
+            table_tokens_total: total(&arenas.token_table),
+            table_tokens_used: used(&arenas.token_table),
+            table_blocks_total: total(&arenas.block_table),
+            table_blocks_used: used(&arenas.block_table),
+            pooled_keys_total: total(&arenas.pooled),
+            pooled_keys_used: used(&arenas.pooled),
+            state_rows_total: total(&arenas.state_rows),
+            state_rows_used: used(&arenas.state_rows),
+            opened: counters.opened,
+            closed: counters.closed,
+            forked: counters.forked,
+            truncated: counters.truncated,
+            refused: counters.refused,
+            appended_tokens: counters.appended_tokens,
+            copied_pages: counters.copied_pages,
+        }
+    }
+
+    /// Every level is sound, and the levels agree on who holds what.
+    pub(crate) fn check_integrity(&self) -> Result<()> {
+        self.pages.check_integrity()?;
+        let open: Vec<SequenceRanges> = self.sequences.iter().map(|s| s.ranges).collect();
+        check_equal("open sequences", self.sequences.num_open(), open.len())?;
+        self.arenas.check_integrity(&open)?;
+        self.sequences.iter().try_for_each(|sequence| self.check_sequence(sequence))?;
+        let promised = self.sequences.iter().map(|s| s.pages.num_promised()).sum();
+        check_equal("reserved pages", self.pages.num_reserved(), promised)?;
+        self.check_page_holders()
+    }
+
+    fn check_sequence(&self, sequence: &Sequence) -> Result<()> {
+        check_range("length of a sequence", sequence.length, 0, sequence.admitted_tokens)?;
+        let entries = sequence.ranges.token_table.count;
+        check_equal("slot-table entries of a sequence", entries, sequence.admitted_tokens)?;
+        sequence.pooled.check_integrity(sequence.length)?;
+        sequence.pages.check_integrity(&self.pages, sequence.length)
+    }
+
+    /// References of each page are those of the sequences, or one of a lease.
+    fn check_page_holders(&self) -> Result<()> {
+        let mut holders = vec![0_u32; self.pages.num_pages()];
+        for &page in self.sequences.iter().flat_map(|s| s.pages.pages()) {
+            holders[page.page() as usize] += 1;
+            let refs = self.pages.num_refs(page)?;
+            check_range("sequences that hold a page", holders[page.page() as usize], 1, refs)?;
+        }
+        let held = holders.iter().filter(|&&count| count > 0).count();
+        let used = self.pages.num_pages() - self.pages.num_free();
+        check_equal("pages held by sequences and leases", held + self.num_leased, used)
+    }
+
+    fn note_refusal<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        let kind = outcome.as_ref().err().map(Error::kind);
+        let is_full = matches!(kind, Some(ErrorKind::HostPoolFull | ErrorKind::DeviceArenaFull));
+        self.counters.refused += u64::from(is_full);
+        outcome
+    }
+}

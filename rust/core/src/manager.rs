@@ -1,0 +1,142 @@
+//! Admits sequences, gives them host pages and device ranges, and takes both back.
+//!
+//! Every call takes one lock for its whole length, so that any interleaving of calls is some order
+//! of calls. A call that fails leaves all state unchanged but the count of refusals.
+
+use crate::admission::{DeviceCapacity, DeviceSlots};
+use crate::error::{Result, check_range};
+use crate::layout::HostLayout;
+use crate::lease::PageLease;
+use crate::ledger::Ledger;
+use crate::pooled_keys::ClosedBlocks;
+use crate::region::HostRegion;
+use crate::sequence::{SequenceHandle, SequenceRanges};
+use crate::stats::Stats;
+use crate::sync::{Arc, Mutex, MutexGuard, lock};
+
+/// Owner of a region's pages and of the ids of all device arenas.
+#[derive(Debug)]
+pub struct Manager {
+    region: Arc<HostRegion>,
+    layout: HostLayout,
+    ledger: Arc<Mutex<Ledger>>,
+}
+
+impl Manager {
+    /// Takes charge of `region`, which must be large enough for `layout`.
+    pub fn new(
+        region: Arc<HostRegion>,
+        layout: HostLayout,
+        capacity: DeviceCapacity,
+        block_tokens: u32,
+    ) -> Result<Self> {
+        check_range("bytes of the layout", layout.num_bytes(), 1, region.num_bytes())?;
+        region.address()?;
+        let ledger = Ledger::new(layout.shape(), capacity, block_tokens)?;
+        Ok(Self { region, layout, ledger: Arc::new(Mutex::new(ledger)) })
+    }
+
+    /// Opens an empty sequence. Host pages and device ranges for `prompt_tokens + max_new_tokens`
+    /// are reserved, all or none, so that later appends cannot find anything full.
+    pub fn open_sequence(
+        &self,
+        prompt_tokens: u32,
+        max_new_tokens: u32,
+        device: DeviceSlots,
+    ) -> Result<SequenceHandle> {
+        self.lock()?.open(prompt_tokens, max_new_tokens, device)
+    }
+
+    /// Makes room for the next tokens and returns the first one's position. A partial page that is
+    /// shared is copied first, so the sequence's pages may change.
+    pub fn append(&self, sequence: SequenceHandle, num_tokens: u32) -> Result<u32> {
+        self.lock()?.append(sequence, num_tokens, &|src, dst| self.copy_page(src, dst))
+    }
+
+    /// Notes that an anchor has folded the next tokens into its pooled keys.
+    pub fn advance_pooled(
+        &self,
+        sequence: SequenceHandle,
+        anchor: usize,
+        num_tokens: u32,
+    ) -> Result<ClosedBlocks> {
+        let mut ledger = self.lock()?;
+        let (pooled, length) = ledger.pooled_mut(sequence)?;
+        pooled.advance(anchor, num_tokens, length)
+    }
+
+    /// Forgets tokens from `length` on. Pages go back to the sequence's reservation; pages that
+    /// forks keep must be promised anew, which a full pool refuses.
+    pub fn truncate(&self, sequence: SequenceHandle, length: u32) -> Result<()> {
+        self.lock()?.truncate(sequence, length)
+    }
+
+    /// Opens a sequence that begins with the first `length` tokens of another: full pages are
+    /// shared, a partial page's bytes are copied, device ranges are its own.
+    pub fn fork(
+        &self,
+        sequence: SequenceHandle,
+        length: u32,
+        max_new_tokens: u32,
+        device: DeviceSlots,
+    ) -> Result<SequenceHandle> {
+        let copy = |src, dst| self.copy_page(src, dst);
+        self.lock()?.fork(sequence, length, max_new_tokens, device, &copy)
+    }
+
+    /// Ends a sequence and gives back all that it held.
+    pub fn close(&self, sequence: SequenceHandle) -> Result<()> {
+        self.lock()?.close(sequence)
+    }
+
+    /// Tokens appended and not truncated.
+    pub fn length(&self, sequence: SequenceHandle) -> Result<u32> {
+        self.lock()?.sequence(sequence).map(|sequence| sequence.length)
+    }
+
+    /// Tokens that the sequence may grow to.
+    pub fn admitted_tokens(&self, sequence: SequenceHandle) -> Result<u32> {
+        self.lock()?.sequence(sequence).map(|sequence| sequence.admitted_tokens)
+    }
+
+    /// Host pages of the sequence's tokens, in order.
+    pub fn host_pages(&self, sequence: SequenceHandle) -> Result<Vec<u32>> {
+        let ledger = self.lock()?;
+        let pages = ledger.sequence(sequence)?.pages.pages();
+        Ok(pages.iter().map(|handle| handle.page()).collect())
+    }
+
+    /// Closed blocks of an anchor, and tokens in its open block.
+    pub fn pooled_state(&self, sequence: SequenceHandle, anchor: usize) -> Result<(u32, u32)> {
+        self.lock()?.sequence(sequence)?.pooled.state(anchor)
+    }
+
+    /// Where the sequence's state lies in each device arena; fixed while it is open.
+    pub fn ranges(&self, sequence: SequenceHandle) -> Result<SequenceRanges> {
+        self.lock()?.sequence(sequence).map(|sequence| sequence.ranges)
+    }
+
+    /// Takes pages out of the pool until the lease is dropped.
+    pub fn lease_pages(&self, num_pages: u32) -> Result<PageLease> {
+        let handles = self.lock()?.lease(num_pages)?;
+        Ok(PageLease::new(Arc::downgrade(&self.ledger), handles))
+    }
+
+    /// Counts of this moment.
+    pub fn stats(&self) -> Result<Stats> {
+        Ok(self.lock()?.stats())
+    }
+
+    /// Fails with the first invariant that does not hold.
+    pub fn check_integrity(&self) -> Result<()> {
+        self.lock()?.check_integrity()
+    }
+
+    fn copy_page(&self, src: u32, dst: u32) -> Result<()> {
+        self.region.copy_page(&self.layout, src, dst)
+    }
+
+    fn lock(&self) -> Result<MutexGuard<'_, Ledger>> {
+        lock(&self.ledger)
+    }
+}

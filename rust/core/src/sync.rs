@@ -1,0 +1,16 @@
+//! The locks of this crate: std's, or shuttle's when the feature lets it explore schedules.
+//!
+//! # Lock order
+//! A manager's ledger before a region's mapping; a region never takes the ledger.
+
+#[cfg(feature = "shuttle")]
+pub use shuttle::sync::{Arc, Mutex, MutexGuard, Weak};
+#[cfg(not(feature = "shuttle"))]
+pub use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use crate::error::{Error, Result};
+
+/// Locks; a panic under the lock is reported to every later caller instead of spreading.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
+    mutex.lock().map_err(|_| Error::Poisoned)
+}

@@ -1,0 +1,156 @@
+//! `Manager`: every call leaves the interpreter while it may wait for the lock or copy a page.
+
+use std::sync::Arc;
+
+use hisparse_core::{DeviceSlots, Result, SequenceHandle};
+use pyo3::prelude::*;
+
+use crate::errors::raise;
+use crate::layout::{DeviceCapacity, HostLayout};
+use crate::lease::PageLease;
+use crate::numbers::Number;
+use crate::region::PyHostRegion;
+use crate::values::{SequenceRanges, Stats};
+
+#[pyclass(module = "hisparse_sidecar._core", frozen)]
+pub(crate) struct Manager {
+    core: hisparse_core::Manager,
+}
+
+#[pymethods]
+impl Manager {
+    #[new]
+    #[pyo3(signature = (region, layout, capacity, *, block_tokens=Number::Fits(128)))]
+    fn new(
+        py: Python<'_>,
+        region: &Bound<'_, PyHostRegion>,
+        layout: &Bound<'_, HostLayout>,
+        capacity: &Bound<'_, DeviceCapacity>,
+        block_tokens: Number,
+    ) -> PyResult<Self> {
+        let region = Arc::clone(&region.get().core);
+        let (layout, capacity) = (layout.get().core, capacity.get().core());
+        let block_tokens = block_tokens.to("block_tokens")?;
+        py.detach(|| hisparse_core::Manager::new(region, layout, capacity, block_tokens))
+            .map(|core| Self { core })
+            .map_err(raise)
+    }
+
+    #[pyo3(signature = (prompt_tokens, max_new_tokens, *, slots, window_slots))]
+    fn open_sequence(
+        &self,
+        py: Python<'_>,
+        prompt_tokens: Number,
+        max_new_tokens: Number,
+        slots: Number,
+        window_slots: Number,
+    ) -> PyResult<u64> {
+        let prompt_tokens = prompt_tokens.to("prompt_tokens")?;
+        let max_new_tokens = max_new_tokens.to("max_new_tokens")?;
+        let device = device_slots(slots, window_slots)?;
+        self.call(py, |core| core.open_sequence(prompt_tokens, max_new_tokens, device))
+            .map(SequenceHandle::bits)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "four of them are two keyword pairs in Python")]
+    #[pyo3(signature = (seq, length, max_new_tokens, *, slots, window_slots))]
+    fn fork(
+        &self,
+        py: Python<'_>,
+        seq: Number,
+        length: Number,
+        max_new_tokens: Number,
+        slots: Number,
+        window_slots: Number,
+    ) -> PyResult<u64> {
+        let (seq, length) = (handle(seq)?, length.to("length")?);
+        let max_new_tokens = max_new_tokens.to("max_new_tokens")?;
+        let device = device_slots(slots, window_slots)?;
+        self.call(py, |core| core.fork(seq, length, max_new_tokens, device))
+            .map(SequenceHandle::bits)
+    }
+
+    fn append(&self, py: Python<'_>, seq: Number, num_tokens: Number) -> PyResult<u32> {
+        let (seq, num_tokens) = (handle(seq)?, num_tokens.to("num_tokens")?);
+        self.call(py, |core| core.append(seq, num_tokens))
+    }
+
+    fn advance_pooled(
+        &self,
+        py: Python<'_>,
+        seq: Number,
+        anchor: Number,
+        num_tokens: Number,
+    ) -> PyResult<(u32, u32, u32)> {
+        let (seq, anchor) = (handle(seq)?, anchor.to("anchor")?);
+        let num_tokens = num_tokens.to("num_tokens")?;
+        self.call(py, |core| core.advance_pooled(seq, anchor, num_tokens))
+            .map(|closed| (closed.first_block, closed.num_blocks, closed.open_tokens))
+    }
+
+    fn truncate(&self, py: Python<'_>, seq: Number, length: Number) -> PyResult<()> {
+        let (seq, length) = (handle(seq)?, length.to("length")?);
+        self.call(py, |core| core.truncate(seq, length))
+    }
+
+    fn close(&self, py: Python<'_>, seq: Number) -> PyResult<()> {
+        let seq = handle(seq)?;
+        self.call(py, |core| core.close(seq))
+    }
+
+    fn length(&self, py: Python<'_>, seq: Number) -> PyResult<u32> {
+        let seq = handle(seq)?;
+        self.call(py, |core| core.length(seq))
+    }
+
+    fn admitted_tokens(&self, py: Python<'_>, seq: Number) -> PyResult<u32> {
+        let seq = handle(seq)?;
+        self.call(py, |core| core.admitted_tokens(seq))
+    }
+
+    fn host_pages(&self, py: Python<'_>, seq: Number) -> PyResult<Vec<u32>> {
+        let seq = handle(seq)?;
+        self.call(py, |core| core.host_pages(seq))
+    }
+
+    fn pooled_state(&self, py: Python<'_>, seq: Number, anchor: Number) -> PyResult<(u32, u32)> {
+        let (seq, anchor) = (handle(seq)?, anchor.to("anchor")?);
+        self.call(py, |core| core.pooled_state(seq, anchor))
+    }
+
+    fn ranges(&self, py: Python<'_>, seq: Number) -> PyResult<SequenceRanges> {
+        let seq = handle(seq)?;
+        self.call(py, |core| core.ranges(seq)).map(SequenceRanges::from)
+    }
+
+    fn lease_pages(&self, py: Python<'_>, num_pages: Number) -> PyResult<PageLease> {
+        let num_pages = num_pages.to("num_pages")?;
+        self.call(py, |core| core.lease_pages(num_pages)).map(PageLease::new)
+    }
+
+    fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
+        self.call(py, hisparse_core::Manager::stats).map(Stats::from)
+    }
+
+    fn check_integrity(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, hisparse_core::Manager::check_integrity)
+    }
+}
+
+impl Manager {
+    fn call<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&hisparse_core::Manager) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| work(&self.core)).map_err(raise)
+    }
+}
+
+fn handle(seq: Number) -> PyResult<SequenceHandle> {
+    seq.to("seq").map(SequenceHandle::from_bits)
+}
+
+fn device_slots(slots: Number, window_slots: Number) -> PyResult<DeviceSlots> {
+    Ok(DeviceSlots { slots: slots.to("slots")?, window_slots: window_slots.to("window_slots")? })
+}

@@ -1,0 +1,134 @@
+//! What calls return: immutable records of numbers.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// A frozen class of `u64` fields with `repr`, `==` and `as_dict`.
+macro_rules! record {
+    ($name:ident { $($field:ident),+ $(,)? }) => {
+        #[pyclass(module = "hisparse_sidecar._core", frozen, get_all, eq, skip_from_py_object)]
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub(crate) struct $name {
+            $(pub(crate) $field: u64),+
+        }
+
+        #[pymethods]
+        impl $name {
+            fn as_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+                let fields = PyDict::new(py);
+                $(fields.set_item(stringify!($field), self.$field)?;)+
+                Ok(fields)
+            }
+
+            fn __repr__(&self) -> String {
+                let fields = [$(format!("{}={}", stringify!($field), self.$field)),+];
+                format!("{}({})", stringify!($name), fields.join(", "))
+            }
+        }
+    };
+}
+
+record!(SequenceRanges {
+    slot_base,
+    slot_count,
+    window_base,
+    window_count,
+    token_table_base,
+    token_table_count,
+    block_table_base,
+    block_table_count,
+    pooled_base,
+    pooled_count,
+    state_row,
+});
+
+impl From<hisparse_core::SequenceRanges> for SequenceRanges {
+    fn from(ranges: hisparse_core::SequenceRanges) -> Self {
+        Self {
+            slot_base: ranges.slots.base.into(),
+            slot_count: ranges.slots.count.into(),
+            window_base: ranges.window.base.into(),
+            window_count: ranges.window.count.into(),
+            token_table_base: ranges.token_table.base.into(),
+            token_table_count: ranges.token_table.count.into(),
+            block_table_base: ranges.block_table.base.into(),
+            block_table_count: ranges.block_table.count.into(),
+            pooled_base: ranges.pooled.base.into(),
+            pooled_count: ranges.pooled.count.into(),
+            state_row: ranges.state_row.into(),
+        }
+    }
+}
+
+/// `Stats` has the fields of the core's, under the same names.
+macro_rules! stats {
+    ($($field:ident),+ $(,)?) => {
+        record!(Stats { $($field),+ });
+
+        impl From<hisparse_core::Stats> for Stats {
+            fn from(stats: hisparse_core::Stats) -> Self {
+                Self { $($field: stats.$field),+ }
+            }
+        }
+    };
+}
+
+stats!(
+    sequences,
+    host_pages_total,
+    host_pages_free,
+    host_pages_reserved,
+    host_pages_shared,
+    host_pages_leased,
+    slots_total,
+    slots_used,
+    window_slots_total,
+    window_slots_used,
+    table_tokens_total,
+    table_tokens_used,
+    table_blocks_total,
+    table_blocks_used,
+    pooled_keys_total,
+    pooled_keys_used,
+    state_rows_total,
+    state_rows_used,
+    opened,
+    closed,
+    forked,
+    truncated,
+    refused,
+    appended_tokens,
+    copied_pages,
+);
+
+#[pyclass(module = "hisparse_sidecar._core", frozen, get_all, eq, skip_from_py_object)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resolution {
+    slots: Vec<i32>,
+    hits: Vec<i32>,
+    misses: Vec<i32>,
+    victims: Vec<i32>,
+    evicted: Vec<i32>,
+}
+
+#[pymethods]
+impl Resolution {
+    fn __repr__(&self) -> String {
+        format!(
+            "Resolution(slots={:?}, hits={:?}, misses={:?}, victims={:?}, evicted={:?})",
+            self.slots, self.hits, self.misses, self.victims, self.evicted
+        )
+    }
+}
+
+impl From<hisparse_core::Resolution> for Resolution {
+    fn from(done: hisparse_core::Resolution) -> Self {
+        Self {
+            slots: done.slots,
+            hits: done.hits,
+            misses: done.misses,
+            victims: done.victims,
+            evicted: done.evicted,
+        }
+    }
+}
