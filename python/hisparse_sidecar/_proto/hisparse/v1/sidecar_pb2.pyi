@@ -1,0 +1,203 @@
+from hisparse_sidecar._proto.hisparse.v1 import selection_pb2 as _selection_pb2
+from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2 as _sequence_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "core_version", "backend", "config", "row_sizes", "limits")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CORE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    ROW_SIZES_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    core_version: str
+    backend: str
+    config: SidecarConfig
+    row_sizes: RowSizes
+    limits: Limits
+    def __init__(self, version: _Optional[str] = ..., core_version: _Optional[str] = ..., backend: _Optional[str] = ..., config: _Optional[_Union[SidecarConfig, _Mapping]] = ..., row_sizes: _Optional[_Union[RowSizes, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class SidecarConfig(_message.Message):
+    __slots__ = ("model", "host_pages", "max_sequences", "kv_layout", "index_layout", "device", "backend", "hot_slots", "window_blocks", "max_step_rows", "stage_rows", "block_tokens", "max_logits_bytes", "selection", "huge_pages", "numa_node")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    KV_LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    HOT_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEP_ROWS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LOGITS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_FIELD_NUMBER: _ClassVar[int]
+    HUGE_PAGES_FIELD_NUMBER: _ClassVar[int]
+    NUMA_NODE_FIELD_NUMBER: _ClassVar[int]
+    model: ModelShape
+    host_pages: int
+    max_sequences: int
+    kv_layout: str
+    index_layout: str
+    device: str
+    backend: str
+    hot_slots: int
+    window_blocks: int
+    max_step_rows: int
+    stage_rows: int
+    block_tokens: int
+    max_logits_bytes: int
+    selection: _selection_pb2.Selection
+    huge_pages: bool
+    numa_node: int
+    def __init__(self, model: _Optional[_Union[ModelShape, _Mapping]] = ..., host_pages: _Optional[int] = ..., max_sequences: _Optional[int] = ..., kv_layout: _Optional[str] = ..., index_layout: _Optional[str] = ..., device: _Optional[str] = ..., backend: _Optional[str] = ..., hot_slots: _Optional[int] = ..., window_blocks: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., stage_rows: _Optional[int] = ..., block_tokens: _Optional[int] = ..., max_logits_bytes: _Optional[int] = ..., selection: _Optional[_Union[_selection_pb2.Selection, _Mapping]] = ..., huge_pages: _Optional[bool] = ..., numa_node: _Optional[int] = ...) -> None: ...
+
+class ModelShape(_message.Message):
+    __slots__ = ("num_layers", "anchor_of", "index_heads", "topk", "softmax_scale")
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ANCHOR_OF_FIELD_NUMBER: _ClassVar[int]
+    INDEX_HEADS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_FIELD_NUMBER: _ClassVar[int]
+    SOFTMAX_SCALE_FIELD_NUMBER: _ClassVar[int]
+    num_layers: int
+    anchor_of: _containers.RepeatedScalarFieldContainer[int]
+    index_heads: int
+    topk: int
+    softmax_scale: float
+    def __init__(self, num_layers: _Optional[int] = ..., anchor_of: _Optional[_Iterable[int]] = ..., index_heads: _Optional[int] = ..., topk: _Optional[int] = ..., softmax_scale: _Optional[float] = ...) -> None: ...
+
+class RowSizes(_message.Message):
+    __slots__ = ("kv_row_bytes", "index_row_bytes", "query_dim", "latent_dim", "page_tokens")
+    KV_ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    INDEX_ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUERY_DIM_FIELD_NUMBER: _ClassVar[int]
+    LATENT_DIM_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    kv_row_bytes: int
+    index_row_bytes: int
+    query_dim: int
+    latent_dim: int
+    page_tokens: int
+    def __init__(self, kv_row_bytes: _Optional[int] = ..., index_row_bytes: _Optional[int] = ..., query_dim: _Optional[int] = ..., latent_dim: _Optional[int] = ..., page_tokens: _Optional[int] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_region_bytes", "max_regions", "max_message_bytes", "max_call_seconds", "max_step_idle_seconds")
+    MAX_REGION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REGIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CALL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEP_IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    max_region_bytes: int
+    max_regions: int
+    max_message_bytes: int
+    max_call_seconds: float
+    max_step_idle_seconds: float
+    def __init__(self, max_region_bytes: _Optional[int] = ..., max_regions: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_call_seconds: _Optional[float] = ..., max_step_idle_seconds: _Optional[float] = ...) -> None: ...
+
+class GetStatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatsResponse(_message.Message):
+    __slots__ = ("core", "groups", "steps", "aborted_steps", "held")
+    CORE_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ABORTED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    core: CoreStats
+    groups: _containers.RepeatedCompositeFieldContainer[GroupTraffic]
+    steps: int
+    aborted_steps: int
+    held: _sequence_pb2.TierBytes
+    def __init__(self, core: _Optional[_Union[CoreStats, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupTraffic, _Mapping]]] = ..., steps: _Optional[int] = ..., aborted_steps: _Optional[int] = ..., held: _Optional[_Union[_sequence_pb2.TierBytes, _Mapping]] = ...) -> None: ...
+
+class CoreStats(_message.Message):
+    __slots__ = ("sequences", "host_pages_total", "host_pages_free", "host_pages_reserved", "host_pages_shared", "host_pages_leased", "slots_total", "slots_used", "window_slots_total", "window_slots_used", "table_tokens_total", "table_tokens_used", "table_blocks_total", "table_blocks_used", "pooled_keys_total", "pooled_keys_used", "state_rows_total", "state_rows_used", "opened", "closed", "forked", "truncated", "refused", "appended_tokens", "copied_pages")
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGES_FREE_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGES_RESERVED_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGES_SHARED_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGES_LEASED_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_USED_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_SLOTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_SLOTS_USED_FIELD_NUMBER: _ClassVar[int]
+    TABLE_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TABLE_TOKENS_USED_FIELD_NUMBER: _ClassVar[int]
+    TABLE_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TABLE_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
+    POOLED_KEYS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    POOLED_KEYS_USED_FIELD_NUMBER: _ClassVar[int]
+    STATE_ROWS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    STATE_ROWS_USED_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    APPENDED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COPIED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    sequences: int
+    host_pages_total: int
+    host_pages_free: int
+    host_pages_reserved: int
+    host_pages_shared: int
+    host_pages_leased: int
+    slots_total: int
+    slots_used: int
+    window_slots_total: int
+    window_slots_used: int
+    table_tokens_total: int
+    table_tokens_used: int
+    table_blocks_total: int
+    table_blocks_used: int
+    pooled_keys_total: int
+    pooled_keys_used: int
+    state_rows_total: int
+    state_rows_used: int
+    opened: int
+    closed: int
+    forked: int
+    truncated: int
+    refused: int
+    appended_tokens: int
+    copied_pages: int
+    def __init__(self, sequences: _Optional[int] = ..., host_pages_total: _Optional[int] = ..., host_pages_free: _Optional[int] = ..., host_pages_reserved: _Optional[int] = ..., host_pages_shared: _Optional[int] = ..., host_pages_leased: _Optional[int] = ..., slots_total: _Optional[int] = ..., slots_used: _Optional[int] = ..., window_slots_total: _Optional[int] = ..., window_slots_used: _Optional[int] = ..., table_tokens_total: _Optional[int] = ..., table_tokens_used: _Optional[int] = ..., table_blocks_total: _Optional[int] = ..., table_blocks_used: _Optional[int] = ..., pooled_keys_total: _Optional[int] = ..., pooled_keys_used: _Optional[int] = ..., state_rows_total: _Optional[int] = ..., state_rows_used: _Optional[int] = ..., opened: _Optional[int] = ..., closed: _Optional[int] = ..., forked: _Optional[int] = ..., truncated: _Optional[int] = ..., refused: _Optional[int] = ..., appended_tokens: _Optional[int] = ..., copied_pages: _Optional[int] = ...) -> None: ...
+
+class GroupTraffic(_message.Message):
+    __slots__ = ("rows", "blocks", "prefill_blocks", "prefill_row_bytes", "spilled_bytes")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SPILLED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    rows: Traffic
+    blocks: Traffic
+    prefill_blocks: Traffic
+    prefill_row_bytes: int
+    spilled_bytes: int
+    def __init__(self, rows: _Optional[_Union[Traffic, _Mapping]] = ..., blocks: _Optional[_Union[Traffic, _Mapping]] = ..., prefill_blocks: _Optional[_Union[Traffic, _Mapping]] = ..., prefill_row_bytes: _Optional[int] = ..., spilled_bytes: _Optional[int] = ...) -> None: ...
+
+class Traffic(_message.Message):
+    __slots__ = ("requests", "misses", "bytes_in")
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_IN_FIELD_NUMBER: _ClassVar[int]
+    requests: int
+    misses: int
+    bytes_in: int
+    def __init__(self, requests: _Optional[int] = ..., misses: _Optional[int] = ..., bytes_in: _Optional[int] = ...) -> None: ...

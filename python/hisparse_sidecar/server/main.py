@@ -1,0 +1,96 @@
+"""The server program: `python -m hisparse_sidecar.server --socket PATH --config FILE`."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hisparse_sidecar.cli.config_file import build_config, read_values
+from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.errors import HisparseError
+from hisparse_sidecar.server.options import Limits, ServerOptions, TcpOptions
+from hisparse_sidecar.server.runtime import ServerRuntime
+
+_LOG = logging.getLogger("hisparse_sidecar.server")
+_FAST_EXIT_SECONDS = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal cuts the drain short."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        config = build_config(read_values(arguments.config))
+        options = _options(arguments)
+        return run(config, options)
+    except (HisparseError, ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+
+
+def run(config: SidecarConfig, options: ServerOptions) -> int:
+    """Serve until a signal; 0 after a drain, also one that was cut short."""
+    return asyncio.run(_serve(config, options))
+
+
+async def _serve(config: SidecarConfig, options: ServerOptions) -> int:
+    runtime, loop = ServerRuntime(config, options), asyncio.get_running_loop()
+    signalled = asyncio.Event()
+
+    def on_signal() -> None:
+        if signalled.is_set():
+            runtime.hurry()
+            loop.call_later(_FAST_EXIT_SECONDS, os._exit, 1)  # a layer that does not end
+        signalled.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await runtime.start()
+    _LOG.info("serving on %s", options.socket_path)
+    if runtime.tcp_port is not None:
+        _LOG.info("serving on TCP port %d", runtime.tcp_port)
+    await signalled.wait()
+    _LOG.info("draining, at most %g s", options.limits.drain_seconds)
+    await runtime.stop()
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> ServerOptions:
+    limits = Limits(drain_seconds=arguments.drain_seconds)
+    tcp = None
+    if arguments.tcp is not None:
+        tcp = TcpOptions(
+            arguments.tcp,
+            token=_text(arguments.token_file),
+            certificate=_bytes(arguments.tls_cert),
+            key=_bytes(arguments.tls_key),
+            client_authority=_bytes(arguments.tls_client_ca),
+        )
+    return ServerOptions(arguments.socket, tcp, limits)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else path.read_text().strip()
+
+
+def _bytes(path: Path | None) -> bytes | None:
+    return None if path is None else path.read_bytes()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hisparse serve", description=main.__doc__)
+    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to serve on")
+    parser.add_argument("--config", type=Path, required=True, help="JSON file of SidecarConfig")
+    drain = Limits().drain_seconds
+    parser.add_argument("--drain-seconds", type=float, default=drain, help="default: %(default)g")
+    tcp = parser.add_argument_group("TCP", "off by default; needs a token or client certificates")
+    tcp.add_argument("--tcp", metavar="HOST:PORT", help="serve on TCP too")
+    tcp.add_argument("--token-file", type=Path, help="file of the bearer token")
+    tcp.add_argument("--tls-cert", type=Path, help="PEM of the server's certificate")
+    tcp.add_argument("--tls-key", type=Path, help="PEM of the server's key")
+    tcp.add_argument("--tls-client-ca", type=Path, help="PEM that signed the clients' certificates")
+    return parser

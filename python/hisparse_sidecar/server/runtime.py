@@ -1,0 +1,157 @@
+"""One server from its sockets to its end, in the event loop that runs it."""
+
+import asyncio
+import contextlib
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+import grpc.aio
+
+from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar._core import core_version
+from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2
+from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.server.clients import Clients
+from hisparse_sidecar.server.gate import Gate, StepEnds
+from hisparse_sidecar.server.grpc_servers import Servicers, tcp_server, unix_server
+from hisparse_sidecar.server.options import Limits, ServerOptions
+from hisparse_sidecar.server.shared_sidecar import SharedSidecar
+from hisparse_sidecar.server.side_socket import SideSocket
+from hisparse_sidecar.server.socket_files import claimed, identity, remove_own
+from hisparse_sidecar.server.worker import Worker
+from hisparse_sidecar.sidecar import Sidecar
+from hisparse_sidecar.wire.configs import encode_config
+from hisparse_sidecar.wire.names import side_socket_path
+
+_LOG = logging.getLogger(__name__)
+_DRAIN_POLL_SECONDS = 0.02
+
+
+class ServerRuntime:
+    """`start`, then `stop`; in between it serves. Not to be used twice."""
+
+    def __init__(self, config: SidecarConfig, options: ServerOptions) -> None:
+        self._config = config
+        self._options = options
+        self._socket_path = options.socket_path.absolute()
+        self._side_path = Path(side_socket_path(str(self._socket_path)))
+        self._worker = Worker()
+        self._servers: list[grpc.aio.Server] = []
+        self._bound: dict[Path, tuple[int, int]] = {}
+        self._ends = contextlib.AsyncExitStack()
+        self._hurry = asyncio.Event()
+        self.tcp_port: int | None = None
+
+    async def start(self) -> None:
+        """Serves when it returns; health says NOT_SERVING until then.
+
+        Raises:
+            WrongState: a live server has the socket.
+            HisparseError: the sidecar cannot be made, or an address not be bound.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._ends.aclose()
+            raise
+
+    async def _start(self) -> None:
+        self._ends.callback(self._worker.close)
+        step_ends, limits = StepEnds(), self._options.limits
+        sidecar = await self._worker.run(lambda: Sidecar(self._config))
+        self._shared = SharedSidecar(sidecar, Clients(limits), step_ends.notify)
+        self._ends.push_async_callback(self._worker.run, self._shared.close)
+        self._gate = Gate(self._shared, self._worker, step_ends)
+        self._servicers = Servicers(self._gate, _server_info(self._config, limits))
+        await self._servicers.set_serving(False)
+        self._bind()
+        self._ends.callback(self._remove_sockets)
+        self._ends.push_async_callback(self._side.stop)
+        for server in self._servers:
+            await server.start()
+        self._side.start(self._gate)
+        self._idle_check = asyncio.ensure_future(self._abort_idle_steps())
+        self._ends.callback(self._idle_check.cancel)
+        await self._servicers.set_serving(True)
+
+    def _bind(self) -> None:
+        limits, tcp = self._options.limits, self._options.tcp
+        with claimed(self._socket_path, self._side_path):
+            self._servers = [unix_server(self._socket_path, self._servicers, limits)]
+            self._side = SideSocket(self._side_path)
+            self._bound = {path: identity(path) for path in (self._socket_path, self._side_path)}
+        if tcp is not None:
+            server, self.tcp_port = tcp_server(tcp, self._servicers, limits)
+            self._servers.append(server)
+
+    async def stop(self, drain_seconds: float | None = None) -> None:
+        """Drains, frees everything and removes the sockets.
+
+        Health flips first; nothing new begins; open steps and calls may end within the time, then
+        they are cancelled. `hurry` cuts the wait short.
+
+        Args:
+            drain_seconds: default: that of the limits.
+        """
+        seconds = self._options.limits.drain_seconds if drain_seconds is None else drain_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
+        await self._servicers.set_serving(False)
+        self._gate.draining.set()
+        await self._wait_for_steps(deadline)
+        self._gate.streams_end.set()
+        await self._stop_servers(deadline)
+        await self._ends.aclose()
+
+    def hurry(self) -> None:
+        """Makes a `stop` that waits go on at once."""
+        self._hurry.set()
+
+    async def _wait_for_steps(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        while self._shared.has_open_step() and loop.time() < deadline and not self._hurry.is_set():
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+
+    async def _stop_servers(self, deadline: float) -> None:
+        grace = max(0.0, deadline - asyncio.get_running_loop().time())
+        stopping = [asyncio.ensure_future(server.stop(grace)) for server in self._servers]
+        hurried = asyncio.ensure_future(self._hurry.wait())
+        stopped = asyncio.gather(*stopping)
+        await asyncio.wait((stopped, hurried), return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if not stopped.done():
+            await asyncio.gather(*(server.stop(0) for server in self._servers))
+        await stopped
+
+    async def _abort_idle_steps(self) -> None:
+        limit = self._options.limits.max_step_idle_seconds
+        while True:
+            await asyncio.sleep(limit / 4)
+            await self._worker.run(lambda: self._shared.abort_idle_step(limit))
+
+    def _remove_sockets(self) -> None:
+        for path, bound in self._bound.items():
+            remove_own(path, bound)
+
+
+def _server_info(config: SidecarConfig, limits: Limits) -> sidecar_pb2.GetServerInfoResponse:
+    return sidecar_pb2.GetServerInfoResponse(
+        version=version("hisparse-sidecar"),
+        core_version=core_version(),
+        backend="reference",
+        config=encode_config(config),
+        row_sizes=sidecar_pb2.RowSizes(
+            kv_row_bytes=config.kv.row_bytes,
+            index_row_bytes=config.index.row_bytes,
+            query_dim=config.kv.query_dim,
+            latent_dim=config.kv.latent_dim,
+            page_tokens=PAGE_TOKENS,
+        ),
+        limits=sidecar_pb2.Limits(
+            max_region_bytes=limits.max_region_bytes,
+            max_regions=limits.max_regions,
+            max_message_bytes=limits.max_message_bytes,
+            max_call_seconds=limits.max_call_seconds,
+            max_step_idle_seconds=limits.max_step_idle_seconds,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The servicers: each method decodes, calls and encodes, and holds no logic."""

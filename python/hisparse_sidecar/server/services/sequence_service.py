@@ -1,0 +1,80 @@
+"""SequenceService: the life of a sequence."""
+
+# ruff: noqa: D102, N802 - names and contracts of the methods are those of the proto
+
+from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sequence_pb2_grpc
+from hisparse_sidecar.server.clients import Client
+from hisparse_sidecar.server.gate import Gate
+from hisparse_sidecar.server.grpc_types import Context
+from hisparse_sidecar.stats import TierBytes
+from hisparse_sidecar.wire.selections import decode_selection
+from hisparse_sidecar.wire.stats import encode_tier_bytes
+
+
+class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
+    """See sequence.proto."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._shared = gate.shared
+
+    async def OpenSequence(
+        self, request: sequence_pb2.OpenSequenceRequest, context: Context
+    ) -> sequence_pb2.OpenSequenceResponse:
+        self._gate.refuse_if_draining()
+        selection = self._shared.sidecar.config.selection
+        if request.HasField("selection"):
+            selection = decode_selection(request.selection, selection)
+
+        def open_sequence(caller: Client | None) -> int:
+            return self._shared.open(
+                caller,
+                request.prompt_tokens,
+                request.max_new_tokens,
+                selection=selection,
+                hot_slots=request.hot_slots if request.HasField("hot_slots") else None,
+                window_blocks=request.window_blocks if request.HasField("window_blocks") else None,
+            )
+
+        sequence = await self._gate.call(context, open_sequence, self._shared.close_sequence)
+        return sequence_pb2.OpenSequenceResponse(sequence_id=sequence)
+
+    async def ForkSequence(
+        self, request: sequence_pb2.ForkSequenceRequest, context: Context
+    ) -> sequence_pb2.ForkSequenceResponse:
+        self._gate.refuse_if_draining()
+
+        def fork(caller: Client | None) -> int:
+            return self._shared.fork(
+                caller, request.sequence_id, request.length_tokens, request.max_new_tokens
+            )
+
+        child = await self._gate.call(context, fork, self._shared.close_sequence)
+        return sequence_pb2.ForkSequenceResponse(sequence_id=child)
+
+    async def TruncateSequence(
+        self, request: sequence_pb2.TruncateSequenceRequest, context: Context
+    ) -> sequence_pb2.TruncateSequenceResponse:
+        def truncate(caller: Client | None) -> None:
+            self._shared.truncate(caller, request.sequence_id, request.length_tokens)
+
+        await self._gate.call(context, truncate)
+        return sequence_pb2.TruncateSequenceResponse()
+
+    async def GetSequenceBytes(
+        self, request: sequence_pb2.GetSequenceBytesRequest, context: Context
+    ) -> sequence_pb2.GetSequenceBytesResponse:
+        def tier_bytes(caller: Client | None) -> TierBytes:
+            return self._shared.tier_bytes(caller, request.sequence_id)
+
+        held = await self._gate.call(context, tier_bytes)
+        return sequence_pb2.GetSequenceBytesResponse(held=encode_tier_bytes(held))
+
+    async def CloseSequence(
+        self, request: sequence_pb2.CloseSequenceRequest, context: Context
+    ) -> sequence_pb2.CloseSequenceResponse:
+        def close(caller: Client | None) -> None:
+            self._shared.close_sequence(caller, request.sequence_id)
+
+        await self._gate.call(context, close)
+        return sequence_pb2.CloseSequenceResponse()

@@ -1,0 +1,26 @@
+"""SidecarService: what the server is and what it holds."""
+
+# ruff: noqa: D102, N802 - names and contracts of the methods are those of the proto
+
+from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2, sidecar_pb2_grpc
+from hisparse_sidecar.server.gate import Gate
+from hisparse_sidecar.server.grpc_types import Context
+from hisparse_sidecar.wire.stats import encode_stats
+
+
+class SidecarServicer(sidecar_pb2_grpc.SidecarServiceServicer):
+    """See sidecar.proto."""
+
+    def __init__(self, gate: Gate, server_info: sidecar_pb2.GetServerInfoResponse) -> None:
+        self._gate = gate
+        self._server_info = server_info
+
+    async def GetServerInfo(
+        self, request: sidecar_pb2.GetServerInfoRequest, context: Context
+    ) -> sidecar_pb2.GetServerInfoResponse:
+        return self._server_info
+
+    async def GetStats(
+        self, request: sidecar_pb2.GetStatsRequest, context: Context
+    ) -> sidecar_pb2.GetStatsResponse:
+        return encode_stats(await self._gate.worker.run(self._gate.shared.sidecar.stats))

@@ -1,0 +1,200 @@
+"""One sidecar for many clients: each sees what it owns. Used by the worker thread only."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
+from hisparse_sidecar.server.clients import Client, Clients
+from hisparse_sidecar.sidecar import Sidecar
+from hisparse_sidecar.stats import TierBytes
+from hisparse_sidecar.step import StepKind
+from hisparse_sidecar.wire.errors import NotOwner
+
+
+class StepTaken(Exception):  # noqa: N818 - not an error: the caller waits for its turn
+    """Another client's step is open; the sidecar has one at a time."""
+
+
+@dataclass
+class _OpenStep:
+    number: int
+    client: Client
+    last_used: float  # of the monotonic clock, in seconds
+
+
+class SharedSidecar:
+    """The methods of `Sidecar`, for a caller: a client, or None for a connectionless one.
+
+    A sequence belongs to the caller that opened or forked it. What no client opened is everyone's.
+    """
+
+    def __init__(self, sidecar: Sidecar, clients: Clients, on_step_end: Callable[[], None]) -> None:
+        self.sidecar = sidecar
+        self.clients = clients
+        self._on_step_end = on_step_end
+        self._owner_of_sequence: dict[int, Client] = {}
+        self._step: _OpenStep | None = None
+
+    # -- sequences ----------------------------------------------------------------------------
+
+    def open(
+        self,
+        caller: Client | None,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        *,
+        selection: SelectionConfig | None,
+        hot_slots: int | None,
+        window_blocks: int | None,
+    ) -> int:
+        """See `Sidecar.open`."""
+        sequence = self.sidecar.open(
+            prompt_tokens,
+            max_new_tokens,
+            selection=selection,
+            hot_slots=hot_slots,
+            window_blocks=window_blocks,
+        )
+        return self._own(caller, sequence)
+
+    def fork(self, caller: Client | None, sequence: int, length: int, max_new_tokens: int) -> int:
+        """See `Sidecar.fork`; StepTaken while another client's step is open."""
+        self._check_owner(caller, sequence)
+        self._check_turn(caller)
+        return self._own(caller, self.sidecar.fork(sequence, length, max_new_tokens))
+
+    def truncate(self, caller: Client | None, sequence: int, length: int) -> None:
+        """See `Sidecar.truncate`; StepTaken while another client's step is open."""
+        self._check_owner(caller, sequence)
+        self._check_turn(caller)
+        self.sidecar.truncate(sequence, length)
+
+    def close_sequence(self, caller: Client | None, sequence: int) -> None:
+        """See `Sidecar.close_sequence`."""
+        self._check_owner(caller, sequence)
+        self.sidecar.close_sequence(sequence)
+        owner = self._owner_of_sequence.pop(sequence, None)
+        if owner is not None:
+            owner.sequences.discard(sequence)
+
+    def tier_bytes(self, caller: Client | None, sequence: int) -> TierBytes:
+        """See `Sidecar.tier_bytes`."""
+        self._check_owner(caller, sequence)
+        return self.sidecar.tier_bytes(sequence)
+
+    def _own(self, caller: Client | None, sequence: int) -> int:
+        if caller is not None:
+            caller.sequences.add(sequence)
+            self._owner_of_sequence[sequence] = caller
+        return sequence
+
+    def _check_owner(self, caller: Client | None, sequence: int) -> None:
+        owner = self._owner_of_sequence.get(sequence)
+        if owner is not None and owner is not caller:
+            found = caller or "connectionless"
+            raise NotOwner(f"sequence {sequence} belongs to {owner}, the caller is {found}")
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def begin_step(
+        self,
+        client: Client,
+        rows: Sequence[tuple[int, int]],
+        kind: StepKind,
+        padded_rows: int | None,
+    ) -> int:
+        """See `Sidecar.begin_step`; returns the step's number. StepTaken as for `fork`."""
+        for sequence, _ in rows:
+            self._check_owner(client, sequence)
+        self._check_turn(client)
+        step = self.sidecar.begin_step(rows, kind, padded_rows=padded_rows)
+        self._step = _OpenStep(step.number, client, time.monotonic())
+        return step.number
+
+    def run_layer(
+        self, client: Client, number: int, layer: int, inputs: LayerInputs
+    ) -> LayerOutputs:
+        """See `Sidecar.run_layer`."""
+        step = self.open_step(client, number)
+        try:
+            return self.sidecar.run_layer(layer, inputs)
+        finally:
+            step.last_used = time.monotonic()
+
+    def commit_step(self, client: Client, number: int) -> None:
+        """See `Sidecar.commit_step`."""
+        self.open_step(client, number)
+        self.sidecar.commit_step()
+        self._end_step()
+
+    def abort_step(self, client: Client, number: int) -> None:
+        """See `Sidecar.abort_step`."""
+        self.open_step(client, number)
+        self._abort()
+
+    def abort_any_step(self, client: Client) -> None:
+        """Aborts the client's step if it has one open."""
+        if self._step is not None and self._step.client is client:
+            self._abort()
+
+    def abort_idle_step(self, max_idle_seconds: float) -> None:
+        """Aborts a step that no call has used for longer."""
+        if self._step and time.monotonic() - self._step.last_used > max_idle_seconds:
+            self._abort()
+
+    def has_open_step(self) -> bool:
+        """Whether a step of any client is open."""
+        return self._step is not None
+
+    def open_step(self, client: Client, number: int) -> _OpenStep:
+        """The step `number` of the client.
+
+        Raises:
+            WrongState: it is not open.
+            NotOwner: it is another client's.
+        """
+        step = self._step
+        if step is None or step.number != number:
+            found = (
+                "no step" if step is None or step.client is not client else f"step {step.number}"
+            )
+            raise WrongState(f"step {number} is not open, {client} has {found} open")
+        if step.client is not client:
+            raise NotOwner(f"step {number} belongs to {step.client}, the caller is {client}")
+        return step
+
+    def _check_turn(self, caller: Client | None) -> None:
+        # its own open step is for the sidecar to refuse
+        if self._step is not None and self._step.client is not caller:
+            raise StepTaken
+
+    def _abort(self) -> None:
+        try:
+            self.sidecar.abort_step()
+        finally:
+            self._end_step()
+
+    def _end_step(self) -> None:
+        self._step = None
+        self._on_step_end()
+
+    # -- the end of a client ------------------------------------------------------------------
+
+    def disconnect(self, client: Client) -> None:
+        """Frees what the client owns: its open step, its sequences, its regions."""
+        with ExitStack() as frees:  # last pushed runs first, and all run
+            frees.callback(self.clients.disconnect, client)
+            for sequence in list(client.sequences):
+                frees.callback(self.close_sequence, client, sequence)
+            frees.callback(self.abort_any_step, client)
+
+    def close(self) -> None:
+        """Frees everything, then the sidecar itself."""
+        with ExitStack() as frees:
+            frees.callback(self.sidecar.close)
+            for client in self.clients.connected():
+                frees.callback(self.disconnect, client)

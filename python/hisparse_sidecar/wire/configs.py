@@ -1,0 +1,69 @@
+"""SidecarConfig as a message, and back."""
+
+from typing import cast
+
+from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2
+from hisparse_sidecar.config import Backend, ModelShape, SelectionConfig, SidecarConfig
+from hisparse_sidecar.wire.selections import decode_selection, encode_selection
+
+_PLAIN = (
+    "host_pages",
+    "max_sequences",
+    "kv_layout",
+    "index_layout",
+    "device",
+    "backend",
+    "window_blocks",
+    "max_step_rows",
+    "stage_rows",
+    "block_tokens",
+    "max_logits_bytes",
+    "huge_pages",
+    "numa_node",
+)
+
+
+def encode_config(config: SidecarConfig) -> sidecar_pb2.SidecarConfig:
+    """The configuration, with its default hot slots resolved."""
+    model = config.model
+    return sidecar_pb2.SidecarConfig(
+        model=sidecar_pb2.ModelShape(
+            num_layers=model.num_layers,
+            anchor_of=model.anchor_of,
+            index_heads=model.index_heads,
+            topk=model.topk,
+            softmax_scale=model.softmax_scale,
+        ),
+        hot_slots=config.default_hot_slots,
+        selection=encode_selection(config.selection),
+        **{name: getattr(config, name) for name in _PLAIN},
+    )
+
+
+def decode_config(message: sidecar_pb2.SidecarConfig) -> SidecarConfig:
+    """The configuration that `encode_config` was given."""
+    model = message.model
+    return SidecarConfig(
+        model=ModelShape(
+            num_layers=model.num_layers,
+            anchor_of=tuple(model.anchor_of),
+            index_heads=model.index_heads,
+            topk=model.topk,
+            softmax_scale=model.softmax_scale,
+        ),
+        host_pages=message.host_pages,
+        max_sequences=message.max_sequences,
+        kv_layout=message.kv_layout,
+        index_layout=message.index_layout,
+        device=message.device,
+        backend=cast(Backend, message.backend),
+        hot_slots=message.hot_slots,
+        window_blocks=message.window_blocks,
+        max_step_rows=message.max_step_rows,
+        stage_rows=message.stage_rows,
+        block_tokens=message.block_tokens,
+        max_logits_bytes=message.max_logits_bytes,
+        selection=decode_selection(message.selection, SelectionConfig()),
+        huge_pages=message.huge_pages,
+        numa_node=message.numa_node if message.HasField("numa_node") else None,
+    )
