@@ -13,7 +13,7 @@ class Tolerance:
 
 
 TOLERANCES = {
-    torch.float32: Tolerance(2e-5, 2e-5, 1e-10),
+    torch.float32: Tolerance(2e-5, 2e-5, 1e-8),
     torch.bfloat16: Tolerance(1e-3, 2.01 / 128, 5e-6),
     torch.float16: Tolerance(5e-4, 2.01 / 1024, 1e-6),
 }

@@ -27,19 +27,21 @@ def score_keys(
         key_scale: [T] fp32, None = all 1.
         out: [n, T] fp32.
     """
-    heads = index_q.shape[1]
-    key_step = min(keys.shape[0], max(KEY_ALIGN, _align(_TILE_DOTS // (heads * index_q.shape[0]))))
-    row_step = max(1, _TILE_DOTS // (heads * max(key_step, 1)))
+    rows, heads, _ = index_q.shape
+    if not rows or not keys.shape[0]:
+        return
+    key_step = min(keys.shape[0], max(KEY_ALIGN, _align(_TILE_DOTS // (heads * rows))))
+    row_step = max(1, _TILE_DOTS // (heads * key_step))
     dots = keys.new_empty(max(row_step * heads, _MIN_GEMM_ROWS) * key_step)
-    for row in range(0, index_q.shape[0], row_step):
-        rows = slice(row, row + row_step)
+    for row in range(0, rows, row_step):
+        some = slice(row, row + row_step)
         for key in range(0, keys.shape[0], key_step):
             tile = keys[key : key + key_step]
-            terms = relu_dots(index_q[rows], tile, dots).mul_(index_weights[rows, :, None])
+            terms = relu_dots(index_q[some], tile, dots).mul_(index_weights[some, :, None])
             scores = halving_sum(terms)
             if key_scale is not None:
                 scores = scores.mul_(key_scale[key : key + key_step])
-            out[rows, key : key + key_step] = scores
+            out[some, key : key + key_step] = scores
 
 
 def relu_dots(index_q: torch.Tensor, keys: torch.Tensor, dots: torch.Tensor) -> torch.Tensor:

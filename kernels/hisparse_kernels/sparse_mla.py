@@ -4,7 +4,7 @@ import torch
 
 from hisparse_kernels.kv_rows import unpack_kv_rows_ref
 from hisparse_kernels.layouts import KvLayout
-from hisparse_kernels.shapes import Shapes
+from hisparse_kernels.shapes import Shapes, check_at_least
 
 _CHUNK_ROWS = 32
 # odd small matrices may take a kernel whose order of summation depends on the number of rows
@@ -41,6 +41,7 @@ def sparse_mla(
     shapes.check("query", query, "rows heads query_dim", *floats)
     shapes.check("kv_rows", kv_rows, "num_rows row_bytes", torch.uint8)
     shapes.check("row_ids", row_ids, "rows topk", torch.int32)
+    check_at_least("topk", row_ids.shape[1], 1)
     if sink is not None:
         shapes.check("sink", sink, "heads", torch.float32)
     if valid_counts is not None:

@@ -16,7 +16,9 @@ from hisparse_kernels.layouts import INDEX_LAYOUTS, IndexLayout, index_layout
 LAYOUTS = pytest.mark.parametrize("layout", INDEX_LAYOUTS.values(), ids=INDEX_LAYOUTS.keys())
 
 
-@pytest.mark.parametrize(("name", "row_bytes", "page_bytes"), [("fp8", 132, 8448), ("fp32", 512, 32768)])
+@pytest.mark.parametrize(
+    ("name", "row_bytes", "page_bytes"), [("fp8", 132, 8448), ("fp32", 512, 32768)]
+)
 def test_layout_has_the_documented_size(name: str, row_bytes: int, page_bytes: int) -> None:
     layout = index_layout(name)
 
@@ -37,7 +39,9 @@ def test_fp8_row_is_codes_then_the_plain_scale() -> None:
 def test_fp32_row_is_the_key() -> None:
     keys = torch.randn(5, 128)
 
-    assert_bits_equal(unpack_index_rows(pack_index_rows(keys, index_layout("fp32")), index_layout("fp32")), keys)
+    assert_bits_equal(
+        unpack_index_rows(pack_index_rows(keys, index_layout("fp32")), index_layout("fp32")), keys
+    )
 
 
 def test_every_finite_e4m3_code_survives_unpack_and_pack() -> None:
