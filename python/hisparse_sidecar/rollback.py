@@ -2,9 +2,10 @@
 
 import torch
 
-from hisparse_kernels.resolve import SlotRanges
+from hisparse_kernels.resolve import SlotRanges, SlotState
 from hisparse_sidecar._core import SequenceRanges
 from hisparse_sidecar.index_keys import Tiers
+from hisparse_sidecar.step import Step
 
 
 def roll_back(tiers: Tiers, sequence: int, length: int) -> None:
@@ -17,6 +18,26 @@ def roll_back(tiers: Tiers, sequence: int, length: int) -> None:
         tiers.ops.release_items(tiers.device.hot[group], hot, 0, length)
         tiers.ops.release_items(tiers.device.window[group], window, 0, first_block)
     resum_open_blocks(tiers, ranges, tiers.manager.host_pages(sequence), length)
+
+
+def forget_touched(tiers: Tiers, step: Step) -> None:
+    """Frees every slot that an aborted step touched: its copies may be in some layers only."""
+    for member in step.sequences:
+        ranges = member.ranges
+        for group in range(len(tiers.config.model.anchors)):
+            hot, window = tiers.device.hot[group], tiers.device.window[group]
+            slots = slice(ranges.slot_base, ranges.slot_base + ranges.slot_count)
+            _free_since(hot, slots, ranges.token_table_base, step.stream_stamp)
+            slots = slice(ranges.window_base, ranges.window_base + ranges.window_count)
+            _free_since(window, slots, ranges.block_table_base, step.stream_stamp)
+
+
+def _free_since(state: SlotState, slots: slice, table_base: int, stamp: int) -> None:
+    items, stamps = state.slot_item[slots], state.slot_stamp[slots]
+    touched = stamps >= stamp
+    state.slot_table[table_base + items[touched].long()] = -1
+    items.masked_fill_(touched, -1)
+    stamps.masked_fill_(touched, -1)
 
 
 def resum_open_blocks(

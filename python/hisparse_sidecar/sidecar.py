@@ -19,7 +19,7 @@ from hisparse_sidecar.index_keys import Tiers
 from hisparse_sidecar.integrity import check_sequence
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.pipeline import LayerPipeline
-from hisparse_sidecar.rollback import resum_open_blocks, roll_back
+from hisparse_sidecar.rollback import forget_touched, resum_open_blocks, roll_back
 from hisparse_sidecar.stats import GroupTraffic, SidecarStats, TierBytes, add_tier_bytes, tier_bytes
 from hisparse_sidecar.step import Step, StepKind, StepSequence, build_step
 
@@ -229,6 +229,7 @@ class Sidecar:
         step = self._open_step("abort")
         self._step = None
         self._steps_aborted += 1
+        forget_touched(self._tiers, step)
         for member in step.sequences:
             roll_back(self._tiers, member.handle, member.start)
 

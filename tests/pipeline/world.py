@@ -148,7 +148,7 @@ class PlainDsa:
         for row in range(rows):
             visible = scores[row, : length - rows + row + 1]
             count = min(self.config.model.topk, visible.numel())
-            positions[row, :count] = visible.topk(count).indices.sort().values.int()
+            positions[row, :count] = _best(visible, count)
         return positions
 
     def _attend(self, inputs: LayerInputs, kv: torch.Tensor, topk: torch.Tensor) -> LayerOutputs:
@@ -159,3 +159,8 @@ class PlainDsa:
             lse.append(logits.logsumexp(-1))
             out.append(logits.softmax(-1) @ keys[:, : self.config.kv.latent_dim])
         return LayerOutputs(torch.stack(out).float(), torch.stack(lse).float(), topk)
+
+
+def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Positions of the `count` largest, ascending; ReLU makes ties, of which the lowest win."""
+    return scores.sort(descending=True, stable=True).indices[:count].sort().values.int()

@@ -48,8 +48,8 @@ class SelectionQuery:
         )
 
     def with_heads(self, heads: torch.Tensor) -> "SelectionQuery":
-        """The same query with only `heads` [rows, n] int32 of each row."""
-        picked = heads.long()
+        """The same query with only `heads` [rows, n] int32 of each row; -1 in padding rows."""
+        picked = heads.clamp(min=0).long()
         width = picked[:, :, None].expand(-1, -1, self.index_q.shape[-1])
         index_q = (
             self.index_q.view(torch.uint8) if self.index_q.element_size() == 1 else self.index_q
