@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+import torch
 
 from hisparse_kernels import (
     block_topm,
@@ -19,7 +20,9 @@ from hisparse_kernels import (
     topk,
 )
 
-_Op = Callable[..., Any]
+_Op = Callable[..., torch.Tensor]
+_InPlaceOp = Callable[..., None]
+_PairOp = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,12 @@ class Ops:
     unpack_kv_rows: _Op
     pack_index_rows: _Op
     unpack_index_rows: _Op
-    write_index_rows: _Op
+    write_index_rows: _InPlaceOp
     read_index_rows: _Op
-    quantize_index_q: _Op
-    append_pooled_keys: _Op
-    rebuild_pooled_keys: _Op
-    resum_open_blocks: _Op
+    quantize_index_q: _PairOp
+    append_pooled_keys: _InPlaceOp
+    rebuild_pooled_keys: _InPlaceOp
+    resum_open_blocks: _InPlaceOp
     index_logits: _Op
     paged_index_logits: _Op
     block_topm: _Op
@@ -44,11 +47,11 @@ class Ops:
     candidate_positions: _Op
     route_heads: _Op
     resolve: _Op
-    release_items: _Op
-    swap_in: _Op
-    swap_in_blocks: _Op
-    spill: _Op
-    sparse_mla: _Op
+    release_items: _InPlaceOp
+    swap_in: _InPlaceOp
+    swap_in_blocks: _InPlaceOp
+    spill: _InPlaceOp
+    sparse_mla: _PairOp
 
 
 def reference_ops() -> Ops:

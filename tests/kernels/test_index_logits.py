@@ -1,8 +1,8 @@
 import pytest
 import torch
+
 from accuracy import assert_bits_equal, assert_near
 from cases import PAGE_EDGES, naive_scores, paged_keys, queries
-
 from hisparse_kernels.index_logits import index_logits, paged_index_logits
 from hisparse_kernels.index_rows import pack_index_rows, quantize_index_q, unpack_index_rows
 from hisparse_kernels.layouts import INDEX_LAYOUTS, IndexLayout, index_layout

@@ -1,8 +1,8 @@
 import pytest
 import torch
+
 from accuracy import assert_bits_equal
 from cases import NAN_BYTE
-
 from hisparse_kernels.index_rows import (
     pack_index_rows,
     quantize_index_q,

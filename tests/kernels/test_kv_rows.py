@@ -1,7 +1,7 @@
 import pytest
 import torch
-from accuracy import assert_bits_equal
 
+from accuracy import assert_bits_equal
 from hisparse_kernels.kv_rows import pack_kv_rows, unpack_kv_rows
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout, kv_layout
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+
 from accuracy import assert_bits_equal, assert_near
 from cases import PagedKeys, naive_scores, paged_keys, queries
-
 from hisparse_kernels.index_logits import paged_index_logits
 from hisparse_kernels.layouts import INDEX_LAYOUTS, PAGE_TOKENS, IndexLayout, index_layout
 from hisparse_kernels.refine_logits import refine_logits

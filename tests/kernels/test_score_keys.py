@@ -1,8 +1,8 @@
 import pytest
 import torch
+
 from accuracy import assert_bits_equal, assert_near
 from cases import naive_scores, queries
-
 from hisparse_kernels.score_keys import halving_sum, score_keys
 
 HEADS = [1, 2, 3, 7, 8, 31, 32, 64, 128]

@@ -1,8 +1,8 @@
 import pytest
 import torch
+
 from accuracy import Tolerance, assert_bits_equal, assert_near
 from cases import NAN_BYTE
-
 from hisparse_kernels.kv_rows import pack_kv_rows, unpack_kv_rows
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout, kv_layout
 from hisparse_kernels.sparse_mla import sparse_mla
