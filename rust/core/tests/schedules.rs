@@ -1,1 +1,166 @@
+//! Interleavings of the manager's calls, explored by shuttle.
+//!
+//! `cargo test -p hisparse-core --features shuttle --test schedules`; with that feature the locks
+//! work inside of shuttle only, so no other test may be run with it.
 
+mod support;
+
+use std::ops::Range;
+
+use hisparse_core::sync::Arc;
+use hisparse_core::{Error, ErrorKind, SequenceHandle};
+use shuttle::thread;
+use support::{DEVICE, Host, SHAPE};
+
+const ITERATIONS: usize = 1500;
+const FIRST_MARK: u64 = 1 << 32;
+const OWN_MARK: u64 = 2 << 32;
+
+/// Runs `threads` to their ends in many orders, then checks that nothing is lost or held.
+fn explore(threads: &'static [fn(&Host, SequenceHandle)]) {
+    let body = move || {
+        let host = Arc::new(Host::new());
+        let shared = host.manager.open_sequence(130, 60, DEVICE).expect("an empty pool");
+        host.manager.append(shared, 130).expect("admitted");
+        mark_tokens(&host, shared, 0..130, FIRST_MARK);
+        let spawn = |&work: &fn(&Host, SequenceHandle)| {
+            let host = Arc::clone(&host);
+            thread::spawn(move || {
+                work(&host, shared);
+                host.manager.check_integrity().expect("sound after every thread");
+            })
+        };
+        let running: Vec<_> = threads.iter().map(spawn).collect();
+        for thread in running {
+            thread.join().expect("no thread panics");
+        }
+        if let Err(error) = host.manager.close(shared) {
+            assert_eq!(error.kind(), ErrorKind::StaleHandle);
+        }
+        let stats = host.manager.stats().expect("nobody has panicked");
+        assert_eq!(stats.host_pages_free, u64::from(SHAPE.num_pages), "pages leaked: {stats:?}");
+        assert_eq!(stats.slots_used + stats.window_slots_used + stats.state_rows_used, 0);
+        assert_eq!(stats.opened + stats.forked, stats.closed);
+    };
+    shuttle::check_random(body, ITERATIONS);
+    shuttle::check_pct(body, ITERATIONS, 3);
+}
+
+/// Writes `mark + position` to every tenth row.
+fn mark_tokens(host: &Host, sequence: SequenceHandle, positions: Range<u32>, mark: u64) {
+    let pages = host.manager.host_pages(sequence).expect("the caller keeps it open");
+    for position in positions.step_by(10) {
+        host.write_token(&pages, position, mark + u64::from(position));
+    }
+}
+
+fn check_tokens(host: &Host, sequence: SequenceHandle, positions: Range<u32>, mark: u64) {
+    let pages = host.manager.host_pages(sequence).expect("the caller keeps it open");
+    for position in positions.step_by(10) {
+        assert_eq!(host.read_token(&pages, position), mark + u64::from(position));
+    }
+}
+
+fn is_full(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::HostPoolFull | ErrorKind::DeviceArenaFull)
+}
+
+fn open_append_close(host: &Host, _shared: SequenceHandle) {
+    let own = match host.manager.open_sequence(200, 100, DEVICE) {
+        Ok(own) => own,
+        Err(error) => return assert!(is_full(&error), "{error}"),
+    };
+    assert_eq!(host.manager.append(own, 200), Ok(0), "an admitted append never fails");
+    mark_tokens(host, own, 0..200, OWN_MARK);
+    assert_eq!(host.manager.append(own, 100), Ok(200), "an admitted append never fails");
+    check_tokens(host, own, 0..200, OWN_MARK);
+    host.manager.close(own).expect("only this thread knows it");
+}
+
+fn close_shared(host: &Host, shared: SequenceHandle) {
+    if let Err(error) = host.manager.close(shared) {
+        assert_eq!(error.kind(), ErrorKind::StaleHandle);
+    }
+}
+
+fn append_shared(host: &Host, shared: SequenceHandle) {
+    for _ in 0..2 {
+        if let Err(error) = host.manager.append(shared, 1) {
+            assert_eq!(error.kind(), ErrorKind::StaleHandle);
+        }
+    }
+}
+
+fn fork_shared(host: &Host, shared: SequenceHandle) {
+    match host.manager.fork(shared, 100, 100, DEVICE) {
+        Ok(fork) => {
+            assert_eq!(host.manager.append(fork, 100), Ok(100), "an admitted append never fails");
+            mark_tokens(host, fork, 100..200, OWN_MARK);
+            check_tokens(host, fork, 0..100, FIRST_MARK);
+            host.manager.close(fork).expect("only this thread knows it");
+        }
+        Err(Error::OutOfRange { found: 100, .. }) => {} // the parent has been rolled back already
+        Err(error) => assert!(error.kind() == ErrorKind::StaleHandle || is_full(&error)),
+    }
+}
+
+fn roll_shared_back(host: &Host, shared: SequenceHandle) {
+    match host.manager.truncate(shared, 30) {
+        Ok(()) => match host.manager.append(shared, 50) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), ErrorKind::StaleHandle),
+        },
+        Err(error) => assert!(error.kind() == ErrorKind::StaleHandle || is_full(&error)),
+    }
+}
+
+/// Writes new rows over a page that forks may share; nobody closes the sequence meanwhile.
+fn rewrite_shared(host: &Host, shared: SequenceHandle) {
+    match host.manager.truncate(shared, 30) {
+        Ok(()) => {
+            assert!(host.manager.append(shared, 50).is_ok_and(|start| start >= 30));
+            mark_tokens(host, shared, 30..80, OWN_MARK);
+            check_tokens(host, shared, 0..30, FIRST_MARK);
+        }
+        Err(error) => assert!(is_full(&error), "{error}"),
+    }
+}
+
+fn lease_and_drop(host: &Host, _shared: SequenceHandle) {
+    match host.manager.lease_pages(18) {
+        Ok(lease) => assert_eq!(lease.pages().len(), 18),
+        Err(error) => assert!(is_full(&error), "{error}"),
+    }
+}
+
+#[test]
+fn opens_and_leases_compete_for_pages_and_lose_none() {
+    explore(&[open_append_close, open_append_close, lease_and_drop, lease_and_drop]);
+}
+
+#[test]
+fn a_sequence_is_closed_once_whoever_comes_first() {
+    explore(&[close_shared, close_shared, append_shared, open_append_close]);
+}
+
+#[test]
+fn forks_survive_the_end_and_the_rollback_of_their_parent() {
+    explore(&[fork_shared, fork_shared, close_shared, roll_shared_back]);
+}
+
+#[test]
+fn copies_on_write_race_with_appends_and_leases() {
+    explore(&[fork_shared, rewrite_shared, append_shared, lease_and_drop]);
+}
+
+#[test]
+fn a_lease_may_be_dropped_while_the_manager_goes() {
+    let body = || {
+        let host = Host::new();
+        let lease = host.manager.lease_pages(3).expect("an empty pool");
+        let dropper = thread::spawn(move || drop(lease));
+        drop(host);
+        dropper.join().expect("dropping a lease never panics");
+    };
+    shuttle::check_random(body, ITERATIONS);
+}
