@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.pipeline.world import Rows, prefill, random_rows, run_step, small_config
 
 from hisparse_sidecar import LayerInputs, ModelShape, Sidecar
 from hisparse_sidecar.config import SelectionConfig
@@ -16,6 +15,7 @@ from hisparse_sidecar.errors import (
     StaleHandle,
     UnknownSequence,
 )
+from tests.pipeline.world import Rows, prefill, random_rows, run_step, small_config
 
 Change = Callable[[LayerInputs], LayerInputs]
 

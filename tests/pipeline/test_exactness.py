@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+
+from hisparse_sidecar import Sidecar
+from hisparse_sidecar.config import SelectionConfig
 from tests.pipeline.world import (
     FLAT,
     INDEX_HEADS,
@@ -14,9 +17,6 @@ from tests.pipeline.world import (
     run_step,
     small_config,
 )
-
-from hisparse_sidecar import Sidecar
-from hisparse_sidecar.config import SelectionConfig
 
 LAYOUTS = [("fp32", "fp32"), ("fp8_ds_mla", "fp8"), ("bf16", "fp8"), ("fp8", "fp32")]
 

@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
-from tests.pipeline.world import PlainDsa, Rows, random_rows, run_step, small_config
 
 from hisparse_sidecar import Sidecar
 from hisparse_sidecar.errors import HisparseError
+from tests.pipeline.world import PlainDsa, Rows, random_rows, run_step, small_config
 
 
 @pytest.mark.parametrize("seed", range(4))

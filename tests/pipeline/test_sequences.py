@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+
+from hisparse_sidecar import HisparseError, Sidecar
+from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.errors import WrongState
 from tests.pipeline.world import (
     FLAT,
     HISA,
@@ -13,10 +17,6 @@ from tests.pipeline.world import (
     run_step,
     small_config,
 )
-
-from hisparse_sidecar import HisparseError, Sidecar
-from hisparse_sidecar.config import SelectionConfig
-from hisparse_sidecar.errors import WrongState
 
 
 @pytest.mark.parametrize("selection", [FLAT, HISA])
