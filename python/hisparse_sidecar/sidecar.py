@@ -137,6 +137,7 @@ class Sidecar:
         Raises:
             UnknownSequence, StaleHandle: no such sequence.
             InvalidArgument: `length` is beyond the sequence.
+            HostPoolFull: forks keep the pages, and too few are left to promise in their place.
             WrongState: a step is open.
         """
         self._require_no_step("truncate")
