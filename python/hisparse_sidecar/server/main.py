@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hisparse_sidecar.cli.config_file import build_config, read_values
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.config_file import build_config, read_values
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.server.options import Limits, ServerOptions, TcpOptions
 from hisparse_sidecar.server.runtime import ServerRuntime

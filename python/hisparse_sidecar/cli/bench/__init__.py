@@ -1,0 +1,1 @@
+"""The benchmark harness: suites register here, are timed here, and become CSV rows here."""

@@ -1,0 +1,1 @@
+"""The subcommands of `hisparse`, one a file."""

@@ -1,0 +1,89 @@
+"""The flags of `hisparse serve` that set fields of `SidecarConfig`."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """One flag: `--host-pages` sets `host_pages`; a dotted field lies in a nested object."""
+
+    field: str
+    kind: type
+    help: str
+
+    @property
+    def name(self) -> str:
+        return "--" + self.field.rpartition(".")[2].replace("_", "-")
+
+
+_FLAGS = {
+    "model": (
+        _Flag("model.num_layers", int, "attention layers"),
+        _Flag("model.anchor_of", list, "for each layer the layer whose selection it uses: 0,0,2,2"),
+        _Flag("model.index_heads", int, "heads of the indexer"),
+        _Flag("model.topk", int, "tokens that attention reads for each row"),
+        _Flag("model.softmax_scale", float, "factor on q . k before the softmax"),
+    ),
+    "capacity": (
+        _Flag("host_pages", int, "pages of 64 tokens in the host pool"),
+        _Flag("max_sequences", int, "sequences open at once"),
+        _Flag("hot_slots", int, "KV rows of a sequence and layer on the device (2 * topk)"),
+        _Flag(
+            "window_blocks", int, "index-key blocks of a sequence and anchor layer on the device"
+        ),
+        _Flag("max_step_rows", int, "most rows of a sequence in a decode step"),
+        _Flag("stage_rows", int, "device rows through which a prefill chunk streams"),
+        _Flag("block_tokens", int, "tokens of a block, a multiple of 64"),
+    ),
+    "layout and device": (
+        _Flag("kv_layout", str, "fp8_ds_mla, bf16, fp8 or fp32"),
+        _Flag("index_layout", str, "fp8 or fp32"),
+        _Flag("device", str, "where the device tier lives"),
+        _Flag("backend", str, "auto or reference"),
+        _Flag("huge_pages", bool, "ask for huge pages under the host pool"),
+        _Flag("numa_node", int, "bind the host pool to this NUMA node"),
+    ),
+    "default selection": (
+        _Flag("selection.index_source", str, "flat, hisa, misa, misa_dagger or given"),
+        _Flag("selection.num_kept_blocks", int, "HISA: blocks whose tokens are scored"),
+        _Flag("selection.routed_heads", int, "MISA: heads that score every token"),
+        _Flag("selection.candidates", int, "MISA-dagger: tokens that all heads rank again"),
+    ),
+}
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for each field; a flag that is not given leaves the field alone."""
+    for title, flags in _FLAGS.items():
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            _add_flag(group, flag)
+
+
+def values_of_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Nested plain values of the flags that were given, as `build_config` takes them."""
+    values: dict[str, Any] = {}
+    for flag in (flag for flags in _FLAGS.values() for flag in flags):
+        given = getattr(args, flag.field)
+        if given is None:
+            continue
+        outer, _, name = flag.field.rpartition(".")
+        target = values.setdefault(outer, {}) if outer else values
+        target[name] = given
+    return values
+
+
+def _add_flag(group: "argparse._ArgumentGroup", flag: _Flag) -> None:
+    if flag.kind is bool:
+        action = argparse.BooleanOptionalAction
+        group.add_argument(flag.name, dest=flag.field, action=action, help=flag.help)
+        return
+    kind = _parse_integers if flag.kind is list else flag.kind
+    metavar = flag.kind.__name__.upper()
+    group.add_argument(flag.name, dest=flag.field, type=kind, metavar=metavar, help=flag.help)
+
+
+def _parse_integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]

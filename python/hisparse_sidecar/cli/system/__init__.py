@@ -1,0 +1,1 @@
+"""What `hisparse info` finds out about the machine."""
