@@ -6,6 +6,8 @@ InvalidArgument, never OverflowError. Objects may be shared between threads; a c
 or copy releases the interpreter lock.
 """
 
+# ruff: noqa: N818  (an error's name says what is the matter, not that something is)
+
 from collections.abc import Sequence
 from types import TracebackType
 from typing import SupportsIndex, final
@@ -160,7 +162,7 @@ class HostLayout:
         """Byte offset of `[num_pages, 64 * index_row_bytes]` uint8, an anchor's index pages."""
 
     def pooled_offset(self, anchor: SupportsIndex) -> int:
-        """Byte offset of `[num_pages, index_row_bytes]` uint8; a block's key is at its last page."""
+        """Byte offset of `[num_pages, index_row_bytes]` uint8; a block's is at its last page."""
 
 @final
 class DeviceCapacity:

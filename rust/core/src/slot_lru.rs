@@ -74,10 +74,12 @@ impl SlotLru {
         check_range("stamp", stamp, 0, i32::MAX)?;
         check_range("protect_since", protect_since, 0, i32::MAX)?;
         let wanted = union_of(items)?;
-        let (hits, misses): (Vec<i32>, Vec<i32>) =
-            wanted.iter().partition(|item| self.slot_of.contains_key(item));
+        let (hits, misses) = self.split(&wanted);
         let victims = self.victims(&hits, misses.len(), protect_since)?;
-        self.touch(&hits, stamp);
+        for &(_, slot) in &hits {
+            self.stamps[slot] = self.stamps[slot].max(stamp);
+        }
+        let hits = hits.into_iter().map(|(item, _)| item).collect();
         let evicted = self.claim(&misses, &victims, stamp);
         let slots = items.iter().map(|&item| self.slot_of(item)).collect();
         let victims = victims.into_iter().map(slot_id).collect();
@@ -127,14 +129,31 @@ impl SlotLru {
         Ok(())
     }
 
+    /// Items that have a slot, with it, and those that have none.
+    fn split(&self, wanted: &[i32]) -> (Vec<(i32, usize)>, Vec<i32>) {
+        let (mut hits, mut misses) = (Vec::with_capacity(wanted.len()), Vec::new());
+        for &item in wanted {
+            match self.slot_of.get(&item) {
+                Some(&slot) => hits.push((item, slot)),
+                None => misses.push(item),
+            }
+        }
+        (hits, misses)
+    }
+
     /// The `count` oldest slots outside of `hits`, by `(stamp, slot)`.
-    fn victims(&self, hits: &[i32], count: usize, protect_since: i32) -> Result<Vec<usize>> {
+    fn victims(
+        &self,
+        hits: &[(i32, usize)],
+        count: usize,
+        protect_since: i32,
+    ) -> Result<Vec<usize>> {
         if count == 0 {
             return Ok(Vec::new());
         }
         let mut is_hit = vec![false; self.items.len()];
-        for item in hits {
-            is_hit[self.slot_of[item]] = true;
+        for &(_, slot) in hits {
+            is_hit[slot] = true;
         }
         let mut free: Vec<(i32, usize)> = self
             .stamps
@@ -151,13 +170,6 @@ impl SlotLru {
         free.truncate(count);
         free.sort_unstable();
         Ok(free.into_iter().map(|(_, slot)| slot).collect())
-    }
-
-    fn touch(&mut self, hits: &[i32], stamp: i32) {
-        for item in hits {
-            let old = &mut self.stamps[self.slot_of[item]];
-            *old = stamp.max(*old);
-        }
     }
 
     fn claim(&mut self, misses: &[i32], victims: &[usize], stamp: i32) -> Vec<i32> {
