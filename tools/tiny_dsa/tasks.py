@@ -139,11 +139,13 @@ class TaskSampler:
         return self._build(num_tokens, inserts)
 
     def _build(self, num_tokens: int, inserts: list[Insert], tail: Sequence[Span] = ()) -> Span:
-        """Text cut to fit, with the inserts at their depths and the tail at the very end."""
+        """Text cut to fit, with the inserts at their depths and the tail at the very end.
+
+        A quarter of the tokens is text: what leaves less is dropped, the last insert first.
+        """
+        inserts, tail = _fit(num_tokens, inserts, tail)
         end = join(self._plain(np.zeros(0, np.uint16)), *tail)
-        room = num_tokens - len(end.tokens)
-        while (size := room - sum(len(i.span.tokens) for i in inserts)) < num_tokens // 4:
-            inserts = inserts[:-1]  # only at very short contexts
+        size = num_tokens - len(end.tokens) - sum(len(i.span.tokens) for i in inserts)
         text = self._text(size)
         line_starts = np.flatnonzero(self._breaks_line[text]) + 1
         parts, at = [], 0
@@ -198,6 +200,25 @@ class TaskSampler:
     @staticmethod
     def _answer(tokens: Tokens) -> Span:
         return Span(tokens, np.ones(len(tokens), dtype=bool))
+
+
+def _fit(
+    num_tokens: int, inserts: Sequence[Insert], tail: Sequence[Span]
+) -> tuple[Sequence[Insert], Sequence[Span]]:
+    """The inserts and the end of the tail for which three quarters of the tokens suffice."""
+    room = num_tokens - num_tokens // 4
+    while (needed := _size(inserts, tail)) > room:
+        if inserts:
+            inserts = inserts[:-1]
+        elif len(tail) > 1:
+            tail = tail[1:]
+        else:
+            raise ValueError(f"sample of {num_tokens} tokens: the task needs {needed} of {room}")
+    return inserts, tail
+
+
+def _size(inserts: Sequence[Insert], tail: Sequence[Span]) -> int:
+    return sum(len(i.span.tokens) for i in inserts) + sum(len(span.tokens) for span in tail)
 
 
 def _next_line_start(line_starts: NDArray[np.int64], position: int) -> int:

@@ -1,0 +1,24 @@
+"""What every test gets: no network, and GPU tests only where a GPU is."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` on a machine without one."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked or _has_gpu():
+        return
+    skip = pytest.mark.skip(reason="no NVIDIA GPU on this machine")
+    for item in marked:
+        item.add_marker(skip)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
