@@ -1,6 +1,7 @@
 """A `Session` on a sidecar in another process: tensors go through a region, calls over gRPC."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -105,10 +106,13 @@ class RemoteSession:
         self._staging.clear(sum(align(tensor_bytes(*place)) for place in places))
         refs = {name: self._staging.place(tensor) for name, tensor in given.items()}
         outputs = {name: self._staging.reserve(*place) for name, place in shapes.items()}
-        self._run(layer, refs, {name: ref for name, (ref, _) in outputs.items()})
+        self._run(layer, refs, outputs)
         device = inputs.query.device
         return LayerOutputs(
-            **{name: view.to(device, copy=True) for name, (_, view) in outputs.items()}
+            **{
+                name: self._staging.tensor(ref).to(device, copy=True)
+                for name, ref in outputs.items()
+            }
         )
 
     def end_step(self) -> None:
@@ -129,10 +133,11 @@ class RemoteSession:
 
     def close(self) -> None:
         """Ends the session; the server has freed what it owned when this returns."""
-        if self._stream is not None:
-            self._stream.close()
-        self._staging.close()
-        self.client.close()
+        with ExitStack() as ends:  # last pushed runs first, and all run
+            ends.callback(self.client.close)
+            ends.callback(self._staging.close)
+            if self._stream is not None:
+                ends.callback(self._stream.close)
 
     def _output_shapes(self, query: torch.Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         # a query of another rank is for the server to refuse

@@ -1,5 +1,6 @@
 """The client's region: the tensors of one layer are laid out in it, one after the other."""
 
+import contextlib
 import math
 import os
 
@@ -8,7 +9,8 @@ import torch
 from hisparse_sidecar._core import HostRegion
 from hisparse_sidecar._proto.hisparse.v1 import tensor_pb2
 from hisparse_sidecar.client.sidecar_client import SidecarClient
-from hisparse_sidecar.wire.tensor_refs import align, tensor_ref
+from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.wire.tensor_refs import align, tensor_ref, tensor_view
 
 
 class Staging:
@@ -31,23 +33,26 @@ class Staging:
 
     def place(self, tensor: torch.Tensor) -> tensor_pb2.TensorRef:
         """Copies a tensor in."""
-        ref, view = self.reserve(tuple(tensor.shape), tensor.dtype)
-        view.copy_(tensor)
+        ref = self.reserve(tuple(tensor.shape), tensor.dtype)
+        self.tensor(ref).copy_(tensor)
         return ref
 
-    def reserve(
-        self, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> tuple[tensor_pb2.TensorRef, torch.Tensor]:
-        """A place for the server to write, and the tensor over it."""
-        start, num_bytes = self._used_bytes, tensor_bytes(shape, dtype)
-        ref = tensor_ref(self._region_id, start, shape, dtype)
-        self._used_bytes += align(num_bytes)
-        return ref, self._bytes[start : start + num_bytes].view(dtype).view(shape)
+    def reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> tensor_pb2.TensorRef:
+        """A place for the server to write."""
+        ref = tensor_ref(self._region_id, self._used_bytes, shape, dtype)
+        self._used_bytes += align(tensor_bytes(shape, dtype))
+        return ref
+
+    def tensor(self, ref: tensor_pb2.TensorRef) -> torch.Tensor:
+        """What lies at a place; drop it before the region is cleared or closed."""
+        return tensor_view("tensor", ref, self._bytes)
 
     def close(self) -> None:
         """Unmaps the region; the server's end of it goes with the client."""
         self._bytes = torch.empty(0, dtype=torch.uint8)
-        self._memory.close()
+        # somebody still holds a tensor of it, say in an exception: unmapped when that is dropped
+        with contextlib.suppress(WrongState):
+            self._memory.close()
 
     def _map(self, num_bytes: int) -> None:
         region = self._client.create_region(num_bytes)

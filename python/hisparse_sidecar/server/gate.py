@@ -108,7 +108,7 @@ class Gate:
     def refuse_if_draining(self) -> None:
         """Raises Draining once the server is to end: nothing new begins."""
         if self.draining.is_set():
-            raise Draining("the server is draining: it takes 0 new sequences, regions and steps")
+            raise Draining("the server is draining: it takes 0 new sequences and steps")
 
     async def unless_streams_end(self, request: Awaitable[_Result]) -> _Result:
         """The next request of a stream.

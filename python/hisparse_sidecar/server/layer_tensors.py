@@ -121,6 +121,7 @@ def _require_apart(places: dict[str, torch.Tensor]) -> None:
     ranges = sorted(
         (place.data_ptr(), place.data_ptr() + place.nbytes, name) for name, place in places.items()
     )
-    for (_, end, name), (start, _, other) in pairwise(ranges):
-        if start < end:
-            raise InvalidArgument(f"outputs {name} and {other} share {end - start} bytes, need 0")
+    for (_, end, name), (start, other_end, other) in pairwise(ranges):
+        shared_bytes = min(end, other_end) - start
+        if shared_bytes > 0:
+            raise InvalidArgument(f"outputs {name} and {other} share {shared_bytes} bytes, need 0")

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import grpc.aio
@@ -66,8 +66,6 @@ class ServerRuntime:
         self._servicers = Servicers(self._gate, _server_info(self._config, limits))
         await self._servicers.set_serving(False)
         self._bind()
-        self._ends.callback(self._remove_sockets)
-        self._ends.push_async_callback(self._side.stop)
         for server in self._servers:
             await server.start()
         self._side.start(self._gate)
@@ -77,13 +75,20 @@ class ServerRuntime:
 
     def _bind(self) -> None:
         limits, tcp = self._options.limits, self._options.tcp
+        self._ends.callback(self._remove_sockets)
         with claimed(self._socket_path, self._side_path):
-            self._servers = [unix_server(self._socket_path, self._servicers, limits)]
+            self._add_server(unix_server(self._socket_path, self._servicers, limits))
+            self._bound[self._socket_path] = identity(self._socket_path)
             self._side = SideSocket(self._side_path)
-            self._bound = {path: identity(path) for path in (self._socket_path, self._side_path)}
+            self._bound[self._side_path] = identity(self._side_path)
+        self._ends.push_async_callback(self._side.stop)
         if tcp is not None:
             server, self.tcp_port = tcp_server(tcp, self._servicers, limits)
-            self._servers.append(server)
+            self._add_server(server)
+
+    def _add_server(self, server: grpc.aio.Server) -> None:
+        self._servers.append(server)
+        self._ends.push_async_callback(server.stop, 0)
 
     async def stop(self, drain_seconds: float | None = None) -> None:
         """Drains, frees everything and removes the sockets.
@@ -136,7 +141,7 @@ class ServerRuntime:
 
 def _server_info(config: SidecarConfig, limits: Limits) -> sidecar_pb2.GetServerInfoResponse:
     return sidecar_pb2.GetServerInfoResponse(
-        version=version("hisparse-sidecar"),
+        version=_package_version(),
         core_version=core_version(),
         backend="reference",
         config=encode_config(config),
@@ -155,3 +160,10 @@ def _server_info(config: SidecarConfig, limits: Limits) -> sidecar_pb2.GetServer
             max_step_idle_seconds=limits.max_step_idle_seconds,
         ),
     )
+
+
+def _package_version() -> str:
+    try:
+        return version("hisparse-sidecar")
+    except PackageNotFoundError:  # run from a source tree
+        return core_version()

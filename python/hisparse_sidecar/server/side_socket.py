@@ -85,8 +85,8 @@ async def _serve(connection: socket.socket, gate: Gate) -> None:
 def _check_peer(connection: socket.socket) -> None:
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     _, uid, _ = _UCRED.unpack(found)
-    if uid != os.getuid():
-        raise NotOwner(f"the caller is user {uid}, the server is user {os.getuid()}")
+    if uid != os.geteuid():
+        raise NotOwner(f"the caller is user {uid}, the server is user {os.geteuid()}")
 
 
 async def _answer_lines(connection: socket.socket, gate: Gate, client: Client) -> None:

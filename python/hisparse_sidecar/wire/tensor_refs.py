@@ -48,8 +48,8 @@ def byte_range(name: str, ref: tensor_pb2.TensorRef, region_bytes: int) -> tuple
         InvalidArgument: dtype, shape, alignment or range is not legal.
     """
     dtype, shape, start = _dtype(name, ref), tuple(ref.shape), ref.offset_bytes
-    if not 1 <= len(shape) <= MAX_DIMENSIONS or min(shape) < 1:
-        needed = f"1 to {MAX_DIMENSIONS} dimensions, each >= 1"
+    if not 1 <= len(shape) <= MAX_DIMENSIONS or min(shape) < 0:
+        needed = f"1 to {MAX_DIMENSIONS} dimensions, each >= 0"
         raise InvalidArgument(f"{name} has shape {shape}, needs {needed}")
     if start % ALIGNMENT_BYTES:
         needed = f"a multiple of {ALIGNMENT_BYTES}"

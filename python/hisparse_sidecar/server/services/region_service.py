@@ -18,8 +18,6 @@ class RegionServicer(region_pb2_grpc.RegionServiceServicer):
     async def CreateRegion(
         self, request: region_pb2.CreateRegionRequest, context: Context
     ) -> region_pb2.CreateRegionResponse:
-        self._gate.refuse_if_draining()
-
         def create(client: Client) -> Region:
             return self._clients.create_region(client, request.num_bytes, request.huge_pages)
 

@@ -1,0 +1,20 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hisparse_sidecar.client import RemoteSession
+from hisparse_sidecar.server import SidecarServer
+from tests.pipeline.world import small_config
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[SidecarServer]:
+    with SidecarServer(small_config(), tmp_path / "sidecar.sock") as running:
+        yield running
+
+
+@pytest.fixture
+def session(server: SidecarServer) -> Iterator[RemoteSession]:
+    with RemoteSession(server.socket_path) as opened:
+        yield opened

@@ -1,0 +1,88 @@
+"""What server and client agree on: the generated code, the statuses, the encodings."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pb2
+
+from hisparse_sidecar import errors, stats
+from hisparse_sidecar._core import Stats
+from hisparse_sidecar._proto.hisparse.v1 import (
+    region_pb2,
+    selection_pb2,
+    sequence_pb2,
+    sidecar_pb2,
+    step_pb2,
+    tensor_pb2,
+)
+from hisparse_sidecar.config import SelectionConfig, SidecarConfig
+from hisparse_sidecar.wire import errors as wire_errors
+from hisparse_sidecar.wire.selections import decode_selection, encode_selection
+from hisparse_sidecar.wire.stats import CoreStats
+
+ROOT = Path(__file__).parents[2]
+FILES = (region_pb2, selection_pb2, sequence_pb2, sidecar_pb2, step_pb2, tensor_pb2)
+
+
+def test_the_committed_code_is_generated_from_the_proto_files(tmp_path: Path) -> None:
+    names = sorted(str(path.relative_to(ROOT / "proto")) for path in ROOT.glob("proto/**/*.proto"))
+    out = tmp_path / "all"
+    flags = [f"--proto_path={ROOT / 'proto'}", f"--descriptor_set_out={out}"]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, *names], check=True)
+    fresh = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
+    committed = {file.DESCRIPTOR.name: file.DESCRIPTOR.serialized_pb for file in FILES}
+    assert sorted(committed) == names
+    for file in fresh.file:
+        for message in file.message_type:
+            for field in message.field:
+                field.ClearField("json_name")  # protoc leaves it out of Python code
+        assert descriptor_pb2.FileDescriptorProto.FromString(committed[file.name]) == file
+
+
+def test_every_exception_of_the_sidecar_survives_the_way_to_the_client() -> None:
+    ours = [getattr(errors, name) for name in errors.__all__]
+    for kind in (*ours, ValueError, wire_errors.NotOwner, wire_errors.Draining):
+        code, name, message = wire_errors.status_of(kind("need 3 pages, 2 free"))
+        assert code is not grpc.StatusCode.UNKNOWN
+        error = wire_errors.error_of(code, name, message)
+        assert (type(error), str(error)) == (kind, "need 3 pages, 2 free")
+
+
+def test_a_fault_of_the_server_tells_the_client_its_type_alone() -> None:
+    code, name, message = wire_errors.status_of(KeyError("/secret/path"))
+    assert (code, name) == (grpc.StatusCode.INTERNAL, "HisparseError")
+    assert message == "internal error of type KeyError"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        (sidecar_pb2.CoreStats, CoreStats),
+        (sidecar_pb2.Traffic, stats.Traffic),
+        (sidecar_pb2.GroupTraffic, stats.GroupTraffic),
+        (sidecar_pb2.GetStatsResponse, stats.SidecarStats),
+        (sequence_pb2.TierBytes, stats.TierBytes),
+        (sidecar_pb2.SidecarConfig, SidecarConfig),
+        (selection_pb2.Selection, SelectionConfig),
+    ],
+)
+def test_a_message_has_the_fields_of_its_dataclass(message: type, kind: type) -> None:
+    assert set(message.DESCRIPTOR.fields_by_name) == {field.name for field in fields(kind)}
+
+
+def test_the_cores_statistics_are_all_on_the_wire() -> None:
+    public = {name for name in dir(Stats) if not name.startswith("_")} - {"as_dict"}
+    assert public == {field.name for field in fields(CoreStats)}
+
+
+def test_unset_numbers_of_a_selection_are_the_servers() -> None:
+    default = SelectionConfig("flat", num_kept_blocks=5, routed_heads=3, candidates=99)
+    message = selection_pb2.Selection(
+        index_source=selection_pb2.INDEX_SOURCE_MISA_DAGGER, routed_heads=2
+    )
+    assert decode_selection(message, default) == SelectionConfig("misa_dagger", 5, 2, 99)
+    assert decode_selection(encode_selection(default), SelectionConfig()) == default
