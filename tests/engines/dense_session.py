@@ -1,4 +1,4 @@
-"""A session that keeps every fp32 row in plain tensors: the adapter's check, free of the pipeline."""
+"""A session that keeps every fp32 row in plain tensors: checks the adapter, not the pipeline."""
 
 from collections.abc import Sequence
 
@@ -107,14 +107,16 @@ class DenseSession:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         kv = self._append(sequence, f"kv{layer}", inputs.kv[rows])
         if layer == anchor:
-            assert inputs.index_q is not None and inputs.index_weights is not None
+            assert inputs.index_q is not None
+            assert inputs.index_weights is not None
             assert inputs.index_k is not None
             keys = self._append(sequence, f"index{layer}", inputs.index_k[rows])
             self._selected[sequence] = self._select(
                 inputs.index_q[rows].float(), inputs.index_weights[rows], keys
             )
         else:
-            assert inputs.index_q is None and inputs.index_k is None
+            assert inputs.index_q is None
+            assert inputs.index_k is None
         selected = self._selected[sequence]
         chosen = kv[selected.clamp(min=0)]  # [rows, topk, 576]
         logits = torch.einsum("rhd,rkd->rhk", inputs.query[rows].float(), chosen)

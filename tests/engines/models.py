@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     DeepseekV32Config,
     DeepseekV32ForCausalLM,
@@ -101,6 +102,18 @@ def token_ids(model: torch.nn.Module, num_tokens: int, seed: int = 0) -> torch.T
     """[1, num_tokens] int64 random tokens, without the special ones."""
     made = torch.Generator().manual_seed(seed)
     return torch.randint(2, model.config.vocab_size, (1, num_tokens), generator=made)
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(TINY_DSA / "tokenizer.json"))
+
+
+def text_ids(path: Path, num_tokens: int) -> torch.Tensor:
+    """[1, num_tokens] int64, the first tokens of a text."""
+    ids = tokenizer().encode(path.read_text(encoding="utf-8"), add_special_tokens=False).ids
+    assert len(ids) >= num_tokens, f"{path.name} has {len(ids)} tokens, need {num_tokens}"
+    return torch.tensor([ids[:num_tokens]])
 
 
 def _random_model(model):

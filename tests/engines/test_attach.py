@@ -2,10 +2,6 @@
 
 import pytest
 import torch
-from tests.engines.dense_session import DenseSession
-from tests.engines.models import MODELS, deepseek_model, glm_shared_model, token_ids
-from tests.oracle.selections import SelectionRecord
-from tests.oracle.stock import stock_logits
 
 from hisparse_sidecar.engines.transformers import (
     GreedyOptions,
@@ -15,6 +11,10 @@ from hisparse_sidecar.engines.transformers import (
     model_shape,
 )
 from hisparse_sidecar.errors import InvalidArgument
+from tests.engines.dense_session import DenseSession
+from tests.engines.models import MODELS, deepseek_model, glm_shared_model, token_ids
+from tests.oracle.selections import SelectionRecord
+from tests.oracle.stock import stock_logits
 
 LOGITS_ATOL = 1e-4
 NEAR_TIE = 1e-5  # relative distance from the k-th score within which sets may differ
@@ -218,7 +218,7 @@ class TestRefusals:
 
     def test_a_session_of_another_shape_is_refused(self, model):
         other = deepseek_model() if model is glm_shared_model() else glm_shared_model()
-        with pytest.raises(InvalidArgument, match="of the model is .*, the session's is"):
+        with pytest.raises(InvalidArgument, match=r"of the model is .*, the session's is"):
             attach(model, DenseSession(model_shape(other.config)))
 
     def test_a_stock_cache_is_refused(self, attached):
@@ -245,14 +245,19 @@ class TestRefusals:
         with attached.open(9, 0, batch_size=2) as cache:
             ids = token_ids(attached.model, 9)
             self.refused(
-                attached, "1 rows of 9 tokens, the cache needs 2", input_ids=ids, past_key_values=cache
+                attached,
+                "1 rows of 9 tokens, the cache needs 2",
+                input_ids=ids,
+                past_key_values=cache,
             )
 
     def test_positions_that_do_not_continue_the_sequence_are_refused(self, attached):
         with attached.open(9, 0) as cache:
             arguments = {"input_ids": token_ids(attached.model, 4), "past_key_values": cache}
             positions = torch.arange(1, 5)[None]
-            self.refused(attached, "1..4, the sequence continues 0..3", position_ids=positions, **arguments)
+            self.refused(
+                attached, "1..4, the sequence continues 0..3", position_ids=positions, **arguments
+            )
 
     def test_tokens_beyond_the_admitted_length_leave_the_cache_as_it_was(self, attached):
         with attached.open(8, 0) as cache:

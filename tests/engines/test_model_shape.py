@@ -1,10 +1,16 @@
 """`model_shape` reads every sharing rule, and refuses dimensions that no row layout holds."""
 
 import pytest
-from tests.engines.models import DEFAULT_ROPE, YARN_ROPE, deepseek_config, deepseek_model, glm_config
 
 from hisparse_sidecar.engines.transformers import model_shape
 from hisparse_sidecar.errors import InvalidArgument
+from tests.engines.models import (
+    DEFAULT_ROPE,
+    YARN_ROPE,
+    deepseek_config,
+    deepseek_model,
+    glm_config,
+)
 
 
 def glm_without_types(**rule):

@@ -13,6 +13,7 @@ from hisparse_kernels.index_rows import quantize_index_q
 from hisparse_sidecar.config import ModelShape, SelectionConfig
 from hisparse_sidecar.engines.transformers.cache import SidecarCache
 from hisparse_sidecar.engines.transformers.family import (
+    EngineModule,
     ModelFamily,
     attention_modules,
     family_of,
@@ -136,7 +137,7 @@ class Attachment:
 
         return forward
 
-    def _attention_forward(self, layer: int, attention: Any) -> Callable[..., Any]:  # noqa: ANN401
+    def _attention_forward(self, layer: int, attention: EngineModule) -> Callable[..., Any]:
         """One attention module's forward, through the session."""
 
         def forward(
@@ -158,7 +159,7 @@ class Attachment:
     def _layer_inputs(
         self,
         layer: int,
-        attention: Any,  # noqa: ANN401
+        attention: EngineModule,
         hidden: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
@@ -194,7 +195,7 @@ def _require_same_shape(found: ModelShape, built_for: ModelShape) -> None:
     _require_scale("the model", found.softmax_scale, built_for.softmax_scale)
 
 
-def _require_layer(layer: int, attention: Any, shape: ModelShape) -> None:  # noqa: ANN401
+def _require_layer(layer: int, attention: EngineModule, shape: ModelShape) -> None:
     if shape.is_anchor(layer) and attention.indexer is None:
         raise InvalidArgument(f"layer {layer} selects, but its model layer has no indexer")
     _require_scale(f"layer {layer}", float(attention.scaling), shape.softmax_scale)

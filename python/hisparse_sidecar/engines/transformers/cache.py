@@ -1,4 +1,4 @@
-"""A transformers cache that holds no tensor: only which sequence of a session each row of a batch is."""
+"""A transformers cache without tensors: which sequence of a session each row of a batch is."""
 
 from collections.abc import Sequence
 from types import TracebackType

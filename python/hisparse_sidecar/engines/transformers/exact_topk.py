@@ -6,7 +6,7 @@ import torch
 def index_scores(
     query: torch.Tensor, weights: torch.Tensor, keys: torch.Tensor, first_position: int
 ) -> torch.Tensor:
-    """`sum_h w[t, h] * relu(q[t, h] . k[s])`, head by head, so that no [rows, heads, tokens] exists.
+    """`sum_h w[t, h] * relu(q[t, h] . k[s])`, head by head: no [rows, heads, tokens] exists.
 
     Args:
         query: [rows, heads, dim] fp32.
@@ -50,7 +50,7 @@ def exact_topk(scores: torch.Tensor, topk: int) -> torch.Tensor:
 
 
 def positions_of(mask: torch.Tensor, topk: int) -> torch.Tensor:
-    """[rows, topk] int32, the columns of a [rows, tokens] bool mask, ascending, -1 pads the tail."""
+    """[rows, topk] int32, columns of a [rows, tokens] bool mask, ascending, -1 pads the tail."""
     rows, columns = mask.nonzero(as_tuple=True)
     counts = mask.sum(dim=1)
     starts = counts.cumsum(0) - counts

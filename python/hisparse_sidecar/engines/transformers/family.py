@@ -12,6 +12,9 @@ from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
 
 from hisparse_sidecar.errors import InvalidArgument
 
+# Modules and configs of the two classes, which share attribute names but no base class.
+EngineModule = Any
+EngineConfig = Any
 # query, key, cos, sin, unsqueeze_dim -> rotated query, rotated key
 Rotation = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -62,7 +65,7 @@ def family_of(model: nn.Module) -> ModelFamily:
     raise InvalidArgument(f"model is a {type(model).__name__}, need {served}")
 
 
-def attention_modules(model: nn.Module) -> list[Any]:
+def attention_modules(model: nn.Module) -> list[EngineModule]:
     """The attention module of every layer, in layer order."""
-    layers: Any = model.get_submodule("model.layers")
+    layers: EngineModule = model.get_submodule("model.layers")
     return [layer.self_attn for layer in layers]

@@ -43,9 +43,7 @@ class GreedyOptions:
             self.on_progress(stage, done, total)
 
 
-def greedy(
-    next_logits: NextLogits, prompt_ids: Sequence[int], options: GreedyOptions
-) -> list[int]:
+def greedy(next_logits: NextLogits, prompt_ids: Sequence[int], options: GreedyOptions) -> list[int]:
     """Generates the likeliest tokens; ties go to the lowest token id.
 
     Args:
@@ -104,9 +102,7 @@ def generate(
     ) as cache:
 
         def next_logits(token_ids: torch.Tensor) -> torch.Tensor:
-            result = attachment.model(
-                input_ids=token_ids, past_key_values=cache, logits_to_keep=1
-            )
+            result = attachment.model(input_ids=token_ids, past_key_values=cache, logits_to_keep=1)
             logits: torch.Tensor = result.logits[0, -1]
             return logits
 

@@ -1,11 +1,10 @@
 """What the indexer of one layer contributes: queries, head weights and keys, one row a token."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from hisparse_sidecar.engines.transformers.family import Rotation
+from hisparse_sidecar.engines.transformers.family import EngineModule, Rotation
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class IndexRows:
 
 
 def index_rows(
-    indexer: Any,  # noqa: ANN401  (both classes' indexer module)
+    indexer: EngineModule,
     hidden: torch.Tensor,
     q_resid: torch.Tensor,
     cos: torch.Tensor,

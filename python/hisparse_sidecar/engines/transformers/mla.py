@@ -1,11 +1,10 @@
-"""Absorbed multi-head latent attention: the rows that a sidecar stores, and back to hidden states."""
+"""Absorbed multi-head latent attention: the rows a sidecar stores, and back to hidden states."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from hisparse_sidecar.engines.transformers.family import Rotation
+from hisparse_sidecar.engines.transformers.family import EngineModule, Rotation
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class MlaRows:
 
 
 def mla_rows(
-    attention: Any,  # noqa: ANN401  (both classes' attention module)
+    attention: EngineModule,
     hidden: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
@@ -57,7 +56,7 @@ def mla_rows(
     )
 
 
-def hidden_of_latents(attention: Any, out: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def hidden_of_latents(attention: EngineModule, out: torch.Tensor) -> torch.Tensor:
     """Hidden states of attention results in latent space.
 
     Args:
@@ -73,7 +72,7 @@ def hidden_of_latents(attention: Any, out: torch.Tensor) -> torch.Tensor:  # noq
     return hidden
 
 
-def _absorbed_weights(attention: Any) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401
+def _absorbed_weights(attention: EngineModule) -> tuple[torch.Tensor, torch.Tensor]:
     """W_UK [heads, nope, 512] and W_UV [heads, 512, v_head_dim], views of the layer's weight."""
     nope, value = attention.qk_nope_head_dim, attention.v_head_dim
     weight = attention.kv_b_proj.weight.view(-1, nope + value, attention.kv_lora_rank)

@@ -1,9 +1,9 @@
 """The `ModelShape` of a transformers config: layer sharing, indexer, softmax scale."""
 
 import math
-from typing import Any
 
 from hisparse_sidecar.config import ModelShape
+from hisparse_sidecar.engines.transformers.family import EngineConfig
 from hisparse_sidecar.errors import InvalidArgument
 
 # the row layouts are made for these: 512 + 64 values of a KV row, 128 of an index key
@@ -11,7 +11,7 @@ _ROW_DIMS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "index_head_dim": 128}
 _ANCHOR, _SHARED = "full", "shared"
 
 
-def model_shape(config: Any) -> ModelShape:  # noqa: ANN401  (any PreTrainedConfig with DSA fields)
+def model_shape(config: EngineConfig) -> ModelShape:
     """Shape of a DSA model, from its transformers config.
 
     The layers that share a selection come from `indexer_types`, else from `index_topk_pattern`
@@ -21,7 +21,7 @@ def model_shape(config: Any) -> ModelShape:  # noqa: ANN401  (any PreTrainedConf
         config: `DeepseekV32Config` or `GlmMoeDsaConfig`.
 
     Raises:
-        InvalidArgument: a row dimension that no layout holds, or a sharing rule that fits no layers.
+        InvalidArgument: a row dimension that no layout holds, or a sharing rule without sense.
     """
     for name, needed in _ROW_DIMS.items():
         found = getattr(config, name, None)
@@ -36,7 +36,7 @@ def model_shape(config: Any) -> ModelShape:  # noqa: ANN401  (any PreTrainedConf
     )
 
 
-def _layer_kinds(config: Any) -> list[str]:  # noqa: ANN401
+def _layer_kinds(config: EngineConfig) -> list[str]:
     num_layers = config.num_hidden_layers
     kinds = getattr(config, "indexer_types", None) or _kinds_of_pattern(config)
     if kinds is None:
@@ -49,7 +49,7 @@ def _layer_kinds(config: Any) -> list[str]:  # noqa: ANN401
     return list(kinds)
 
 
-def _kinds_of_pattern(config: Any) -> list[str] | None:  # noqa: ANN401
+def _kinds_of_pattern(config: EngineConfig) -> list[str] | None:
     pattern = getattr(config, "index_topk_pattern", None)
     if pattern is None:
         return None
@@ -72,7 +72,7 @@ def _anchor_of(kinds: list[str]) -> tuple[int, ...]:
     return tuple(anchors)
 
 
-def _softmax_scale(config: Any) -> float:  # noqa: ANN401
+def _softmax_scale(config: EngineConfig) -> float:
     scale = float((config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5)
     rope = config.rope_parameters or {}
     mscale = rope.get("mscale_all_dim", 0)

@@ -12,26 +12,37 @@ from typing import Any
 import torch
 from torch import nn
 
-from hisparse_kernels.index_rows import pack_index_rows, quantize_index_q, unpack_index_rows
-from hisparse_kernels.kv_rows import pack_kv_rows, unpack_kv_rows
-from hisparse_kernels.layouts import index_layout, kv_layout
 from hisparse_sidecar.engines.transformers.exact_topk import exact_topk, index_scores, positions_of
-from hisparse_sidecar.engines.transformers.family import attention_modules, family_of
+from hisparse_sidecar.engines.transformers.family import (
+    EngineConfig,
+    EngineModule,
+    attention_modules,
+    family_of,
+)
+from hisparse_sidecar.engines.transformers.model_shape import model_shape
 from hisparse_sidecar.engines.transformers.patches import ForwardPatches
+from hisparse_sidecar.engines.transformers.row_rounding import (
+    RowAgreement,
+    RowLayouts,
+    rounded_index_k,
+    rounded_index_q,
+    rounded_kv,
+)
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.layer_io import LayerInputs
 
 
 @dataclass(frozen=True)
-class RowLayouts:
-    """Which row layouts to imitate; "fp32" rounds nothing.
+class GivenLayer:
+    """What another run of the same tokens did in one layer, to be followed and measured.
 
     Attributes:
-        kv: layout of the KV rows.
-        index: layout of the index rows; with "fp8" the queries are rounded too.
+        rows: its rows before they were stored; None = round the reference's own.
+        topk_indices: [rows, topk] int32, what it selected; None = select.
     """
 
-    kv: str = "fp32"
-    index: str = "fp32"
+    rows: LayerInputs | None = None
+    topk_indices: torch.Tensor | None = None
 
 
 @dataclass
@@ -40,8 +51,7 @@ class NearTies:
 
     Attributes:
         differing_rows: rows whose set differed.
-        worst_gap: largest |score - k-th score| among the positions that only one set has, relative
-            to the magnitude of the terms that such a score sums.
+        worst_gap: largest |score - k-th score| / |k-th score| among positions of only one set.
     """
 
     differing_rows: int = 0
@@ -50,12 +60,13 @@ class NearTies:
 
 @dataclass
 class _LayerMemory:
-    """Everything one layer keeps: [heads, tokens, dim] keys and values, [tokens, 128] index keys."""
+    """What a layer keeps: [heads, tokens, dim] keys and values, [tokens, 128] index keys."""
 
     keys: torch.Tensor
     values: torch.Tensor
     index_keys: torch.Tensor
     near_ties: NearTies = field(default_factory=NearTies)
+    row_agreement: RowAgreement = field(default_factory=RowAgreement)
 
 
 class ReferenceModel:
@@ -70,10 +81,10 @@ class ReferenceModel:
 
     def __init__(self, model: nn.Module, *, layouts: RowLayouts, max_tokens: int) -> None:
         self._model, self._family, self._layouts = model, family_of(model), layouts
-        self._attentions = attention_modules(model)
+        self._shape, self._attentions = model_shape(model.config), attention_modules(model)
         self._memory = [_memory_for(attention, max_tokens) for attention in self._attentions]
         self._max_tokens, self._length = max_tokens, 0
-        self._given: Sequence[torch.Tensor] | None = None
+        self._given: Sequence[GivenLayer] = ()
         self._mask = torch.empty(0)
         self.selected: list[torch.Tensor] = []
         self._patches = ForwardPatches()
@@ -96,21 +107,26 @@ class ReferenceModel:
         """For each layer, how far the given selections were from the reference's own."""
         return [memory.near_ties for memory in self._memory]
 
+    @property
+    def row_agreement(self) -> list[RowAgreement]:
+        """For each layer, how far the given rows were from the reference's own."""
+        return [memory.row_agreement for memory in self._memory]
+
     @torch.no_grad()
     def forward(
         self,
         token_ids: torch.Tensor,
         *,
         logits_to_keep: int = 0,
-        given: Sequence[torch.Tensor] | None = None,
+        given: Sequence[GivenLayer] | None = None,
     ) -> torch.Tensor:
         """Appends tokens and returns their logits.
 
         Args:
             token_ids: [1, rows] int64.
             logits_to_keep: logits of this many last rows; 0 = of all.
-            given: for each layer [rows, topk] int32, positions to attend to instead of the
-                reference's own selection; `near_ties` says how far they were from it.
+            given: what another run did, one for each layer; `near_ties` and `row_agreement` say
+                how far that was from what the reference would have done.
 
         Returns:
             [rows kept, vocab] float.
@@ -119,8 +135,9 @@ class ReferenceModel:
         if token_ids.shape[0] != 1 or end > self._max_tokens:
             found = f"{token_ids.shape[0]} rows up to token {end}"
             raise InvalidArgument(f"reference got {found}, holds 1 row of {self._max_tokens}")
-        self._given, self.selected = given, []
-        config: Any = self._model.config
+        self._given = given or [GivenLayer()] * len(self._attentions)
+        self.selected = []
+        config: EngineConfig = self._model.config
         result = self._model(
             input_ids=token_ids,
             position_ids=torch.arange(self._length, end)[None],
@@ -136,7 +153,7 @@ class ReferenceModel:
         """[vocab] float, logits after the last of `token_ids`; what `greedy` takes."""
         return self.forward(token_ids, logits_to_keep=1)[-1]
 
-    def _attention_forward(self, layer: int, attention: Any) -> Callable[..., Any]:  # noqa: ANN401
+    def _attention_forward(self, layer: int, attention: EngineModule) -> Callable[..., Any]:
         def forward(
             hidden_states: torch.Tensor,
             position_embeddings: tuple[torch.Tensor, torch.Tensor],
@@ -149,7 +166,11 @@ class ReferenceModel:
         return forward
 
     def _attend(
-        self, layer: int, attention: Any, hidden: torch.Tensor, table: tuple[torch.Tensor, ...]  # noqa: ANN401
+        self,
+        layer: int,
+        attention: EngineModule,
+        hidden: torch.Tensor,
+        table: tuple[torch.Tensor, ...],
     ) -> torch.Tensor:
         """[rows, hidden_size]: stores the rows' keys and values, selects, attends."""
         memory, rows = self._memory[layer], hidden.shape[0]
@@ -163,18 +184,18 @@ class ReferenceModel:
             query[..., nope:], k_rope[:, None], *table, unsqueeze_dim=1
         )
         row = torch.cat([attention.kv_a_layernorm(latent), k_rope[:, 0]], dim=-1)  # [rows, 576]
-        self._store(memory, attention, _rounded_kv(row, self._layouts.kv))
-        if attention.indexer is not None:
+        given = self._given[layer].rows
+        row = memory.row_agreement.adopt(row, given and given.kv)
+        self._store(memory, attention, rounded_kv(row, self._layouts.kv))
+        if self._shape.is_anchor(layer):
             self._mask = self._selection(layer, attention.indexer, hidden, resid, table)
         self.selected.append(positions_of(self._mask, attention.config.index_topk))
         query = torch.cat([query[..., :nope], q_rope], dim=-1).transpose(0, 1)
-        out = _masked_attention(
-            query, memory, self._mask, attention.scaling, self._length + rows
-        )
+        out = _masked_attention(query, memory, self._mask, attention.scaling, self._length + rows)
         result: torch.Tensor = attention.o_proj(out.flatten(1))
         return result
 
-    def _store(self, memory: _LayerMemory, attention: Any, rows: torch.Tensor) -> None:  # noqa: ANN401
+    def _store(self, memory: _LayerMemory, attention: EngineModule, rows: torch.Tensor) -> None:
         """Expands latent rows [rows, 576] to keys and values of every head."""
         nope, rank = attention.qk_nope_head_dim, attention.kv_lora_rank
         new = slice(self._length, self._length + rows.shape[0])
@@ -187,7 +208,7 @@ class ReferenceModel:
     def _selection(
         self,
         layer: int,
-        indexer: Any,  # noqa: ANN401
+        indexer: EngineModule,
         hidden: torch.Tensor,
         resid: torch.Tensor,
         table: tuple[torch.Tensor, ...],
@@ -203,20 +224,24 @@ class ReferenceModel:
         key = torch.cat([k_rope, key[..., rope:]], dim=-1)[:, 0]
         weights = indexer.weights_proj(hidden.to(indexer.weights_proj.weight.dtype)).float()
         weights = weights * indexer.n_heads**-0.5 * indexer.softmax_scale
-        query, weights = _rounded_index_q(query, weights, self._layouts.index)
-        end = self._length + rows
-        memory.index_keys[self._length : end] = _rounded_index_k(key, self._layouts.index)
-        scores = index_scores(query, weights, memory.index_keys[:end], self._length)
+        query, weights = rounded_index_q(query, weights, self._layouts.index)
+        given, agreement, end = self._given[layer], memory.row_agreement, self._length + rows
+        if given.rows is not None:
+            adopt = agreement.adopt_codes if self._layouts.index == "fp8" else agreement.adopt
+            query = adopt(query, given.rows.index_q)
+            weights = agreement.adopt(weights, given.rows.index_weights)
+            key = agreement.adopt(key, given.rows.index_k)
+        memory.index_keys[self._length : end] = rounded_index_k(key, self._layouts.index)
+        scores = index_scores(query.float(), weights, memory.index_keys[:end], self._length)
         own = exact_topk(scores, indexer.index_topk)
-        if self._given is None:
+        if given.topk_indices is None:
             return own
-        given = _mask_of(self._given[layer], end)
-        magnitude = index_scores(query, weights.abs(), memory.index_keys[:end], self._length)
-        _compare(memory.near_ties, own, given, scores, magnitude)
-        return given
+        followed = _mask_of(given.topk_indices, end)
+        _compare(memory.near_ties, own, followed, scores)
+        return followed
 
 
-def _memory_for(attention: Any, max_tokens: int) -> _LayerMemory:  # noqa: ANN401
+def _memory_for(attention: EngineModule, max_tokens: int) -> _LayerMemory:
     weight, heads = attention.kv_b_proj.weight, attention.num_heads
     indexed = max_tokens if attention.indexer is not None else 0
     dims = (attention.qk_nope_head_dim + attention.qk_rope_head_dim, attention.v_head_dim)
@@ -240,27 +265,6 @@ def _masked_attention(
     return torch.stack(outs, dim=1)
 
 
-def _rounded_kv(rows: torch.Tensor, layout: str) -> torch.Tensor:
-    if layout == "fp32":
-        return rows
-    stored = kv_layout(layout)
-    return unpack_kv_rows(pack_kv_rows(rows, stored), stored).to(rows.dtype)
-
-
-def _rounded_index_k(keys: torch.Tensor, layout: str) -> torch.Tensor:
-    stored = index_layout(layout)
-    return unpack_index_rows(pack_index_rows(keys, stored), stored)
-
-
-def _rounded_index_q(
-    query: torch.Tensor, weights: torch.Tensor, layout: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if layout == "fp32":
-        return query.float(), weights
-    codes, weights = quantize_index_q(query, weights)
-    return codes.float(), weights
-
-
 def _mask_of(positions: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """[rows, num_tokens] bool of [rows, topk] int32 positions, -1 = none."""
     mask = torch.zeros(positions.shape[0], num_tokens + 1, dtype=torch.bool)
@@ -269,11 +273,7 @@ def _mask_of(positions: torch.Tensor, num_tokens: int) -> torch.Tensor:
 
 
 def _compare(
-    near_ties: NearTies,
-    own: torch.Tensor,
-    given: torch.Tensor,
-    scores: torch.Tensor,
-    magnitude: torch.Tensor,
+    near_ties: NearTies, own: torch.Tensor, given: torch.Tensor, scores: torch.Tensor
 ) -> None:
     """Adds one forward's differences between two selections to `near_ties`."""
     different = own ^ given
@@ -281,6 +281,6 @@ def _compare(
     if not bool(rows.any()):
         return
     kth = scores.masked_fill(~own, torch.inf).amin(dim=1, keepdim=True)
-    gaps = ((scores - kth).abs() / magnitude)[different]
+    gaps = ((scores - kth).abs() / kth.abs())[different]
     near_ties.differing_rows += int(rows.sum())
     near_ties.worst_gap = max(near_ties.worst_gap, float(gaps.max()))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hisparse_sidecar.engines.transformers.cache import SidecarCache
+from hisparse_sidecar.engines.transformers.family import EngineConfig
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.session import Session
 from hisparse_sidecar.step import StepKind
@@ -67,12 +68,16 @@ def _check_mask(mask: Any, num_keys: int) -> None:  # noqa: ANN401  (tensor, dic
     if mask is None:
         return
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-        raise InvalidArgument("attention_mask is a custom mask, must be None or [batch, tokens] of ones")
+        raise InvalidArgument(
+            "attention_mask is a custom mask, must be None or [batch, tokens] of ones"
+        )
     padding = int((mask == 0).sum())
     if padding:
         raise InvalidArgument(f"attention_mask has {padding} padding tokens, must have 0")
     if mask.shape[1] != num_keys:
-        raise InvalidArgument(f"attention_mask covers {mask.shape[1]} tokens, must cover {num_keys}")
+        raise InvalidArgument(
+            f"attention_mask covers {mask.shape[1]} tokens, must cover {num_keys}"
+        )
 
 
 def _check_positions(found: torch.Tensor | None, needed: torch.Tensor) -> None:
@@ -86,5 +91,5 @@ def _check_positions(found: torch.Tensor | None, needed: torch.Tensor) -> None:
 
 def _no_mask(model: nn.Module) -> dict[str, None]:
     """A ready-made mask of None for every layer type: selection knows causality by itself."""
-    config: Any = model.config
+    config: EngineConfig = model.config
     return dict.fromkeys({*config.layer_types, "indexed_attention"})

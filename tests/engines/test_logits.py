@@ -1,0 +1,49 @@
+"""A model through the sidecar, everything offloaded, gives the logits of the model in memory."""
+
+import pytest
+import torch
+
+from tests.engines.models import MODELS, TEXT, text_ids, token_ids
+from tests.engines.sidecars import FP32, QUANTISED, Room, local_session
+from tests.oracle.lockstep import run_lockstep
+
+LED_ATOL = 1e-4  # same selection
+FREE_ATOL = 2e-3  # selections that differ in near-ties
+NEAR_TIE = 1e-5  # relative distance from the k-th score
+ROW_GAP = 1e-4  # rows before rounding, relative to the row's largest value
+CODE_SHARE = 1e-3  # index query codes that noise in the last bit rounds the other way
+
+
+def prompt_of(name: str, num_tokens: int) -> torch.Tensor:
+    if name == "tiny-dsa":
+        return text_ids(TEXT, num_tokens)
+    return token_ids(MODELS[name](), num_tokens)
+
+
+def assert_agrees(name, num_tokens, layouts, new_tokens, chunk):
+    model = MODELS[name]()
+    room = Room(num_tokens + new_tokens, layouts=layouts)
+    with local_session(model, room) as session:
+        found = run_lockstep(model, session, prompt_of(name, num_tokens), new_tokens, chunk)
+    assert found.led_gap < LED_ATOL
+    assert max(layer.worst_gap for layer in found.near_ties) < NEAR_TIE
+    assert found.free_gap < (FREE_ATOL if found.differing_rows else LED_ATOL)
+    assert found.generated == found.free_generated
+    assert len(found.generated) == new_tokens
+    for layer in found.rows:
+        assert layer.worst_gap < ROW_GAP
+        assert layer.differing_codes <= CODE_SHARE * layer.codes
+
+
+@pytest.mark.parametrize("layouts", [FP32, QUANTISED], ids=["fp32", "quantised"])
+@pytest.mark.parametrize("name", ["tiny-dsa", "deepseek", "glm-shared"])
+def test_logits_and_64_generated_tokens_agree_at_500_tokens(name, layouts):
+    assert_agrees(name, 500, layouts, new_tokens=64, chunk=200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layouts", [FP32, QUANTISED], ids=["fp32", "quantised"])
+@pytest.mark.parametrize("name", ["tiny-dsa", "deepseek", "glm-shared"])
+@pytest.mark.parametrize("num_tokens", [4000, 12000])
+def test_logits_and_64_generated_tokens_agree_at_long_context(name, layouts, num_tokens):
+    assert_agrees(name, num_tokens, layouts, new_tokens=64, chunk=512)
