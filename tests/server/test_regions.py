@@ -247,6 +247,16 @@ def test_connections_to_the_side_socket_are_limited(tmp_path: Path) -> None:
             assert third.hear()[0].startswith("HISPARSE 1 2 ")
 
 
+def test_the_side_socket_is_for_the_servers_own_user(
+    server: SidecarServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = os.geteuid()
+    monkeypatch.setattr("hisparse_sidecar.server.side_socket.os.geteuid", lambda: caller + 1)
+    with SideClient(server.socket_path) as side:
+        expected = f"ERROR the caller is user {caller}, the server is user {caller + 1}\n"
+        assert side.hear() == (expected, [])
+
+
 def test_what_a_client_owned_ends_with_its_connection(server: SidecarServer) -> None:
     token_of: Callable[[SidecarClient], tuple] = lambda client: client._metadata  # noqa: E731
     with SidecarClient.connect(server.socket_path) as watcher:

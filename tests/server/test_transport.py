@@ -1,8 +1,10 @@
 """Sockets, TCP and its token, limits, health and reflection."""
 
 import os
+import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +135,42 @@ def test_tcp_serves_who_has_the_token_and_nobody_else(tmp_path: Path) -> None:
                 ProtoReflectionDescriptorDatabase(channel).get_services()
         with RemoteSession(tmp_path / "s") as session:  # the Unix socket needs none
             assert session.stats().core.opened == 1
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
+def test_tls_serves_who_has_a_certificate_of_the_authority(tmp_path: Path) -> None:
+    authority, ours, stranger = (tmp_path / name for name in ("authority", "ours", "stranger"))
+    for name in (authority, ours, stranger):
+        make_certificate(name, authority if name is ours else name)
+    pem = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    tcp = TcpOptions(
+        "127.0.0.1:0",
+        certificate=pem["ours.crt"],
+        key=pem["ours.key"],
+        client_authority=pem["authority.crt"],
+    )
+    with SidecarServer(small_config(), tmp_path / "s", tcp=tcp) as server:
+        address = f"127.0.0.1:{server.tcp_port}"
+        for name, expected in (("ours", True), ("stranger", False), (None, False)):
+            chain = (pem[f"{name}.key"], pem[f"{name}.crt"]) if name else (None, None)
+            credentials = grpc.ssl_channel_credentials(pem["authority.crt"], *chain)
+            with SidecarClient.connect_tcp(address, None, credentials, 10.0) as client:
+                if expected:
+                    client.close_sequence(client.open_sequence(1, 0))
+                else:
+                    with pytest.raises(ServerUnavailable):
+                        client.server_info()
+
+
+def make_certificate(path: Path, signer: Path) -> None:
+    """`path`.key and `path`.crt for 127.0.0.1, signed by `signer`."""
+    key, certificate = f"{path}.key", f"{path}.crt"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "1", "-subj", f"/CN={path.name}", "-keyout", key]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate]
+    if signer != path:
+        command += ["-CA", f"{signer}.crt", "-CAkey", f"{signer}.key"]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def test_a_tcp_port_in_use_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

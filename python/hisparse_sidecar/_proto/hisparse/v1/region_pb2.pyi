@@ -10,7 +10,7 @@ class CreateRegionRequest(_message.Message):
     HUGE_PAGES_FIELD_NUMBER: _ClassVar[int]
     num_bytes: int
     huge_pages: bool
-    def __init__(self, num_bytes: _Optional[int] = ..., huge_pages: _Optional[bool] = ...) -> None: ...
+    def __init__(self, num_bytes: _Optional[int] = ..., huge_pages: bool = ...) -> None: ...
 
 class CreateRegionResponse(_message.Message):
     __slots__ = ("region_id", "num_bytes", "region_token", "huge_pages")
@@ -22,7 +22,7 @@ class CreateRegionResponse(_message.Message):
     num_bytes: int
     region_token: str
     huge_pages: bool
-    def __init__(self, region_id: _Optional[int] = ..., num_bytes: _Optional[int] = ..., region_token: _Optional[str] = ..., huge_pages: _Optional[bool] = ...) -> None: ...
+    def __init__(self, region_id: _Optional[int] = ..., num_bytes: _Optional[int] = ..., region_token: _Optional[str] = ..., huge_pages: bool = ...) -> None: ...
 
 class CloseRegionRequest(_message.Message):
     __slots__ = ("region_id",)

@@ -5,7 +5,7 @@ import warnings
 
 from hisparse_sidecar._proto.hisparse.v1 import region_pb2 as hisparse_dot_v1_dot_region__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.75.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in hisparse/v1/region_pb2_grpc.py depends on'
+        + f' but the generated code in hisparse/v1/region_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class RegionServiceStub:
+class RegionServiceStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -46,7 +46,7 @@ class RegionServiceStub:
                 _registered_method=True)
 
 
-class RegionServiceServicer:
+class RegionServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def CreateRegion(self, request, context):
@@ -84,7 +84,7 @@ def add_RegionServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class RegionService:
+class RegionService(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod

@@ -5,7 +5,7 @@ import warnings
 
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2 as hisparse_dot_v1_dot_sequence__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.75.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in hisparse/v1/sequence_pb2_grpc.py depends on'
+        + f' but the generated code in hisparse/v1/sequence_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class SequenceServiceStub:
+class SequenceServiceStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -61,7 +61,7 @@ class SequenceServiceStub:
                 _registered_method=True)
 
 
-class SequenceServiceServicer:
+class SequenceServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def OpenSequence(self, request, context):
@@ -137,7 +137,7 @@ def add_SequenceServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class SequenceService:
+class SequenceService(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod

@@ -62,7 +62,7 @@ class SidecarConfig(_message.Message):
     selection: _selection_pb2.Selection
     huge_pages: bool
     numa_node: int
-    def __init__(self, model: _Optional[_Union[ModelShape, _Mapping]] = ..., host_pages: _Optional[int] = ..., max_sequences: _Optional[int] = ..., kv_layout: _Optional[str] = ..., index_layout: _Optional[str] = ..., device: _Optional[str] = ..., backend: _Optional[str] = ..., hot_slots: _Optional[int] = ..., window_blocks: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., stage_rows: _Optional[int] = ..., block_tokens: _Optional[int] = ..., max_logits_bytes: _Optional[int] = ..., selection: _Optional[_Union[_selection_pb2.Selection, _Mapping]] = ..., huge_pages: _Optional[bool] = ..., numa_node: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[_Union[ModelShape, _Mapping]] = ..., host_pages: _Optional[int] = ..., max_sequences: _Optional[int] = ..., kv_layout: _Optional[str] = ..., index_layout: _Optional[str] = ..., device: _Optional[str] = ..., backend: _Optional[str] = ..., hot_slots: _Optional[int] = ..., window_blocks: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., stage_rows: _Optional[int] = ..., block_tokens: _Optional[int] = ..., max_logits_bytes: _Optional[int] = ..., selection: _Optional[_Union[_selection_pb2.Selection, _Mapping]] = ..., huge_pages: bool = ..., numa_node: _Optional[int] = ...) -> None: ...
 
 class ModelShape(_message.Message):
     __slots__ = ("num_layers", "anchor_of", "index_heads", "topk", "softmax_scale")

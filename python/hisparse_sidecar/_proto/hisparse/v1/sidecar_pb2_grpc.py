@@ -5,7 +5,7 @@ import warnings
 
 from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2 as hisparse_dot_v1_dot_sidecar__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.75.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in hisparse/v1/sidecar_pb2_grpc.py depends on'
+        + f' but the generated code in hisparse/v1/sidecar_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class SidecarServiceStub:
+class SidecarServiceStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -46,7 +46,7 @@ class SidecarServiceStub:
                 _registered_method=True)
 
 
-class SidecarServiceServicer:
+class SidecarServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetServerInfo(self, request, context):
@@ -84,7 +84,7 @@ def add_SidecarServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class SidecarService:
+class SidecarService(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod

@@ -5,7 +5,7 @@ import warnings
 
 from hisparse_sidecar._proto.hisparse.v1 import step_pb2 as hisparse_dot_v1_dot_step__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.75.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in hisparse/v1/step_pb2_grpc.py depends on'
+        + f' but the generated code in hisparse/v1/step_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class StepServiceStub:
+class StepServiceStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -56,7 +56,7 @@ class StepServiceStub:
                 _registered_method=True)
 
 
-class StepServiceServicer:
+class StepServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def BeginStep(self, request, context):
@@ -121,7 +121,7 @@ def add_StepServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class StepService:
+class StepService(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
