@@ -41,6 +41,7 @@ test: test-rust test-python  ## every test
 
 test-rust: setup  ## unit, property and interleaving tests of the Rust core
 	cargo test --quiet --workspace
+	cargo test --quiet --package hisparse-core --features shuttle --test schedules
 
 test-python: setup  ## pytest; ARGS='-m "not slow"' leaves out the long ones
 	$(BIN)/python -m pytest $(ARGS)
@@ -51,6 +52,7 @@ lint: setup  ## every static check
 	$(BIN)/mypy
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --package hisparse-core --features shuttle --test schedules -- -D warnings
 	$(BIN)/buf lint
 	$(BIN)/python -m tools.check_file_sizes
 

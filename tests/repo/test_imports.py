@@ -1,0 +1,80 @@
+"""The arrows between the parts: who may import whom."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.repo.repository import ROOT, tracked_files
+
+PACKAGE = "hisparse_sidecar"
+ENGINES = {"sglang", "transformers", "vllm"}
+GRPC = {"grpc", "grpc_health", "grpc_reflection", "google"}
+
+# part -> parts of the package that it must not reach; "" is the pipeline, all that is not listed
+FORBIDDEN_PARTS = {
+    "": {"_proto", "cli", "client", "engines", "server", "wire"},
+    "engines": {"_proto", "cli", "client", "pipeline", "server", "wire"},
+    "wire": {"cli", "client", "engines", "pipeline", "server"},
+    "client": {"cli", "engines", "pipeline", "server"},
+    "server": {"cli", "client", "engines"},
+    "cli": set(),
+}
+FORBIDDEN_LIBRARIES = {
+    "": ENGINES | GRPC | {"rich"},
+    "engines": GRPC | {"rich"},
+    "wire": ENGINES | {"rich"},
+    "client": ENGINES | {"rich"},
+    "server": ENGINES | {"rich"},
+    "cli": ENGINES,
+}
+
+
+def imported_names(path: Path) -> set[str]:
+    """Every dotted name that the file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files_of_part(part: str) -> list[str]:
+    prefix = f"python/{PACKAGE}/"
+    found = []
+    for name in tracked_files():
+        first = name.removeprefix(prefix).split("/")[0]
+        own = first if first in FORBIDDEN_PARTS else ""
+        if name.startswith(prefix) and name.endswith(".py") and first != "_proto" and own == part:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("part", FORBIDDEN_PARTS)
+def test_a_part_imports_only_along_the_arrows(part: str) -> None:
+    files = files_of_part(part)
+    assert files
+    for name in files:
+        for imported in imported_names(ROOT / name):
+            library, *inner = imported.split(".")
+            assert library not in FORBIDDEN_LIBRARIES[part], f"{name} imports {imported}"
+            if library == PACKAGE and inner:
+                assert inner[0] not in FORBIDDEN_PARTS[part], f"{name} imports {imported}"
+
+
+def test_kernels_import_torch_and_triton_and_nothing_else() -> None:
+    files = [n for n in tracked_files() if n.startswith("kernels/") and n.endswith(".py")]
+    allowed = {"torch", "triton", "hisparse_kernels"} | sys.stdlib_module_names
+    assert files
+    for name in files:
+        libraries = {imported.split(".")[0] for imported in imported_names(ROOT / name)}
+        assert libraries <= allowed, f"{name} imports {libraries - allowed}"
+
+
+def test_the_core_crate_depends_on_no_python_gpu_or_async_crate() -> None:
+    manifest = (ROOT / "rust/core/Cargo.toml").read_text()
+    assert not {"pyo3", "cudarc", "tokio", "tonic"} & set(manifest.replace("=", " ").split())
