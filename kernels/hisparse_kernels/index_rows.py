@@ -2,7 +2,8 @@
 
 import torch
 
-from hisparse_kernels.layouts import E4M3_MAX, INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.e4m3 import E4M3_MAX, from_e4m3, to_e4m3
+from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
 from hisparse_kernels.shapes import FLOATS, Shapes
 
 _MIN_AMAX = 1e-10  # keeps the scale of an all-zero key away from zero
@@ -134,8 +135,9 @@ def split_rows(rows: torch.Tensor, layout: IndexLayout) -> tuple[torch.Tensor, t
     """Keys [n, 128] fp32 without their scale, and the scales [n] fp32 (None: all are 1)."""
     if layout.name == "fp32":
         return rows.contiguous().view(torch.float32), None
-    codes = rows[:, :INDEX_DIM].view(torch.float8_e4m3fn)
-    return codes.float(), rows[:, INDEX_DIM:].contiguous().view(torch.float32)[:, 0]
+    return from_e4m3(rows[:, :INDEX_DIM]), rows[:, INDEX_DIM:].contiguous().view(torch.float32)[
+        :, 0
+    ]
 
 
 def split_pages(
@@ -144,9 +146,9 @@ def split_pages(
     """Keys [num_pages * 64, 128] fp32 without their scale, and the scales (None: all are 1)."""
     if layout.name == "fp32":
         return pages.contiguous().view(torch.float32).view(-1, INDEX_DIM), None
-    codes = pages[:, : PAGE_TOKENS * INDEX_DIM].view(torch.float8_e4m3fn).float()
+    keys = from_e4m3(pages[:, : PAGE_TOKENS * INDEX_DIM])
     scale = pages[:, PAGE_TOKENS * INDEX_DIM :].contiguous().view(torch.float32)
-    return codes.view(-1, INDEX_DIM), scale.view(-1)
+    return keys.view(-1, INDEX_DIM), scale.view(-1)
 
 
 def _page_parts(index_pages: torch.Tensor, layout: IndexLayout) -> list[torch.Tensor]:
@@ -163,4 +165,4 @@ def _page_parts(index_pages: torch.Tensor, layout: IndexLayout) -> list[torch.Te
 def _quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """e4m3 codes of the last dimension and their fp32 scales (last dimension 1)."""
     scale = values.abs().amax(-1, keepdim=True).clamp(min=_MIN_AMAX) / E4M3_MAX
-    return (values / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
+    return to_e4m3(values / scale), scale

@@ -2,7 +2,8 @@
 
 import torch
 
-from hisparse_kernels.layouts import E4M3_MAX, SCALE_DIM, KvLayout
+from hisparse_kernels.e4m3 import E4M3_MAX, from_e4m3, to_e4m3
+from hisparse_kernels.layouts import SCALE_DIM, KvLayout
 from hisparse_kernels.shapes import FLOATS, Shapes
 
 _MIN_AMAX = 1e-4  # keeps the scale of an all-zero group away from zero
@@ -30,7 +31,7 @@ def pack_kv_rows_ref(values: torch.Tensor, layout: KvLayout) -> torch.Tensor:
         return values.to(dtype).contiguous().view(torch.uint8)
     groups = values[:, : layout.latent_dim].float().unflatten(1, (-1, SCALE_DIM))
     scale = _power_of_two_scale(groups.abs().amax(-1))  # [n, 4]
-    codes = (groups / scale[:, :, None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    codes = to_e4m3(groups / scale[:, :, None])
     rope = values[:, layout.latent_dim :].to(torch.bfloat16).contiguous()
     return torch.cat([_bytes(codes.flatten(1)), _bytes(scale), _bytes(rope)], dim=1)
 
@@ -64,10 +65,9 @@ def _unpack_into(values: torch.Tensor, rows: torch.Tensor, layout: KvLayout) -> 
         return
     num_scales = layout.latent_dim // SCALE_DIM
     scale_end = layout.latent_dim + 4 * num_scales
-    codes = rows[:, : layout.latent_dim].view(torch.float8_e4m3fn)
+    codes = rows[:, : layout.latent_dim].unflatten(1, (num_scales, SCALE_DIM))
     scale = rows[:, layout.latent_dim : scale_end].contiguous().view(torch.float32)  # [n, 4]
-    latent = values[:, : layout.latent_dim].unflatten(1, (num_scales, SCALE_DIM))
-    latent.copy_(codes.unflatten(1, (num_scales, SCALE_DIM))).mul_(scale[:, :, None])
+    values[:, : layout.latent_dim] = from_e4m3(codes).mul_(scale[:, :, None]).flatten(1)
     values[:, layout.latent_dim :] = rows[:, scale_end:].contiguous().view(torch.bfloat16)
 
 

@@ -6,7 +6,6 @@ from typing import TypeVar
 PAGE_TOKENS = 64
 INDEX_DIM = 128
 SCALE_DIM = 128  # latent values that share one fp32 scale
-E4M3_MAX = 448.0
 
 
 @dataclass(frozen=True)

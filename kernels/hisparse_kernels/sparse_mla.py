@@ -6,7 +6,7 @@ from hisparse_kernels.kv_rows import unpack_kv_rows_ref
 from hisparse_kernels.layouts import KvLayout
 from hisparse_kernels.shapes import Shapes, check_at_least
 
-_CHUNK_ROWS = 32
+_CHUNK_ROWS = 4  # at topk 512 their gathered values take 5 MB: they stay in the cache
 # odd small matrices may take a kernel whose order of summation depends on the number of rows
 _MIN_HEADS = 8
 _KEY_ALIGN = 64
