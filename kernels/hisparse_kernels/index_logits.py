@@ -49,12 +49,11 @@ def index_logits_ref(
     num_keys = index_rows.shape[0]
     padding = index_rows.new_zeros(-num_keys % KEY_ALIGN, layout.row_bytes)
     padded = torch.cat([index_rows, padding])
-    logits = index_weights.new_empty(index_q.shape[0], padded.shape[0])
+    query = index_q.float()
+    logits = index_weights.new_empty(len(query), padded.shape[0])
     for start in range(0, padded.shape[0], _CHUNK_KEYS):
         keys, scale = split_rows(padded[start : start + _CHUNK_KEYS], layout)
-        score_keys(
-            index_q.float(), index_weights, keys, scale, logits[:, start : start + _CHUNK_KEYS]
-        )
+        score_keys(query, index_weights, keys, scale, logits[:, start : start + _CHUNK_KEYS])
     key = torch.arange(num_keys, device=logits.device)
     outside = (key < key_start[:, None]) | (key >= key_end[:, None])
     return logits[:, :num_keys].masked_fill_(outside, -torch.inf)

@@ -1,11 +1,16 @@
 """Score the tokens of each row's own blocks: the second half of hierarchical selection."""
 
+from collections.abc import Iterator
+
 import torch
 
 from hisparse_kernels.index_rows import split_pages
 from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
 from hisparse_kernels.score_keys import score_keys
 from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_block_tokens
+
+_MIN_SLOT_ROWS = 8  # rows that must share a slot, on average, to make one GEMM per slot pay
+_CHUNK_KEYS = 8192  # keys of one row's blocks that are dequantised at a time
 
 
 def refine_logits(
@@ -77,8 +82,9 @@ def refine_logits_ref(
     slot = block_slots[row, column].long()
     slots = index_pages.view(-1, block_tokens // PAGE_TOKENS * layout.page_bytes)
     query = index_q.float()
-    by_row = slot.unique().numel() > len(row_pos)
-    for pairs in _groups(row if by_row else slot):
+    by_row = len(slot) < _MIN_SLOT_ROWS * torch.unique(slot).numel()
+    most = _CHUNK_KEYS // block_tokens if by_row else len(row_pos)
+    for pairs in _groups(row if by_row else slot, max(most, 1)):
         if by_row:
             rows, blocks = row[pairs[:1]], slots.index_select(0, slot[pairs])
         else:
@@ -90,12 +96,12 @@ def refine_logits_ref(
     return _mask_later(tiles, row, column, first_pos, row_pos).flatten(1)
 
 
-def _groups(keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Positions of equal keys, one tensor for each distinct key, ascending."""
+def _groups(keys: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    """Positions of equal keys, ascending, in groups of up to `most`."""
     order = torch.argsort(keys, stable=True)
     _, counts = torch.unique_consecutive(keys[order], return_counts=True)
-    groups: tuple[torch.Tensor, ...] = order.split(counts.tolist())
-    return groups
+    for group in torch.split(order, counts.tolist()):
+        yield from torch.split(group, most)
 
 
 def _take(query: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

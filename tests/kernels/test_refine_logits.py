@@ -115,6 +115,20 @@ def test_rows_have_the_bits_they_have_alone_in_any_grouping(layout: IndexLayout)
         assert_bits_equal(call(part), together[part])
 
 
+def test_one_row_over_more_keys_than_a_chunk_has_the_bits_of_the_flat_logits() -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys((8192 + 300,), layout, block_tokens=128)
+    index_q, weights = queries(1, 8)
+    slots, ids = all_blocks(stored, [0], 128)
+    row_pos = torch.tensor([8192 + 290]).int()
+
+    out = refined(stored, index_q, weights, slots, ids, row_pos, 128, layout)
+
+    row_seq, pages = torch.zeros(1).int(), (stored.index_pages, stored.page_table)
+    flat = paged_index_logits(index_q, weights, *pages, row_seq, row_pos + 1, layout)
+    assert_bits_equal(out, flat[:, : out.shape[1]].contiguous())
+
+
 def test_columns_of_a_missing_block_are_left_alone_and_keep_earlier_scores() -> None:
     layout = index_layout("fp8")
     stored = paged_keys((256,), layout)

@@ -112,6 +112,19 @@ def test_a_row_has_the_bits_it_has_alone(layout: KvLayout, heads: int, topk: int
         assert_bits_equal(alone[1], lse[some])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_output_has_the_same_bits_for_any_number_of_threads(threads: int) -> None:
+    layout = kv_layout("fp8_ds_mla")
+    kv_rows, query, ids = stored_rows(600, layout), queries(9, 8, layout), random_ids(9, 512, 600)
+    out, before = sparse_mla(query, kv_rows, ids, layout, SCALE)[0], torch.get_num_threads()
+
+    torch.set_num_threads(threads)
+    try:
+        assert_bits_equal(sparse_mla(query, kv_rows, ids, layout, SCALE)[0], out)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_where_a_row_lies_does_not_change_the_bits() -> None:
     layout = kv_layout("fp8_ds_mla")
     kv_rows, query, ids = stored_rows(200, layout), queries(3, 8, layout), random_ids(3, 128, 200)
