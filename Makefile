@@ -7,6 +7,7 @@ EXTRAS := dev,plots,transformers
 JOBS ?= 2
 
 export CARGO_BUILD_JOBS ?= $(JOBS)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 RUST_FILES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
 PROTO_FILES := $(wildcard proto/hisparse/v1/*.proto)

@@ -1,4 +1,5 @@
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,6 @@ def test_no_source_file_is_over_500_lines() -> None:
 
 
 def test_the_size_check_names_a_long_file_and_passes_over_generated_ones(tmp_path: Path) -> None:
-    import subprocess
-
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     generated = tmp_path / "python" / "hisparse_sidecar" / "_proto"
     generated.mkdir(parents=True)
@@ -51,14 +50,12 @@ def test_no_tracked_file_names_a_registry_or_a_path_of_one_machine(
 def test_every_make_target_in_a_document_exists() -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"setup", "demo", "test", "lint", "bench", "proto"} <= targets
-    documents = [name for name in tracked_files() if name.endswith(".md")]
-    for name in documents:
-        code = re.findall(
-            r"`([^`\n]+)`|^```[a-z]*\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S
-        )
-        for snippet in ("\n".join(parts) for parts in code):
-            named = set(re.findall(r"(?:^|[;&|] *)make ([a-z][a-z-]*)", snippet, re.MULTILINE))
-            assert named <= targets, name
+    command = re.compile(r"^\$? *make ([a-z][a-z-]*)", re.MULTILINE)
+    for name in (name for name in tracked_files() if name.endswith(".md")):
+        parts = re.split(r"^```.*$", (ROOT / name).read_text(), flags=re.MULTILINE)
+        named = set(re.findall(r"`make ([a-z][a-z-]*)", "".join(parts[0::2])))
+        named |= set(command.findall("".join(parts[1::2])))
+        assert named <= targets, name
 
 
 def test_the_changelog_has_an_entry_for_the_version_of_both_packages() -> None:

@@ -1,5 +1,6 @@
 """What is in each wheel, and that the extension loads in other versions of Python."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -29,8 +30,14 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     command += ["--no-build-isolation", "--wheel-dir", str(folder)]
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # for maturin
     for project in (ROOT / "kernels", ROOT):
-        built = subprocess.run([*command, str(project)], capture_output=True, text=True)
+        built = subprocess.run(
+            [*command, str(project)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PATH": search},
+        )
         assert built.returncode == 0, built.stderr
     return folder
 

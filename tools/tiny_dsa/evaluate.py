@@ -39,7 +39,7 @@ class Evaluation:
         with autocast():
             text = self.text_losses()
             print("text", json.dumps(text), flush=True)
-            needles = {str(n // self.scale): self.needles(n) for n in NEEDLE_CONTEXTS}
+            needles = {str(n // self.scale): self.needles(n) for n in self._some(NEEDLE_CONTEXTS)}
         return {"text_loss": text, "needle": needles, "indexer": self.indexer()}
 
     def text_losses(self) -> dict[str, dict[str, float]]:
@@ -51,7 +51,7 @@ class Evaluation:
                 name: text_loss(self.model, tokens, length, topk)
                 for name, topk in self._attentions().items()
             }
-            for length in (context // self.scale for context in TEXT_CONTEXTS)
+            for length in (context // self.scale for context in self._some(TEXT_CONTEXTS))
         }
 
     def needles(self, context: int) -> dict[str, dict[str, object]]:
@@ -76,7 +76,7 @@ class Evaluation:
     def indexer(self) -> dict[str, list[dict[str, float]]]:
         """Numbers of `analyse` by context and layer, mean over sequences."""
         rng, found = np.random.default_rng(5), {}
-        for context in INDEXER_CONTEXTS:
+        for context in self._some(INDEXER_CONTEXTS):
             length = context // self.scale
             starts = (i * 16_384 // self.scale for i in range(2 if self.is_fast else 8))
             sequences = [self.corpus.held_out[start : start + length] for start in starts]
@@ -90,6 +90,9 @@ class Evaluation:
 
     def _attentions(self) -> dict[str, int | None]:
         return {"dense": None, "sparse": self.model.config.scaled_topk(self.scale)}
+
+    def _some(self, contexts: tuple[int, ...]) -> tuple[int, ...]:
+        return contexts[: len(contexts) // 2] if self.is_fast else contexts
 
     def _plan(self, length: int) -> AnalysisPlan:
         hisa = tuple((b, max(m // self.scale, 2)) for b, m in ((32, 32), (64, 16), (128, 8)))
@@ -106,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("out", type=Path, help="folder that holds model/")
     parser.add_argument("data", type=Path, help="folder that prepare wrote")
-    parser.add_argument("--fast", action="store_true", help="few samples")
+    parser.add_argument("--fast", action="store_true", help="few samples, short contexts")
     arguments = parser.parse_args()
     if DEVICE == "cuda":
         choose_backend(ModelConfig())

@@ -39,7 +39,7 @@ def train(
         config: shape of the model.
         workers: processes that make batches.
         scale: contexts and batches are this many times smaller.
-        fast_evaluation: few samples.
+        fast_evaluation: few samples, short contexts.
     """
     out.mkdir(parents=True, exist_ok=True)
     corpus = Corpus.load(data)
@@ -74,7 +74,9 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=12, help="processes that make batches")
     parser.add_argument("--scale", type=int, default=1, help="shrink contexts and batches")
-    parser.add_argument("--fast-evaluation", action="store_true", help="few samples")
+    parser.add_argument(
+        "--fast-evaluation", action="store_true", help="few samples, short contexts"
+    )
     arguments = parser.parse_args()
     train(
         arguments.data,
