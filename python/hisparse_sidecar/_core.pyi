@@ -14,6 +14,8 @@ from typing import SupportsIndex, final
 
 from typing_extensions import Self
 
+__all__: list[str]
+
 class HisparseError(Exception):
     """Any error of the core; raised as this class itself it is a bug of the core."""
 

@@ -80,8 +80,10 @@ impl RegionMemory {
         let stat = rustix::fs::fstat(&fd).map_err(os("fstat", 0))?;
         let num_bytes = usize::try_from(stat.st_size).unwrap_or(0);
         check_range("bytes of the region", num_bytes, 1, isize::MAX.unsigned_abs())?;
+        let file_system = rustix::fs::fstatfs(&fd).map_err(os("fstatfs", num_bytes))?;
+        let is_huge = file_system.f_type == libc::HUGETLBFS_MAGIC;
         let unit = usize::try_from(stat.st_blksize).unwrap_or(0).max(BASE_PAGE_BYTES);
-        let kind = if unit >= HUGE_PAGE_BYTES { PageKind::Huge } else { PageKind::Normal };
+        let kind = if is_huge { PageKind::Huge } else { PageKind::Normal };
         Self::map(fd, num_bytes, num_bytes.next_multiple_of(unit), kind)
     }
 

@@ -12,7 +12,7 @@ use hisparse_core::{Error, ErrorKind, SequenceHandle};
 use shuttle::thread;
 use support::{DEVICE, Host, SHAPE};
 
-const ITERATIONS: usize = 1500;
+const ITERATIONS: usize = 600;
 const FIRST_MARK: u64 = 1 << 32;
 const OWN_MARK: u64 = 2 << 32;
 
@@ -151,6 +151,29 @@ fn forks_survive_the_end_and_the_rollback_of_their_parent() {
 #[test]
 fn copies_on_write_race_with_appends_and_leases() {
     explore(&[fork_shared, rewrite_shared, append_shared, lease_and_drop]);
+}
+
+#[test]
+fn appends_never_give_one_position_twice() {
+    let body = || {
+        let host = Arc::new(Host::new());
+        let shared = host.manager.open_sequence(100, 0, DEVICE).expect("an empty pool");
+        let append = |num_tokens| {
+            let host = Arc::clone(&host);
+            thread::spawn(move || {
+                let start = host.manager.append(shared, num_tokens).expect("admitted");
+                let pages = host.manager.host_pages(shared).expect("open");
+                host.write_token(&pages, start + num_tokens - 1, u64::from(start));
+                start..start + num_tokens
+            })
+        };
+        let running = [30, 64, 6].map(append);
+        let mut spans = running.map(|thread| thread.join().expect("no thread panics"));
+        spans.sort_unstable_by_key(|span| span.start);
+        let ends = spans.iter().map(|span| span.end);
+        assert!(spans.iter().map(|span| span.start).eq([0].into_iter().chain(ends.take(2))));
+    };
+    shuttle::check_random(body, ITERATIONS);
 }
 
 #[test]

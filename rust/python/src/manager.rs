@@ -20,7 +20,10 @@ pub(crate) struct Manager {
 #[pymethods]
 impl Manager {
     #[new]
-    #[pyo3(signature = (region, layout, capacity, *, block_tokens=Number::Fits(128)))]
+    #[pyo3(
+        signature = (region, layout, capacity, *, block_tokens=Number::Fits(128)),
+        text_signature = "(region, layout, capacity, *, block_tokens=128)"
+    )]
     fn new(
         py: Python<'_>,
         region: &Bound<'_, PyHostRegion>,
