@@ -1,11 +1,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from hisparse_sidecar.client import RemoteSession
 from hisparse_sidecar.server import SidecarServer
 from tests.pipeline.world import small_config
+from tests.server.serving import channel_to
 
 
 @pytest.fixture
@@ -17,4 +19,10 @@ def server(tmp_path: Path) -> Iterator[SidecarServer]:
 @pytest.fixture
 def session(server: SidecarServer) -> Iterator[RemoteSession]:
     with RemoteSession(server.socket_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def channel(server: SidecarServer) -> Iterator[grpc.Channel]:
+    with channel_to(server.socket_path) as opened:
         yield opened

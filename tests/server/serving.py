@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import grpc
+import pytest
 import torch
 
 from hisparse_sidecar import LayerOutputs, Session, SidecarConfig
@@ -114,3 +116,17 @@ class SideClient:
 
     def __exit__(self, *_: object) -> None:
         self.socket.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + END_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def status_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str, dict[str, str]]:
+    with pytest.raises(grpc.RpcError) as refused:
+        call()
+    error = refused.value
+    return error.code(), error.details(), dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]

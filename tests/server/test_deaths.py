@@ -5,12 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -26,6 +24,7 @@ from tests.server.serving import (
     channel_to,
     run_layers,
     run_step,
+    wait_until,
 )
 
 SOCKETS = {"sidecar.sock", "sidecar.sock.fd"}
@@ -47,19 +46,16 @@ def regions_mapped(process_id: int | str = "self") -> int:
     return sum("memfd:hisparse" in line for line in maps.splitlines())
 
 
+def regions_open() -> int:
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum("memfd:hisparse" in str(link) for link in links)
+
+
 def shared_memory_files() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir() if "hisparse" in path.name}
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + END_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_killed_server_leaves_nothing_and_its_path_works_again(folder: Path) -> None:
-    descriptors = psutil.Process().num_fds()
     with ServerProgram(folder) as server:
         session = RemoteSession(server.socket_path)
         rows = [(session.open(8, 8), 4)]
@@ -85,7 +81,7 @@ def test_a_killed_server_leaves_nothing_and_its_path_works_again(folder: Path) -
     assert regions_mapped() == 0
     assert names_in(folder) == set()
     assert shared_memory_files() == set()
-    assert psutil.Process().num_fds() <= descriptors
+    assert regions_open() == 0
 
 
 def _inputs(session: RemoteSession, layer: int = 0) -> LayerInputs:
@@ -184,6 +180,16 @@ def test_an_idle_server_drains_with_its_clients_connected(server: SidecarServer)
         server.stop(END_SECONDS)
         with pytest.raises(ServerUnavailable):
             session.open(1, 0)
+
+
+def test_a_watch_of_health_hears_of_the_end_and_ends(server: SidecarServer) -> None:
+    with channel_to(server.socket_path) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        states = health_pb2.HealthCheckResponse
+        assert next(watch).status == states.SERVING
+        server.stop(END_SECONDS)
+        assert [state.status for state in watch] == [states.NOT_SERVING]
+        assert watch.code() is grpc.StatusCode.OK
 
 
 def test_a_step_in_flight_ends_well_when_the_server_stops(server: SidecarServer) -> None:

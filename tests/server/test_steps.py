@@ -1,7 +1,6 @@
 """The order of calls within a step, streams, and several clients."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.server import Limits, SidecarServer
 from hisparse_sidecar.wire.errors import NotOwner
 from tests.pipeline.world import random_rows, small_config
-from tests.server.serving import assert_equal, run_layers, run_step
+from tests.server.serving import assert_equal, run_layers, run_step, wait_until
 
 WAIT_SECONDS = 20.0
 
@@ -23,13 +22,6 @@ WAIT_SECONDS = 20.0
 def other(server: SidecarServer) -> Iterator[RemoteSession]:
     with RemoteSession(server.socket_path) as opened:
         yield opened
-
-
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_calls_out_of_order_are_refused_and_the_right_order_then_works(

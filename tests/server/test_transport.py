@@ -5,7 +5,6 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -26,25 +25,11 @@ from hisparse_sidecar._proto.hisparse.v1 import (
 from hisparse_sidecar.client import RemoteSession, SidecarClient
 from hisparse_sidecar.errors import HisparseError, InvalidArgument, WrongState
 from hisparse_sidecar.server import Limits, ServerOptions, SidecarServer, TcpOptions
-from hisparse_sidecar.server.grpc_servers import SERVICES
 from hisparse_sidecar.wire.errors import ServerUnavailable, Unauthenticated
 from tests.pipeline.world import small_config
-from tests.server.serving import channel_to, run_step
+from tests.server.serving import run_step, status_of
 
 TOKEN = "a token of the tests, long enough"
-
-
-@pytest.fixture
-def channel(server: SidecarServer) -> Iterator[grpc.Channel]:
-    with channel_to(server.socket_path) as opened:
-        yield opened
-
-
-def status_of(call: object) -> tuple[grpc.StatusCode, str, dict[str, str]]:
-    with pytest.raises(grpc.RpcError) as refused:
-        call()  # type: ignore[operator]
-    error = refused.value
-    return error.code(), error.details(), dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
 
 
 # -- sockets ----------------------------------------------------------------------------------
@@ -275,37 +260,3 @@ def test_a_call_without_a_deadline_ends_at_the_servers(tmp_path: Path) -> None:
             other.begin_step([(sequence, 1)], "prefill")
         session.abort_step()
         other.end_step(other.begin_step([(sequence, 1)], "prefill"), commit=False)
-
-
-# -- health and reflection --------------------------------------------------------------------
-
-
-def test_health_answers_for_the_server_and_each_service(channel: grpc.Channel) -> None:
-    check = health_pb2_grpc.HealthStub(channel).Check
-    for name in ("", *SERVICES):
-        answer = check(health_pb2.HealthCheckRequest(service=name))
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
-    unknown = health_pb2.HealthCheckRequest(service="hisparse.v1.NoService")
-    assert status_of(lambda: check(unknown))[0] is grpc.StatusCode.NOT_FOUND
-
-
-def test_reflection_names_every_service_and_its_calls(channel: grpc.Channel) -> None:
-    database = ProtoReflectionDescriptorDatabase(channel)
-    assert set(SERVICES) | {"grpc.health.v1.Health"} <= set(database.get_services())
-    file = database.FindFileContainingSymbol("hisparse.v1.StepService")
-    assert [method.name for method in file.service[0].method] == [
-        "BeginStep",
-        "RunLayer",
-        "RunLayers",
-        "EndStep",
-    ]
-
-
-def test_server_info_says_what_the_server_is(session: RemoteSession) -> None:
-    info = session.client.server_info()
-    assert info.backend == "reference"
-    assert info.version
-    assert info.core_version
-    assert (info.row_sizes.kv_row_bytes, info.row_sizes.index_row_bytes) == (656, 132)
-    assert (info.row_sizes.query_dim, info.row_sizes.latent_dim) == (576, 512)
-    assert info.limits.max_message_bytes == 4 << 20

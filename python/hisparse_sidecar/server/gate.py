@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.server.shared_sidecar import SharedSidecar, StepTaken
 from hisparse_sidecar.server.worker import Worker
-from hisparse_sidecar.wire.errors import Draining
+from hisparse_sidecar.wire.errors import Draining, Unauthenticated
 from hisparse_sidecar.wire.names import CLIENT_KEY
 
 _Result = TypeVar("_Result")
@@ -64,7 +65,8 @@ class Gate:
 
         def unmake(result: _Result) -> None:
             if undo:
-                undo(self.shared.clients.find(token), result)
+                with suppress(Unauthenticated):  # the client is gone, and what it owned
+                    undo(self.shared.clients.find(token), result)
 
         return await self._in_turn(make, unmake)
 
@@ -82,7 +84,8 @@ class Gate:
 
         def unmake(result: _Result) -> None:
             if undo:
-                undo(self.shared.clients.require(token), result)
+                with suppress(Unauthenticated):
+                    undo(self.shared.clients.require(token), result)
 
         return await self._in_turn(make, unmake)
 
@@ -99,9 +102,8 @@ class Gate:
         token = client_token(context)
 
         def abort() -> None:
-            client = self.shared.clients.find(token)
-            if client is not None:
-                self.shared.abort_any_step(client)
+            with suppress(Unauthenticated):
+                self.shared.abort_any_step(self.shared.clients.require(token))
 
         self.worker.submit(abort)
 

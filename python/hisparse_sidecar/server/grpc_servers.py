@@ -1,10 +1,10 @@
 """The gRPC servers: one on the Unix socket, and one on TCP where that is asked for."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hisparse_sidecar._proto.hisparse.v1 import (
@@ -19,6 +19,7 @@ from hisparse_sidecar._proto.hisparse.v1 import (
 )
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.server.gate import Gate
+from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.server.options import Limits, TcpOptions
 from hisparse_sidecar.server.services.region_service import RegionServicer
 from hisparse_sidecar.server.services.sequence_service import SequenceServicer
@@ -26,12 +27,28 @@ from hisparse_sidecar.server.services.sidecar_service import SidecarServicer
 from hisparse_sidecar.server.services.step_service import StepServicer
 from hisparse_sidecar.server.status_interceptor import StatusInterceptor
 from hisparse_sidecar.server.token_interceptor import TokenInterceptor
+from hisparse_sidecar.wire.errors import Draining
 
 SERVICES: tuple[str, ...] = tuple(
     service.full_name
     for file in (region_pb2, sequence_pb2, sidecar_pb2, step_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
+
+
+class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc, name-defined] # no stubs
+    """Ends its watches when the server ends its streams: a watcher must not hold up a drain."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self._gate = gate
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> None:
+        """See health.proto of gRPC."""
+        with suppress(Draining):
+            await self._gate.unless_streams_end(super().Watch(request, context))
 
 
 class Servicers:
@@ -42,7 +59,7 @@ class Servicers:
         self._sequence = SequenceServicer(gate)
         self._step = StepServicer(gate)
         self._sidecar = SidecarServicer(gate, server_info)
-        self._health = HealthServicer()
+        self._health = HealthServicer(gate)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers every service, health and reflection."""

@@ -82,7 +82,9 @@ def _bytes(path: Path | None) -> bytes | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hisparse serve", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m hisparse_sidecar.server", description=main.__doc__
+    )
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to serve on")
     parser.add_argument("--config", type=Path, required=True, help="JSON file of SidecarConfig")
     drain = Limits().drain_seconds

@@ -41,7 +41,10 @@ class StepServicer(step_pb2_grpc.StepServiceServicer):
         def begin(client: Client) -> int:
             return self._shared.begin_step(client, rows, kind, padded_rows)
 
-        number = await self._gate.client_call(context, begin, self._shared.abort_step)
+        def undo(client: Client, number: int) -> None:
+            self._shared.abort_any_step(client)
+
+        number = await self._gate.client_call(context, begin, undo)
         return step_pb2.BeginStepResponse(step_id=number)
 
     async def RunLayer(
