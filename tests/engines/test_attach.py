@@ -10,7 +10,7 @@ from hisparse_sidecar.engines.transformers import (
     generate,
     model_shape,
 )
-from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.errors import InvalidArgument, WrongState
 from tests.engines.dense_session import DenseSession
 from tests.engines.models import MODELS, deepseek_model, glm_shared_model, token_ids
 from tests.oracle.selections import SelectionRecord
@@ -271,8 +271,15 @@ class TestRefusals:
                 token_ids(attached.model, 9), past_key_values=cache, num_beams=2, max_new_tokens=4
             )
 
-    def test_a_second_attachment_must_be_detached_first(self, attached, model, session):
-        second = attach(model, session)
-        with pytest.raises(Exception, match="was replaced a second time"):
+    def test_an_attached_model_is_not_attached_again(self, attached, model, session):
+        forward = model.__dict__["forward"]
+        with pytest.raises(WrongState, match="replaced already: detach the model first"):
+            attach(model, session)
+        assert model.__dict__["forward"] is forward
+
+    def test_detaching_under_a_foreign_replacement_changes_nothing(self, attached, model):
+        ours = model.__dict__["forward"]
+        model.__dict__["forward"] = lambda: None
+        with pytest.raises(WrongState, match="was replaced a second time"):
             attached.detach()
-        second.detach()
+        model.__dict__["forward"] = ours

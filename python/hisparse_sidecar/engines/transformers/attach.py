@@ -46,6 +46,7 @@ def attach(
 
     Raises:
         InvalidArgument: another class, training mode, or a session built for another shape.
+        WrongState: the model is attached already.
     """
     family = family_of(model)
     _require_eval(model)

@@ -7,6 +7,8 @@ from torch import nn
 
 from hisparse_sidecar.errors import WrongState
 
+_MARK = "_replaced_by_hisparse_sidecar"
+
 
 class ForwardPatches:
     """Instance-level `forward` replacements; the modules' classes are not touched."""
@@ -15,8 +17,16 @@ class ForwardPatches:
         self._replaced: list[tuple[nn.Module, Callable[..., Any], Callable[..., Any] | None]] = []
 
     def replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        """Calls of `module` run `forward` until `restore`."""
+        """Calls of `module` run `forward` until `restore`.
+
+        Raises:
+            WrongState: the module's forward is a replacement already; nothing has changed.
+        """
         before = module.__dict__.get("forward")
+        if getattr(before, _MARK, False):
+            name = type(module).__name__
+            raise WrongState(f"forward of a {name} is replaced already: detach the model first")
+        setattr(forward, _MARK, True)
         self._replaced.append((module, forward, before))
         module.__dict__["forward"] = forward
 
