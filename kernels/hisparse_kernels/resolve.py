@@ -87,8 +87,8 @@ def resolve(
         `out`.
 
     Raises:
-        ValueError: a sequence has too few victims, or more misses than `plan` holds; nothing was
-            changed.
+        ValueError: a sequence has too few victims, more misses than `plan` holds, or more slots
+            than the table's dtype can number; nothing was changed.
     """
     shapes = _check_state(state, ranges)
     shapes.check("items", items, "rows k", torch.int32)
@@ -172,6 +172,9 @@ def _claim(
 ) -> _Claim:
     base, count = int(ranges.slot_base[seq]), int(ranges.slot_count[seq])
     table_base = int(ranges.table_base[seq])
+    most = torch.iinfo(state.slot_table.dtype).max + 1
+    if count > most:
+        raise ValueError(f"sequence {seq} has {count} slots, its table can number {most}")
     slots = state.slot_table[table_base + wanted].long()
     hit_slots, missed = slots[slots >= 0], wanted[slots < 0]
     stamps = state.slot_stamp[base : base + count]

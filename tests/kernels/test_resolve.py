@@ -234,6 +234,14 @@ def test_more_misses_than_the_plan_holds_are_refused_before_any_change() -> None
     assert all(map(torch.equal, world.snapshot(), before))
 
 
+def test_more_slots_than_the_table_can_number_are_refused() -> None:
+    narrow, wide = World([32769]), World([32769], table_dtype=torch.int32)
+
+    with pytest.raises(ValueError, match="has 32769 slots, its table can number 32768"):
+        narrow.resolve([[1]], [0], 1, 1)
+    wide.resolve([[1]], [0], 1, 1)
+
+
 def test_padding_rows_and_absent_sequences_touch_no_state() -> None:
     world = World([4, 4])
     world.resolve([[1], [2]], [0, 1], 1, 1)
