@@ -78,7 +78,7 @@ def test_the_sidecar_wheel_holds_its_sources_and_one_abi3_library(wheels: Path) 
     assert contents(wheel) - libraries == tracked_below("python/")
     extra = metadata(wheel) - {"METADATA", "WHEEL", "RECORD", "entry_points.txt"}
     assert "licenses/LICENSE" in extra
-    assert all(name.startswith(("licenses/", "sboms/")) for name in extra)
+    assert all(name.startswith("licenses/") for name in extra)
 
 
 def test_no_wheel_holds_a_path_of_the_machine_that_built_it(wheels: Path) -> None:
