@@ -39,7 +39,7 @@ def generate(python: Path, target: Path) -> None:
     sources = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     outputs = [f"--{kind}_out={target}" for kind in ("python", "pyi", "grpc_python", "mypy_grpc")]
     plugin = f"--plugin=protoc-gen-mypy_grpc={STUBS}"
-    command = [python, "-m", "grpc_tools.protoc", f"--proto_path={PROTO}", plugin]
+    command = [str(python), "-m", "grpc_tools.protoc", f"--proto_path={PROTO}", plugin]
     ended = subprocess.run([*command, *outputs, *sources], capture_output=True, text=True)
     if ended.returncode != 0:
         raise SystemExit(ended.stderr)
