@@ -10,11 +10,32 @@ or copy releases the interpreter lock.
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import SupportsIndex, final
+from typing import Final, SupportsIndex, final
 
 from typing_extensions import Self
 
-__all__: list[str]
+__all__ = [
+    "BlockWindowModel",
+    "DeviceArenaFull",
+    "DeviceCapacity",
+    "HisparseError",
+    "HostLayout",
+    "HostPoolFull",
+    "HostRegion",
+    "HotBufferModel",
+    "InvalidArgument",
+    "Manager",
+    "PageLease",
+    "RegionError",
+    "Resolution",
+    "SequenceRanges",
+    "StaleHandle",
+    "Stats",
+    "UnknownSequence",
+    "WrongState",
+    "core_version",
+    "time_page_ops",
+]
 
 class HisparseError(Exception):
     """Any error of the core; raised as this class itself it is a bug of the core."""
@@ -139,16 +160,11 @@ class HostLayout:
             num_pages: pages of 64 tokens, 1 to 2**24.
         """
 
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_anchors(self) -> int: ...
-    @property
-    def kv_row_bytes(self) -> int: ...
-    @property
-    def index_row_bytes(self) -> int: ...
-    @property
-    def num_pages(self) -> int: ...
+    num_layers: Final[int]
+    num_anchors: Final[int]
+    kv_row_bytes: Final[int]
+    index_row_bytes: Final[int]
+    num_pages: Final[int]
     @property
     def num_bytes(self) -> int:
         """Bytes of all arrays: the least size of the region."""
@@ -190,49 +206,30 @@ class DeviceCapacity:
             sequences: rows of the per-sequence state.
         """
 
-    @property
-    def slots(self) -> int: ...
-    @property
-    def window_slots(self) -> int: ...
-    @property
-    def table_tokens(self) -> int: ...
-    @property
-    def table_blocks(self) -> int: ...
-    @property
-    def pooled_keys(self) -> int: ...
-    @property
-    def sequences(self) -> int: ...
+    slots: Final[int]
+    window_slots: Final[int]
+    table_tokens: Final[int]
+    table_blocks: Final[int]
+    pooled_keys: Final[int]
+    sequences: Final[int]
 
 @final
 class SequenceRanges:
     """Where a sequence's state lies in each device arena: `count` ids from `base` on."""
 
-    @property
-    def slot_base(self) -> int: ...
-    @property
-    def slot_count(self) -> int: ...
-    @property
-    def window_base(self) -> int: ...
-    @property
-    def window_count(self) -> int: ...
-    @property
-    def token_table_base(self) -> int: ...
-    @property
-    def token_table_count(self) -> int: ...
-    @property
-    def block_table_base(self) -> int: ...
-    @property
-    def block_table_count(self) -> int: ...
-    @property
-    def pooled_base(self) -> int:
-        """A multiple of 64, so that the range is whole pooled pages."""
-
-    @property
-    def pooled_count(self) -> int:
-        """A multiple of 64: one key a block of the admitted length, rounded up."""
-
-    @property
-    def state_row(self) -> int: ...
+    slot_base: Final[int]
+    slot_count: Final[int]
+    window_base: Final[int]
+    window_count: Final[int]
+    token_table_base: Final[int]
+    token_table_count: Final[int]
+    block_table_base: Final[int]
+    block_table_count: Final[int]
+    pooled_base: Final[int]
+    """A multiple of 64, so that the range is whole pooled pages."""
+    pooled_count: Final[int]
+    """A multiple of 64: one key a block of the admitted length, rounded up."""
+    state_row: Final[int]
     def as_dict(self) -> dict[str, int]:
         """Every number by its name."""
 
@@ -240,68 +237,37 @@ class SequenceRanges:
 class Stats:
     """What a Manager holds at one moment, and what it has done since it was made."""
 
-    @property
-    def sequences(self) -> int: ...
-    @property
-    def host_pages_total(self) -> int: ...
-    @property
-    def host_pages_free(self) -> int:
-        """Pages that are neither in use nor reserved."""
-
-    @property
-    def host_pages_reserved(self) -> int:
-        """Pages promised to open sequences and not picked yet."""
-
-    @property
-    def host_pages_shared(self) -> int:
-        """Pages that two sequences or more share."""
-
-    @property
-    def host_pages_leased(self) -> int: ...
-    @property
-    def slots_total(self) -> int: ...
-    @property
-    def slots_used(self) -> int: ...
-    @property
-    def window_slots_total(self) -> int: ...
-    @property
-    def window_slots_used(self) -> int: ...
-    @property
-    def table_tokens_total(self) -> int: ...
-    @property
-    def table_tokens_used(self) -> int: ...
-    @property
-    def table_blocks_total(self) -> int: ...
-    @property
-    def table_blocks_used(self) -> int: ...
-    @property
-    def pooled_keys_total(self) -> int: ...
-    @property
-    def pooled_keys_used(self) -> int: ...
-    @property
-    def state_rows_total(self) -> int: ...
-    @property
-    def state_rows_used(self) -> int: ...
-    @property
-    def opened(self) -> int:
-        """Sequences opened; forks are counted apart."""
-
-    @property
-    def closed(self) -> int: ...
-    @property
-    def forked(self) -> int: ...
-    @property
-    def truncated(self) -> int: ...
-    @property
-    def refused(self) -> int:
-        """Calls that raised HostPoolFull or DeviceArenaFull."""
-
-    @property
-    def appended_tokens(self) -> int: ...
-    @property
-    def copied_pages(self) -> int:
-        """Partial pages copied, by forks and before appends."""
-
+    sequences: Final[int]
+    host_pages_total: Final[int]
+    host_pages_free: Final[int]
+    """Pages that are neither in use nor reserved."""
+    host_pages_reserved: Final[int]
+    """Pages promised to open sequences and not picked yet."""
+    host_pages_shared: Final[int]
+    """Pages that two sequences or more share."""
+    host_pages_leased: Final[int]
+    slots_total: Final[int]
+    slots_used: Final[int]
+    window_slots_total: Final[int]
+    window_slots_used: Final[int]
+    table_tokens_total: Final[int]
+    table_tokens_used: Final[int]
+    table_blocks_total: Final[int]
+    table_blocks_used: Final[int]
+    pooled_keys_total: Final[int]
+    pooled_keys_used: Final[int]
+    state_rows_total: Final[int]
+    state_rows_used: Final[int]
+    opened: Final[int]
+    """Sequences opened; forks are counted apart."""
+    closed: Final[int]
+    forked: Final[int]
+    truncated: Final[int]
+    refused: Final[int]
+    """Calls that raised HostPoolFull or DeviceArenaFull."""
+    appended_tokens: Final[int]
+    copied_pages: Final[int]
+    """Partial pages copied, by forks and before appends."""
     def as_dict(self) -> dict[str, int]:
         """Every number by its name."""
 
@@ -466,30 +432,20 @@ class Manager:
 class Resolution:
     """What one `resolve` did; misses, victims and evicted go together, in order."""
 
-    @property
-    def slots(self) -> list[int]:
-        """Slot of every item of the call, in the call's order; -1 for -1."""
-
-    @property
-    def hits(self) -> list[int]:
-        """Distinct items that had a slot, ascending."""
-
-    @property
-    def misses(self) -> list[int]:
-        """Distinct items that had none, ascending."""
-
-    @property
-    def victims(self) -> list[int]:
-        """The slot that each miss took, by `(stamp, slot)` ascending."""
-
-    @property
-    def evicted(self) -> list[int]:
-        """The item that each victim held; -1 = the slot was free."""
+    slots: Final[list[int]]
+    """Slot of every item of the call, in the call's order; -1 for -1."""
+    hits: Final[list[int]]
+    """Distinct items that had a slot, ascending."""
+    misses: Final[list[int]]
+    """Distinct items that had none, ascending."""
+    victims: Final[list[int]]
+    """The slot that each miss took, by `(stamp, slot)` ascending."""
+    evicted: Final[list[int]]
+    """The item that each victim held; -1 = the slot was free."""
 
 class _SlotModel:
     def __new__(cls, num_slots: SupportsIndex) -> Self: ...
-    @property
-    def num_slots(self) -> int: ...
+    num_slots: Final[int]
     def resolve(
         self, items: Sequence[int], stamp: SupportsIndex, protect_since: SupportsIndex
     ) -> Resolution:

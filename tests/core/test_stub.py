@@ -14,6 +14,7 @@ def stub_members(name: str) -> set[str]:
     """Public methods and properties of a class in the stub, inherited ones included."""
     node = CLASSES[name]
     own = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+    own |= {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in CLASSES:
             own |= stub_members(base.id)
