@@ -1,6 +1,7 @@
 """The whole demo: prompt, reference, server, both runs through it, report."""
 
 import time
+from typing import Any, cast
 
 from hisparse_sidecar.cli.demo.progress import DemoProgress
 from hisparse_sidecar.cli.demo.prompt import build_prompt, read_text
@@ -76,8 +77,13 @@ def _prepare(settings: DemoSettings, progress: DemoProgress) -> Workload:
     prompt = build_prompt(
         tokenizer, read_text(settings.text), settings.prompt_tokens, seed=settings.seed
     )
+    model = load_checkpoint(settings.model_dir)
+    context = int(cast(Any, model.config).max_position_embeddings)
+    if settings.total_tokens > context:
+        found = f"{settings.total_tokens} tokens asked for"
+        raise ValueError(f"{found}, the model's context has {context}")
     return Workload(
-        model=load_checkpoint(settings.model_dir),
+        model=model,
         tokenizer=tokenizer,
         prompt=prompt,
         options=GreedyOptions(settings.new_tokens, settings.prefill_chunk),
