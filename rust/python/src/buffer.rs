@@ -60,11 +60,10 @@ pub(crate) fn host_region_class(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
         slots: slots.as_mut_ptr(),
     };
     let bases = PyTuple::new(py, [py.get_type::<PyHostRegion>()])?;
-    // SAFETY: the spec ends in an empty slot and outlives the call; the result is a new reference.
-    let class = unsafe {
-        let class = ffi::PyType_FromSpecWithBases(&raw mut spec, bases.as_ptr());
-        Bound::from_owned_ptr_or_err(py, class)
-    }?;
+    // SAFETY: the spec ends in an empty slot and, like the bases, outlives the call.
+    let class = unsafe { ffi::PyType_FromSpecWithBases(&raw mut spec, bases.as_ptr()) };
+    // SAFETY: the call has returned a new reference, or null and an exception.
+    let class = unsafe { Bound::from_owned_ptr_or_err(py, class) }?;
     Ok(class.cast_into()?)
 }
 
