@@ -7,7 +7,7 @@ from hisparse_kernels.layouts import KvLayout
 from hisparse_kernels.shapes import Shapes, check_at_least
 
 _CHUNK_ROWS = 4  # at topk 512 their gathered values take 5 MB: they stay in the cache
-# odd small matrices may take a kernel whose order of summation depends on the number of rows
+# small matrices may take a kernel with another order of summation
 _MIN_HEADS = 8
 _KEY_ALIGN = 64
 
@@ -98,7 +98,7 @@ def _scores(query: torch.Tensor, keys: torch.Tensor, softmax_scale: float) -> to
     """Logits [n, heads, topk]; few heads are padded with zero queries."""
     padding = max(_MIN_HEADS - query.shape[1], 0)
     query = torch.nn.functional.pad(query, (0, 0, 0, padding))
-    return torch.bmm(query, keys.transpose(1, 2)).mul_(softmax_scale)
+    return _product_of_each(query, keys.transpose(1, 2)).mul_(softmax_scale)
 
 
 def _attend(
@@ -110,5 +110,17 @@ def _attend(
     total, most = weights.sum(-1)[:, :heads], most[:, :heads, 0]
     lse = total.log() + most
     denominator = total if sink is None else total + (sink - most).exp()
-    out = torch.bmm(weights, values)[:, :heads]
+    out = _product_of_each(weights, values)[:, :heads]
     return out / denominator.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None], lse
+
+
+def _product_of_each(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[n, a, k] x [n, k, b], one product after the other.
+
+    All have one shape, so each has the bits that it has alone; a batched product's bits depend on
+    the size of the batch on some processors.
+    """
+    out = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
+    for one, other, product in zip(left, right, out, strict=True):
+        torch.mm(one, other, out=product)
+    return out
