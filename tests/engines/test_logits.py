@@ -7,8 +7,9 @@ from tests.engines.models import MODELS, TEXT, text_ids, token_ids
 from tests.engines.sidecars import FP32, QUANTISED, Room, local_session
 from tests.oracle.lockstep import run_lockstep
 
-LED_ATOL = 1e-4  # same selection
-FREE_ATOL = 2e-3  # selections that differ in near-ties
+LED_ATOL = 1e-4  # the same selection everywhere
+FREE_ATOL = 2e-3  # the same selection in this row, near-ties taken otherwise in earlier rows
+DIFFERING_ATOL = 5e-2  # a near-tie taken otherwise in this row: one key of topk is another
 NEAR_TIE = 1e-5  # relative distance from the k-th score
 ROW_GAP = 1e-4  # rows before rounding, relative to the row's largest value
 CODE_SHARE = 1e-3  # index query codes that noise in the last bit rounds the other way
@@ -28,6 +29,7 @@ def assert_agrees(name, num_tokens, layouts, new_tokens, chunk):
     assert found.led_gap < LED_ATOL
     assert max(layer.worst_gap for layer in found.near_ties) < NEAR_TIE
     assert found.free_gap < (FREE_ATOL if found.differing_rows else LED_ATOL)
+    assert found.differing_gap < DIFFERING_ATOL
     assert found.generated == found.free_generated
     assert len(found.generated) == new_tokens
     for layer in found.rows:

@@ -13,7 +13,7 @@ import torch
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.engines.transformers import GivenLayer, ReferenceModel, RowLayouts, attach
 from hisparse_sidecar.engines.transformers.reference import NearTies
-from hisparse_sidecar.engines.transformers.row_rounding import RowAgreement
+from hisparse_sidecar.engines.transformers.row_rounding import RowAgreement, larger_gap
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.session import Session
 
@@ -26,8 +26,10 @@ class Agreement:
         generated: token ids, the likeliest ones of the session's logits.
         free_generated: what the free reference takes for the likeliest at the same places.
         led_gap: largest difference of a logit to the led reference.
-        free_gap: largest difference of a logit to the free reference.
-        differing_rows: rows and layers where the free reference selected another set.
+        free_gap: largest difference of a logit to the free reference, in rows where it selected
+            the same sets in every layer.
+        differing_gap: the same, in the other rows.
+        differing_rows: number of the other rows.
         near_ties: of the led reference, for each layer.
         rows: of the led reference, for each layer.
     """
@@ -36,6 +38,7 @@ class Agreement:
     free_generated: list[int] = field(default_factory=list)
     led_gap: float = 0.0
     free_gap: float = 0.0
+    differing_gap: float = 0.0
     differing_rows: int = 0
     near_ties: list[NearTies] = field(default_factory=list)
     rows: list[RowAgreement] = field(default_factory=list)
@@ -79,10 +82,13 @@ def run_lockstep(
         logits = model(ids, past_key_values=cache).logits[0]
         led = references[0].forward(ids, given=watch.led())
         free = references[1].forward(ids, given=watch.free(rounds))
-        found.led_gap = max(found.led_gap, float((logits - led).abs().max()))
-        found.free_gap = max(found.free_gap, float((logits - free).abs().max()))
-        for own, ours in zip(references[1].selected, watch.selected(), strict=True):
-            found.differing_rows += int((own != ours).any(dim=1).sum())
+        found.led_gap = larger_gap(found.led_gap, (logits - led).abs())
+        pairs = zip(references[1].selected, watch.selected(), strict=True)
+        differs = torch.stack([(own != ours).any(dim=1) for own, ours in pairs]).any(dim=0)
+        found.differing_rows += int(differs.sum())
+        gaps = (logits - free).abs().amax(dim=1)
+        found.free_gap = larger_gap(found.free_gap, gaps.masked_fill(differs, 0.0))
+        found.differing_gap = larger_gap(found.differing_gap, gaps.masked_fill(~differs, 0.0))
         found.generated = [*found.generated, int(logits[-1].argmax())]
         found.free_generated = [*found.free_generated, int(free[-1].argmax())]
 

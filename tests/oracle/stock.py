@@ -11,6 +11,7 @@ from types import MethodType
 import torch
 
 from hisparse_sidecar.engines.transformers.family import attention_modules, family_of
+from hisparse_sidecar.engines.transformers.row_rounding import larger_gap
 
 
 @dataclass
@@ -88,6 +89,7 @@ def _measure(difference: Difference, scores: torch.Tensor, given: torch.Tensor, 
         assert len(ours) == taken, f"row {row} selected {len(ours)} positions, {taken} can be"
         odd = list(own ^ ours)
         if odd:
-            gap = ((row_scores[odd] - kth).abs() / kth.abs()).max()
+            scores_odd = row_scores[odd]
+            gaps = torch.where(scores_odd == kth, 0.0, (scores_odd - kth).abs() / kth.abs())
             difference.rows += 1
-            difference.worst_gap = max(difference.worst_gap, float(gap))
+            difference.worst_gap = larger_gap(difference.worst_gap, gaps)

@@ -24,6 +24,7 @@ from hisparse_sidecar.engines.transformers.patches import ForwardPatches
 from hisparse_sidecar.engines.transformers.row_rounding import (
     RowAgreement,
     RowLayouts,
+    larger_gap,
     rounded_index_k,
     rounded_index_q,
     rounded_kv,
@@ -185,7 +186,7 @@ class ReferenceModel:
         )
         row = torch.cat([attention.kv_a_layernorm(latent), k_rope[:, 0]], dim=-1)  # [rows, 576]
         given = self._given[layer].rows
-        row = memory.row_agreement.adopt(row, given and given.kv)
+        row = memory.row_agreement.adopt(row, None if given is None else given.kv)
         self._store(memory, attention, rounded_kv(row, self._layouts.kv))
         if self._shape.is_anchor(layer):
             self._mask = self._selection(layer, attention.indexer, hidden, resid, table)
@@ -281,6 +282,6 @@ def _compare(
     if not bool(rows.any()):
         return
     kth = scores.masked_fill(~own, torch.inf).amin(dim=1, keepdim=True)
-    gaps = ((scores - kth).abs() / kth.abs())[different]
+    relative = torch.where(scores == kth, 0.0, (scores - kth).abs() / kth.abs())
     near_ties.differing_rows += int(rows.sum())
-    near_ties.worst_gap = max(near_ties.worst_gap, float(gaps.max()))
+    near_ties.worst_gap = larger_gap(near_ties.worst_gap, relative[different])

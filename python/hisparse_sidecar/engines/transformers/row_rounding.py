@@ -28,6 +28,11 @@ class RowLayouts:
     index: str = "fp32"
 
 
+def larger_gap(worst: float, gaps: torch.Tensor) -> float:
+    """The largest of `worst` and `gaps` (not empty); a NaN counts as infinite."""
+    return max(worst, float(gaps.nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
+
+
 @dataclass
 class RowAgreement:
     """How far another run's rows were from the reference's own, over all forwards of a layer.
@@ -47,8 +52,8 @@ class RowAgreement:
         if other is None:
             return own
         largest = own.abs().amax(dim=-1, keepdim=True).float()
-        gap = ((own.float() - other.float()).abs() / largest.clamp(min=1e-30)).max()
-        self.worst_gap = max(self.worst_gap, float(gap))
+        gaps = (own.float() - other.float()).abs() / largest.clamp(min=1e-30)
+        self.worst_gap = larger_gap(self.worst_gap, gaps)
         return other.to(own.dtype)
 
     def adopt_codes(self, own: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
