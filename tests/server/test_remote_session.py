@@ -157,7 +157,7 @@ def test_bad_calls_are_refused_with_the_words_of_the_local_session(
         assert errors[0] == errors[1]
 
 
-@pytest.mark.parametrize("layer", [-1, 3])
+@pytest.mark.parametrize("layer", [-1, 3, 1 << 40])
 def test_a_layer_that_is_not_there_is_refused_with_the_words_of_the_local_session(
     session: RemoteSession, layer: int
 ) -> None:

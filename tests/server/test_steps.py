@@ -7,10 +7,18 @@ from pathlib import Path
 import grpc
 import pytest
 
-from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sequence_pb2_grpc
+from hisparse_sidecar import Sidecar
+from hisparse_sidecar._proto.hisparse.v1 import (
+    sequence_pb2,
+    sequence_pb2_grpc,
+    step_pb2,
+    step_pb2_grpc,
+)
 from hisparse_sidecar.client import RemoteSession, SidecarClient
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.server import Limits, SidecarServer
+from hisparse_sidecar.server.clients import Client
+from hisparse_sidecar.server.shared_sidecar import SharedSidecar
 from hisparse_sidecar.wire.errors import NotOwner
 from tests.pipeline.world import random_rows, small_config
 from tests.server.serving import assert_equal, run_layers, run_step, wait_until
@@ -129,6 +137,63 @@ def test_a_call_that_gives_up_waiting_leaves_nothing_behind(
     session.end_step()
     run_step(session, [(rows[0][0], 1)], 2, "decode")
     assert session.stats().core.sequences == 1
+
+
+def num_waiting_jobs(server: SidecarServer) -> int:
+    """Behind the one that runs: what a cancelled call leaves to be undone."""
+    return server._runtime._worker._executor._work_queue.qsize()
+
+
+def test_a_sequence_whose_caller_gave_up_is_closed_again(
+    server: SidecarServer,
+    session: RemoteSession,
+    channel: grpc.Channel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, leave, admit = threading.Event(), threading.Event(), Sidecar.open
+
+    def slow(sidecar: Sidecar, *args: int, **options: object) -> int:
+        entered.set()
+        leave.wait(WAIT_SECONDS)
+        return admit(sidecar, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sidecar, "open", slow)
+    sequences = sequence_pb2_grpc.SequenceServiceStub(channel)
+    opening = sequences.OpenSequence.future(sequence_pb2.OpenSequenceRequest(prompt_tokens=4))
+    assert entered.wait(WAIT_SECONDS)
+    opening.cancel()
+    wait_until(lambda: num_waiting_jobs(server) > 0)
+    leave.set()
+    wait_until(lambda: session.stats().core.closed == 1)
+    assert session.stats().core.sequences == 0
+
+
+def test_a_layer_whose_caller_gave_up_aborts_the_step(
+    server: SidecarServer,
+    session: RemoteSession,
+    channel: grpc.Channel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, leave, run = threading.Event(), threading.Event(), SharedSidecar.open_step
+
+    def slow(shared: SharedSidecar, client: Client, number: int) -> object:
+        entered.set()
+        leave.wait(WAIT_SECONDS)
+        return run(shared, client, number)
+
+    rows = [(session.open(4, 4), 2)]
+    session.begin_step(rows, "prefill")
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedSidecar, "open_step", slow)
+        steps = step_pb2_grpc.StepServiceStub(channel)
+        layer = step_pb2.RunLayerRequest(step_id=1)
+        running = steps.RunLayer.future(layer, metadata=session.client._metadata)
+        assert entered.wait(WAIT_SECONDS)
+        running.cancel()
+        wait_until(lambda: num_waiting_jobs(server) > 0)
+        leave.set()
+    wait_until(lambda: session.stats().aborted_steps == 1)
+    run_step(session, rows, 1)
 
 
 def test_what_one_client_opened_is_no_other_clients(

@@ -9,6 +9,7 @@ import torch
 
 from hisparse_sidecar._proto.hisparse.v1 import step_pb2, tensor_pb2
 from hisparse_sidecar.client.calls import LayerStream
+from hisparse_sidecar.client.messages import request
 from hisparse_sidecar.client.sidecar_client import SidecarClient
 from hisparse_sidecar.client.staging import Staging, tensor_bytes
 from hisparse_sidecar.config import SelectionConfig, SidecarConfig
@@ -157,7 +158,8 @@ class RemoteSession:
         if self._stream is None or not self._stream.is_open():
             self._stream = self.client.layer_stream()
         self._stream.run(
-            step_pb2.RunLayerRequest(
+            request(
+                step_pb2.RunLayerRequest,
                 step_id=self._step_id,
                 layer=layer,
                 inputs=step_pb2.LayerInputRefs(**inputs),
