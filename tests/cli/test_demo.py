@@ -1,14 +1,13 @@
 """The demo at a small size, end to end: the real model, the real server, its client."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from cli.command import Finished, run_hisparse
-from hisparse_sidecar.cli import output
+from hisparse_sidecar.cli import main, output
 from hisparse_sidecar.cli.checkout import find_beside
 from hisparse_sidecar.cli.commands import demo as demo_command
 from hisparse_sidecar.cli.demo.progress import DemoProgress
@@ -60,6 +59,11 @@ def test_the_needle_is_found_by_every_run(found: Any) -> None:
     for run in ("reference", "flat", "hisa"):
         assert found[run]["needle_found"] is True
         assert found[run]["text"].startswith(digits)
+
+
+def test_every_fact_is_answered_when_asked_in_turn(found: Any) -> None:
+    for run in ("flat", "hisa"):
+        assert found[run]["facts_found"] == len(found["needles"]) == 6
 
 
 def test_the_plain_bytes_are_those_of_the_rows(found: Any) -> None:
@@ -127,13 +131,18 @@ def _exit_code_of_command(monkeypatch: pytest.MonkeyPatch, report: Any) -> int:
     return demo_command.run(build_parser().parse_args(["demo", "--json"]))
 
 
-def test_a_prompt_beyond_the_models_context_is_refused_before_anything_runs() -> None:
-    done = run_hisparse("demo", "--json", "--prompt-tokens", "16380")
-    assert (done.exit_code, done.stdout) == (1, "")
-    assert "16444 tokens asked for, the model's context has 16384" in done.stderr
-
-
-def test_text_that_is_missing_is_named(tmp_path: Path) -> None:
-    done = run_hisparse("demo", "--text", str(tmp_path / "none.txt"))
-    assert done.exit_code == 1
-    assert "none.txt" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt-tokens", "16380"], "16444 tokens asked for, the model's context has 16384"),
+        (["--prompt-tokens", "0"], "prompt_tokens is 0, must be >= 1"),
+        (["--text", "/no/such/text.txt"], "/no/such/text.txt"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_runs(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--json", *arguments]) == 1
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert message in written.err

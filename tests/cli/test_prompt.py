@@ -32,6 +32,8 @@ def test_a_prompt_has_its_length_its_facts_and_its_question(
         planted = tokenizer.decode(list(prompt.token_ids[needle.position :]))
         assert planted.startswith(f"\n{needle.statement}{needle.digits}.\n")
     asked = prompt.asked
+    question = prompt.questions[prompt.needles.index(asked)]
+    assert prompt.token_ids[prompt.text_tokens :] == question
     assert asked in prompt.needles[:3]
     end = tokenizer.decode(list(prompt.token_ids[-60:]))
     assert end.endswith(f"\nQuestion: {asked.question}\nAnswer: {asked.statement}")

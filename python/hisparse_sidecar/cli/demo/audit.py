@@ -30,12 +30,13 @@ class SelectionAudit:
 
     def __init__(self, model: ModelShape, layout: IndexLayout, prompt_tokens: int) -> None:
         self._topk, self._layout, self._prompt_tokens = model.topk, layout, prompt_tokens
+        self._stopped = False
         self._records = {layer: _LayerRecord() for layer in model.anchors}
 
     def on_layer(self, layer: int, inputs: LayerInputs, outputs: LayerOutputs) -> None:
         """Observe one layer of a step; rows behind the prompt are decode steps."""
         record = self._records.get(layer)
-        if record is None:
+        if record is None or self._stopped:
             return
         assert inputs.index_k is not None
         assert inputs.index_q is not None
@@ -46,6 +47,10 @@ class SelectionAudit:
             record.index_weights.append(inputs.index_weights.clone())
             record.selected.append(outputs.topk_indices.clone())
         record.num_tokens += inputs.index_k.shape[0]
+
+    def stop(self) -> None:
+        """Leave out what follows."""
+        self._stopped = True
 
     def recall(self) -> dict[int, float]:
         """Recall@topk of each anchor layer: share of the flat selection that was selected.

@@ -53,20 +53,32 @@ class Needle:
     question: str
     position: int
 
+    @property
+    def ask(self) -> str:
+        """The end of a prompt that asks for it: its digits are what comes next."""
+        return f"\nQuestion: {self.question}\nAnswer: {self.statement}"
+
 
 @dataclass(frozen=True)
 class Prompt:
     """Token ids that end where the answer's digits are due.
 
     Attributes:
-        token_ids: the prompt.
+        token_ids: the prompt: the text with its facts, then a question.
         needles: facts in the order of their positions.
         asked: the one that the question at the end asks for.
+        questions: token ids that ask for each needle.
     """
 
     token_ids: tuple[int, ...]
     needles: tuple[Needle, ...]
     asked: Needle
+    questions: tuple[tuple[int, ...], ...]
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens before the question."""
+        return len(self.token_ids) - len(self.questions[self.needles.index(self.asked)])
 
 
 def build_prompt(
@@ -90,10 +102,9 @@ def build_prompt(
     """
     needles = _draw_needles(num_needles, seed)
     asked = random.Random(seed).randrange((num_needles + 1) // 2)
-    question = f"\nQuestion: {needles[asked].question}\nAnswer: {needles[asked].statement}"
-    question_ids = _encode(tokenizer, question)
+    questions = [_encode(tokenizer, needle.ask) for needle in needles]
     planted = [_encode(tokenizer, f"\n{n.statement}{n.digits}.\n") for n in needles]
-    room = num_tokens - len(question_ids) - sum(map(len, planted))
+    room = num_tokens - len(questions[asked]) - sum(map(len, planted))
     body = _cut_text(tokenizer, text, room, num_tokens)
     at = _places(body, _line_starts(tokenizer, body), num_needles)
     token_ids: list[int] = []
@@ -102,7 +113,12 @@ def build_prompt(
         if number < num_needles:
             needles[number] = replace(needles[number], position=len(token_ids))
             token_ids += planted[number]
-    return Prompt((*token_ids, *question_ids), tuple(needles), needles[asked])
+    return Prompt(
+        token_ids=(*token_ids, *questions[asked]),
+        needles=tuple(needles),
+        asked=needles[asked],
+        questions=tuple(map(tuple, questions)),
+    )
 
 
 def read_text(path: Path) -> str:

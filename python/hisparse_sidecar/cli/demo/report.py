@@ -43,6 +43,7 @@ class RunReport:
         generation: what it generated.
         tokens_equal_fraction: share of the reference's tokens that it has at the same place.
         needle_found: its text starts with the digits that were asked for.
+        facts_found: facts answered when each was asked in turn, from the end of the text.
         recall: recall@topk for each anchor layer.
         traffic: what moved.
         held: bytes in each tier when the last token was generated.
@@ -53,6 +54,7 @@ class RunReport:
     generation: Generation
     tokens_equal_fraction: float
     needle_found: bool
+    facts_found: int
     recall: dict[int, float]
     traffic: RunTraffic
     held: TierBytes
@@ -74,6 +76,7 @@ class RunReport:
         return {
             "tokens_equal_fraction": self.tokens_equal_fraction,
             "needle_found": self.needle_found,
+            "facts_found": self.facts_found,
             "recall_mean": self.recall_mean,
             "recall_per_layer": {str(layer): value for layer, value in self.recall.items()},
             "hot_hit_rate": self.traffic.hot_hit_rate,

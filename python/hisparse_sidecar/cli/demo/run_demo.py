@@ -39,7 +39,7 @@ def run_demo(
     """
     start = time.perf_counter()
     workload = _prepare(settings, progress)
-    config = demo_config(settings, model_shape(workload.model.config))
+    config = demo_config(settings, model_shape(workload.model.config), workload.total_tokens)
     _announce(workload, config, progress)
     reference = run_reference(workload)
     selections = (flat_selection or SelectionConfig("flat"), hisa_selection(config.model))
@@ -77,19 +77,19 @@ def _prepare(settings: DemoSettings, progress: DemoProgress) -> Workload:
     prompt = build_prompt(
         tokenizer, read_text(settings.text), settings.prompt_tokens, seed=settings.seed
     )
-    model = load_checkpoint(settings.model_dir)
-    context = int(cast(Any, model.config).max_position_embeddings)
-    if settings.total_tokens > context:
-        found = f"{settings.total_tokens} tokens asked for"
-        raise ValueError(f"{found}, the model's context has {context}")
-    return Workload(
-        model=model,
+    workload = Workload(
+        model=load_checkpoint(settings.model_dir),
         tokenizer=tokenizer,
         prompt=prompt,
         options=GreedyOptions(settings.new_tokens, settings.prefill_chunk),
         layouts=RowLayouts(KV_LAYOUT, INDEX_LAYOUT),
         view=progress,
     )
+    context = int(cast(Any, workload.model.config).max_position_embeddings)
+    if workload.total_tokens > context:
+        found = f"{workload.total_tokens} tokens asked for"
+        raise ValueError(f"{found}, the model's context has {context}")
+    return workload
 
 
 def _announce(workload: Workload, config: SidecarConfig, progress: DemoProgress) -> None:

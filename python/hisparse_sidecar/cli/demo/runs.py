@@ -17,11 +17,12 @@ from hisparse_sidecar.engines.transformers import (
     GreedyOptions,
     ReferenceModel,
     RowLayouts,
+    SidecarCache,
     attach,
     greedy,
 )
+from hisparse_sidecar.engines.transformers.greedy import NextLogits
 from hisparse_sidecar.session import Session
-from hisparse_sidecar.stats import SidecarStats, TierBytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -57,8 +58,10 @@ class Workload:
 
     @property
     def total_tokens(self) -> int:
-        """Length of the sequence at the end."""
-        return len(self.prompt.token_ids) + self.options.max_new_tokens
+        """Length that the sequence is admitted for: the longest question and its answer fit."""
+        prompt = self.prompt
+        asking = prompt.text_tokens + max(map(len, prompt.questions)) + len(prompt.asked.digits)
+        return max(len(prompt.token_ids) + self.options.max_new_tokens, asking)
 
 
 class _Clock:
@@ -109,41 +112,55 @@ def run_session(
         selection: how to select.
         reference: tokens to compare with.
     """
-    prompt_tokens = len(workload.prompt.token_ids)
-    config = session.config
-    audit = SelectionAudit(config.model, config.index, prompt_tokens)
+    prompt, config = workload.prompt, session.config
+    audit = SelectionAudit(config.model, config.index, len(prompt.token_ids))
     before = session.stats()
-    with attach(workload.model, session, on_layer=audit.on_layer) as attachment:
-        generation, after, held = _generate(workload, attachment, selection)
+    with (
+        attach(workload.model, session, on_layer=audit.on_layer) as attachment,
+        attachment.open(0, workload.total_tokens, selection=selection) as cache,
+    ):
+        next_logits = _next_logits(attachment, cache)
+        generation = _generate(workload, next_logits, selection.index_source)
+        after, held = session.stats(), session.tier_bytes(cache.sequences[0])
+        audit.stop()
+        facts_found = _ask_all(workload, next_logits, cache)
     return RunReport(
         index_source=selection.index_source,
         generation=generation,
         tokens_equal_fraction=_equal_fraction(generation.token_ids, reference),
-        needle_found=generation.text.startswith(workload.prompt.asked.digits),
+        needle_found=generation.text.startswith(prompt.asked.digits),
+        facts_found=facts_found,
         recall=audit.recall(),
         traffic=traffic_between(before, after, config.kv.row_bytes),
         held=held,
-        num_tokens=prompt_tokens + generation.decode_steps,
+        num_tokens=len(prompt.token_ids) + generation.decode_steps,
     )
 
 
-def _generate(
-    workload: Workload, attachment: Attachment, selection: SelectionConfig
-) -> tuple[Generation, SidecarStats, TierBytes]:
-    prompt_ids, options = workload.prompt.token_ids, workload.options
-    session = attachment.session
-    with attachment.open(len(prompt_ids), options.max_new_tokens, selection=selection) as cache:
+def _next_logits(attachment: Attachment, cache: SidecarCache) -> NextLogits:
+    def next_logits(token_ids: Tensor) -> Tensor:
+        result = attachment.model(input_ids=token_ids, past_key_values=cache, logits_to_keep=1)
+        logits: Tensor = result.logits[0, -1]
+        return logits
 
-        def next_logits(token_ids: Tensor) -> Tensor:
-            result = attachment.model(input_ids=token_ids, past_key_values=cache, logits_to_keep=1)
-            logits: Tensor = result.logits[0, -1]
-            return logits
+    return next_logits
 
-        clock = _Clock(selection.index_source, workload.view)
-        options = replace(options, on_progress=clock.on_progress)
-        token_ids = greedy(next_logits, prompt_ids, options)
-        generation = clock.generation(workload, token_ids)
-        return generation, session.stats(), session.tier_bytes(cache.sequences[0])
+
+def _generate(workload: Workload, next_logits: NextLogits, run: str) -> Generation:
+    clock = _Clock(run, workload.view)
+    options = replace(workload.options, on_progress=clock.on_progress)
+    token_ids = greedy(next_logits, workload.prompt.token_ids, options)
+    return clock.generation(workload, token_ids)
+
+
+def _ask_all(workload: Workload, next_logits: NextLogits, cache: SidecarCache) -> int:
+    """Asks for each fact in turn, each time from the end of the text; how many are answered."""
+    prompt, found = workload.prompt, 0
+    for needle, question in zip(prompt.needles, prompt.questions, strict=True):
+        cache.truncate(prompt.text_tokens)
+        answer = greedy(next_logits, question, GreedyOptions(len(needle.digits)))
+        found += workload.tokenizer.decode(answer).startswith(needle.digits)
+    return found
 
 
 def _equal_fraction(found: Sequence[int], reference: Sequence[int]) -> float:

@@ -40,15 +40,10 @@ class DemoSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be >= 1")
 
-    @property
-    def total_tokens(self) -> int:
-        """Length of the sequence when the last token was generated."""
-        return self.prompt_tokens + self.new_tokens
 
-
-def demo_config(settings: DemoSettings, model: ModelShape) -> SidecarConfig:
-    """The server's configuration: room for one sequence, stored as fp8."""
-    pages = -(-settings.total_tokens // PAGE_TOKENS)
+def demo_config(settings: DemoSettings, model: ModelShape, num_tokens: int) -> SidecarConfig:
+    """The server's configuration: room for one sequence of `num_tokens`, stored as fp8."""
+    pages = -(-num_tokens // PAGE_TOKENS)
     return SidecarConfig(
         model=model,
         host_pages=pages,

@@ -65,6 +65,9 @@ def _results(report: DemoReport) -> Table:
     }
     for label, show in _RUN_LINES:
         table.add_row(label, reference.get(label, ""), *(show(run) for run in report.runs))
+    facts = len(report.prompt.needles)
+    answered = [f"{run.facts_found} of {facts}" for run in report.runs]
+    table.add_row("facts answered, each asked in turn", "", *answered)
     return table
 
 
