@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := dev,plots,transformers
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
 
 export CARGO_BUILD_JOBS ?= $(JOBS)
@@ -18,18 +19,15 @@ PROTO_FILES := $(wildcard proto/hisparse/v1/*.proto)
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.core-stamp  ## make .venv: dependencies, both packages, the Rust core
+setup: $(VENV)/.setup-stamp  ## make .venv: dependencies, both packages, the Rust core
 
-# Dependencies and both packages, editable. hisparse-kernels is on no registry, so it is named beside us.
-$(VENV)/.packages-stamp: pyproject.toml kernels/pyproject.toml
+# Both packages are editable. hisparse-kernels is on no registry, so it is named beside us.
+# Where only Rust sources have changed, the extension alone is built again.
+$(VENV)/.setup-stamp: pyproject.toml kernels/pyproject.toml Cargo.toml Cargo.lock $(RUST_FILES)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 10) and f"Python {v[0]}.{v[1]} found, 3.10 or newer needed: make PYTHON=python3.X setup")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e kernels -e '.[$(EXTRAS)]'
-	@touch $@ $(VENV)/.core-stamp
-
-# A changed Rust source alone rebuilds the extension alone.
-$(VENV)/.core-stamp: $(VENV)/.packages-stamp Cargo.toml Cargo.lock $(RUST_FILES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Set-up into $(VENV); the first one downloads PyTorch and takes minutes'
+	$(PIP_INSTALL) $(if $(filter %pyproject.toml,$?),-e kernels -e '.[$(EXTRAS)]',--no-deps --no-build-isolation -e .)
 	@touch $@
 
 demo: setup  ## prefill and decode from host memory, against the all-in-memory reference

@@ -10,7 +10,7 @@ from tools.tiny_dsa.model import TinyDsa
 from tools.tiny_dsa.tasks import TaskSampler, Tokens
 
 NUM_DIGITS = 5
-_MAX_BATCH_TOKENS = 65_536
+_MAX_BATCH_TOKENS = 65_536 if DEVICE == "cuda" else 4096
 
 
 def needle_accuracy(
