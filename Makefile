@@ -10,8 +10,7 @@ JOBS ?= 2
 export CARGO_BUILD_JOBS ?= $(JOBS)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-RUST_FILES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
-PROTO_FILES := $(wildcard proto/hisparse/v1/*.proto)
+RUST_FILES := $(shell find rust \( -name tests -o -name benches \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-python test-rust lint format proto bench wheels clean
