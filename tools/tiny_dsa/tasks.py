@@ -138,7 +138,7 @@ class TaskSampler:
         inserts = [Insert(first, self._plain(span)), Insert(second + 1e-6, Span(span, foreseeable))]
         return self._build(num_tokens, inserts)
 
-    def _build(self, num_tokens: int, inserts: list[Insert], tail: Sequence[Span] = ()) -> Span:
+    def _build(self, num_tokens: int, inserts: Sequence[Insert], tail: Sequence[Span] = ()) -> Span:
         """Text cut to fit, with the inserts at their depths and the tail at the very end.
 
         A quarter of the tokens is text: what leaves less is dropped, the last insert first.
