@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         config = build_config(read_values(arguments.config))
-        options = _options(arguments)
+        options = server_options(arguments)
         return run(config, options)
     except (HisparseError, ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -59,7 +59,8 @@ async def _serve(config: SidecarConfig, options: ServerOptions) -> int:
     return 0
 
 
-def _options(arguments: argparse.Namespace) -> ServerOptions:
+def server_options(arguments: argparse.Namespace) -> ServerOptions:
+    """What the flags of `add_server_flags` ask for."""
     limits = Limits(drain_seconds=arguments.drain_seconds)
     tcp = None
     if arguments.tcp is not None:
@@ -85,14 +86,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hisparse_sidecar.server", description=main.__doc__
     )
-    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to serve on")
     parser.add_argument("--config", type=Path, required=True, help="JSON file of SidecarConfig")
+    add_server_flags(parser)
+    return parser
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where a server listens and how it ends."""
+    add = parser.add_argument
+    add("--socket", type=Path, required=True, metavar="PATH", help="Unix socket to serve on")
     drain = Limits().drain_seconds
-    parser.add_argument("--drain-seconds", type=float, default=drain, help="default: %(default)g")
+    add("--drain-seconds", type=float, default=drain, metavar="S", help="default: %(default)g")
     tcp = parser.add_argument_group("TCP", "off by default; needs a token or client certificates")
     tcp.add_argument("--tcp", metavar="HOST:PORT", help="serve on TCP too")
     tcp.add_argument("--token-file", type=Path, help="file of the bearer token")
     tcp.add_argument("--tls-cert", type=Path, help="PEM of the server's certificate")
     tcp.add_argument("--tls-key", type=Path, help="PEM of the server's key")
     tcp.add_argument("--tls-client-ca", type=Path, help="PEM that signed the clients' certificates")
-    return parser

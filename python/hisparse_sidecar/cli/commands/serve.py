@@ -1,11 +1,15 @@
 """`hisparse serve`: the gRPC server of one sidecar."""
 
 import argparse
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
 from hisparse_sidecar.cli import output
 from hisparse_sidecar.cli.config_flags import add_config_flags, values_of_flags
+from hisparse_sidecar.cli.serving import sidecar_config
+from hisparse_sidecar.server.main import add_server_flags, server_options
+from hisparse_sidecar.server.main import run as serve
 
 _DESCRIPTION = """\
 Serve one sidecar over gRPC. Its configuration comes from a JSON file with the fields of
@@ -33,26 +37,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--socket", type=Path, required=True, metavar="PATH", help="Unix socket to listen on")
     add("--config", type=Path, metavar="FILE", help="JSON file with the fields of SidecarConfig")
     add("--model-dir", type=Path, metavar="DIR", help="take the model's shape from its config.json")
     add(
         "--json", action="store_true", help="write the configuration as one JSON object, then serve"
     )
-    add("--drain-seconds", type=float, default=30.0, metavar="S", help="at the end (%(default)g)")
+    add_server_flags(parser)
     add_config_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal."""
-    from hisparse_sidecar.cli.serving import sidecar_config
-    from hisparse_sidecar.server import Limits, ServerOptions
-    from hisparse_sidecar.server import run as serve
-
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     config = sidecar_config(args.model_dir, args.config, values_of_flags(args))
+    options = server_options(args)
     if args.json:
         output.write_json({"socket": str(args.socket), "config": asdict(config)})
-    return serve(
-        config, ServerOptions(args.socket, limits=Limits(drain_seconds=args.drain_seconds))
-    )
+    return serve(config, options)
