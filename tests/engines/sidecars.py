@@ -30,10 +30,9 @@ class Room:
     window_blocks: int = 8
 
 
-@contextmanager
-def local_session(model, room: Room) -> Iterator[LocalSession]:
-    """A session on a sidecar of its own, flat selection unless a sequence asks for another."""
-    config = SidecarConfig(
+def sidecar_config(model, room: Room) -> SidecarConfig:
+    """Flat selection unless a sequence asks for another; blocks of 64 tokens."""
+    return SidecarConfig(
         model=model_shape(model.config),
         host_pages=room.sequences * -(-room.tokens // 64),
         max_sequences=room.sequences,
@@ -45,6 +44,11 @@ def local_session(model, room: Room) -> Iterator[LocalSession]:
         block_tokens=64,
         selection=FLAT,
     )
-    with Sidecar(config) as sidecar:
+
+
+@contextmanager
+def local_session(model, room: Room) -> Iterator[LocalSession]:
+    """A session on a sidecar of its own."""
+    with Sidecar(sidecar_config(model, room)) as sidecar:
         yield LocalSession(sidecar)
         sidecar.check_integrity()

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from hisparse_sidecar import SelectionConfig
+from hisparse_sidecar import SelectionConfig, Session
+from hisparse_sidecar.client import RemoteSession
 from hisparse_sidecar.engines.transformers import SidecarCache, attach
+from hisparse_sidecar.server import SidecarServer
 from tests.engines.models import MODELS, token_ids
-from tests.engines.sidecars import FP32, QUANTISED, Room, local_session
+from tests.engines.sidecars import FP32, QUANTISED, Room, local_session, sidecar_config
 
 PROMPT, NEW = 330, 24
 HISA = SelectionConfig("hisa", num_kept_blocks=3)
@@ -17,12 +19,11 @@ def model(request):
     return MODELS[request.param]()
 
 
-def run(model, room: Room, selection: SelectionConfig | None) -> torch.Tensor:
+def run(model, session: Session, selection: SelectionConfig | None) -> torch.Tensor:
     """[PROMPT + NEW, vocab]: prefill in chunks, then steps of one token."""
     ids = token_ids(model, PROMPT + NEW)
     chunks = [*ids[:, :PROMPT].split(128, dim=1), *ids[:, PROMPT:].split(1, dim=1)]
     with (
-        local_session(model, room) as session,
         attach(model, session) as attached,
         attached.open(PROMPT, NEW, selection=selection) as cache,
     ):
@@ -30,15 +31,32 @@ def run(model, room: Room, selection: SelectionConfig | None) -> torch.Tensor:
     return torch.cat(logits)
 
 
+def run_locally(model, room: Room, selection: SelectionConfig | None) -> torch.Tensor:
+    with local_session(model, room) as session:
+        return run(model, session, selection)
+
+
 @pytest.mark.parametrize("layouts", [FP32, QUANTISED], ids=["fp32", "quantised"])
 @pytest.mark.parametrize("selection", [None, HISA], ids=["flat", "hisa"])
 def test_logits_are_bit_identical_for_any_hot_buffer_and_window(model, layouts, selection):
     topk, tokens = model.config.index_topk, PROMPT + NEW
     roomy = Room(tokens, layouts=layouts, hot_slots=tokens, window_blocks=6)
-    expected = run(model, roomy, selection)
+    expected = run_locally(model, roomy, selection)
     for hot_slots, window_blocks in ((topk, 3), (topk + 17, 4)):
         room = Room(tokens, layouts=layouts, hot_slots=hot_slots, window_blocks=window_blocks)
-        assert torch.equal(run(model, room, selection), expected)
+        assert torch.equal(run_locally(model, room, selection), expected)
+
+
+@pytest.mark.parametrize("selection", [None, HISA], ids=["flat", "hisa"])
+def test_logits_over_grpc_are_those_of_a_session_in_process(model, selection, tmp_path):
+    room = Room(PROMPT + NEW, layouts=QUANTISED, window_blocks=4)
+    socket_path = tmp_path / "sidecar.sock"
+    with (
+        SidecarServer(sidecar_config(model, room), socket_path),
+        RemoteSession(socket_path) as session,
+    ):
+        found = run(model, session, selection)
+    assert torch.equal(found, run_locally(model, room, selection))
 
 
 def test_two_prompts_in_one_batch_give_each_what_it_gives_alone(model):
