@@ -80,8 +80,8 @@ class SelectionAudit:
         num_steps = len(record.selected)
         ends = torch.arange(num_steps, dtype=torch.int32) + self._prompt_tokens + 1
         logits = ops.index_logits(
-            _cat(record.index_q),
-            _cat(record.index_weights),
+            torch.cat(record.index_q),
+            torch.cat(record.index_weights),
             keys,
             torch.zeros_like(ends),
             ends,
@@ -89,8 +89,3 @@ class SelectionAudit:
         )
         found: torch.Tensor = ops.topk(logits, self._topk)
         return found
-
-
-def _cat(rows: list[torch.Tensor]) -> torch.Tensor:
-    """The rows of all steps; bytes are joined, for torch cannot join e4m3 on every device."""
-    return torch.cat([part.view(torch.uint8) for part in rows]).view(rows[0].dtype)

@@ -123,7 +123,7 @@ def run_session(
         generation = _generate(workload, next_logits, selection.index_source)
         after, held = session.stats(), session.tier_bytes(cache.sequences[0])
         audit.stop()
-        facts_found = _ask_all(workload, next_logits, cache)
+        facts_found = _ask_all(workload, next_logits, cache, selection.index_source)
     return RunReport(
         index_source=selection.index_source,
         generation=generation,
@@ -153,13 +153,15 @@ def _generate(workload: Workload, next_logits: NextLogits, run: str) -> Generati
     return clock.generation(workload, token_ids)
 
 
-def _ask_all(workload: Workload, next_logits: NextLogits, cache: SidecarCache) -> int:
+def _ask_all(workload: Workload, next_logits: NextLogits, cache: SidecarCache, run: str) -> int:
     """Asks for each fact in turn, each time from the end of the text; how many are answered."""
     prompt, found = workload.prompt, 0
-    for needle, question in zip(prompt.needles, prompt.questions, strict=True):
+    pairs = list(zip(prompt.needles, prompt.questions, strict=True))
+    for done, (needle, question) in enumerate(pairs, start=1):
         cache.truncate(prompt.text_tokens)
         answer = greedy(next_logits, question, GreedyOptions(len(needle.digits)))
         found += workload.tokenizer.decode(answer).startswith(needle.digits)
+        workload.view.advance(run, "facts asked", done, len(pairs))
     return found
 
 
