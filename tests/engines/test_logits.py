@@ -9,7 +9,9 @@ from tests.oracle.lockstep import run_lockstep
 
 LED_ATOL = 1e-4  # the same selection everywhere
 FREE_ATOL = 2e-3  # the same selection in this row, near-ties taken otherwise in earlier rows
-DIFFERING_ATOL = 5e-2  # a near-tie taken otherwise in this row: one key of topk is another
+# A near-tie taken otherwise swaps one key, and that alone can move this row's logits by 0.1 (12,000
+# tokens): such rows are held to LED_ATOL by the reference that follows the same sets.
+DIFFERING_SHARE = 1e-2
 NEAR_TIE = 1e-5  # relative distance from the k-th score
 ROW_GAP = 1e-4  # rows before rounding, relative to the row's largest value
 CODE_SHARE = 1e-3  # index query codes that noise in the last bit rounds the other way
@@ -33,7 +35,7 @@ def assert_agrees(name, num_tokens, layouts, new_tokens, chunk):
         assert found.generated == found.free_generated
     elif name == "tiny-dsa":  # in a random model one key of 64 weighs too much for any bound
         assert found.free_gap < FREE_ATOL
-        assert found.differing_gap < DIFFERING_ATOL
+        assert found.differing_rows <= DIFFERING_SHARE * (num_tokens + new_tokens)
         assert found.generated == found.free_generated
     assert len(found.generated) == new_tokens
     for layer in found.rows:
