@@ -34,7 +34,7 @@ def test_a_prompt_has_its_length_its_facts_and_its_question(
     asked = prompt.asked
     question = prompt.questions[prompt.needles.index(asked)]
     assert prompt.token_ids[prompt.text_tokens :] == question
-    assert asked in prompt.needles[:3]
+    assert asked == prompt.needles[2]
     end = tokenizer.decode(list(prompt.token_ids[-60:]))
     assert end.endswith(f"\nQuestion: {asked.question}\nAnswer: {asked.statement}")
     assert asked.digits not in end

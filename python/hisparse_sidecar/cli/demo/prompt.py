@@ -87,21 +87,21 @@ def build_prompt(
     """Plant facts in a text and ask for one of them.
 
     The facts lie at even distances, each after a line break where one is near; the one asked for
-    lies in the first half, far from the question.
+    is the last of the first half.
 
     Args:
         tokenizer: the model's; writes each digit as one token.
         text: real text; as many of its first tokens are used as the prompt has room for.
         num_tokens: exact length of the prompt.
         num_needles: facts to plant, each with a key of its own.
-        seed: chooses keys, phrasings, digits and the fact asked for.
+        seed: chooses keys, phrasings and digits.
 
     Raises:
         ValueError: the text has too few tokens, the prompt is too short for its facts, or there
             are fewer keys than facts.
     """
     needles = _draw_needles(num_needles, seed)
-    asked = random.Random(seed).randrange((num_needles + 1) // 2)
+    asked = (num_needles - 1) // 2
     questions = [_encode(tokenizer, needle.ask) for needle in needles]
     planted = [_encode(tokenizer, f"\n{n.statement}{n.digits}.\n") for n in needles]
     room = num_tokens - len(questions[asked]) - sum(map(len, planted))

@@ -58,7 +58,7 @@ def _results(report: DemoReport) -> Table:
     title = f"{tokens}, backend {report.backend}"
     table = simple_table(title, "", "in memory", "flat, offloaded", "hisa, offloaded")
     reference = {
-        "tokens equal to the reference": "it is the reference",
+        "tokens equal to the reference": "reference",
         "needle found": "yes" if report.reference_found else "NO",
         "prefill": f"{report.reference.prefill_seconds:.1f} s",
         "time per token": _per_token(report.reference.tokens_per_second),
@@ -110,4 +110,4 @@ def _per_token(tokens_per_second: float | None) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.2f} MB"
+    return f"{num_bytes / 1e6:,.1f} MB"
