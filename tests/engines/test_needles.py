@@ -58,10 +58,9 @@ def test_the_needle_is_found_with_hisa(num_tokens):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("selection", [FLAT, HISA], ids=["flat", "hisa"])
 @pytest.mark.parametrize("num_tokens", [4000, 12000])
-def test_the_needle_is_found_at_long_context(num_tokens, selection):
-    with asked(num_tokens, selection) as question:
+def test_the_needle_is_found_at_long_context(num_tokens):
+    with asked(num_tokens, FLAT) as question:
         assert question.ask().text == question.prompt.asked.digits
 
 
