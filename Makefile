@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 RUST_FILES := $(shell find rust \( -name tests -o -name benches \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-rust lint format proto bench wheels clean
+.PHONY: help setup demo test test-python test-rust test-slow lint format proto bench wheels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,14 +35,17 @@ demo: setup  ## prefill and decode from host memory, against the all-in-memory r
 bench: setup  ## the benchmark suites; rows go to benchmarks/results/
 	$(BIN)/hisparse bench $(ARGS)
 
-test: test-rust test-python  ## every test
+test: test-rust test-python  ## every test but the long ones
 
 test-rust: setup  ## unit, property and interleaving tests of the Rust core
 	cargo test --quiet --workspace
 	cargo test --quiet --package hisparse-core --features shuttle --test schedules
 
-test-python: setup  ## pytest; ARGS='-m "not slow"' leaves out the long ones
-	$(BIN)/python -m pytest $(ARGS)
+test-python: setup  ## pytest but for the long ones
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: setup  ## every static check
 	$(BIN)/ruff check .
