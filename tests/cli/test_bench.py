@@ -156,13 +156,13 @@ def test_bench_refuses_an_unknown_suite(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["bench", "speed"]) == 1
     written = capsys.readouterr()
     assert written.out == ""
-    assert "unknown suite speed; known suites: copy, core, step" in written.err
+    assert "unknown suite speed; known suites: copy, core, demo, step" in written.err
 
 
 def test_bench_lists_the_suites_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--list"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("copy", "core", "step"))
+    assert all(name in shown for name in ("copy", "core", "demo", "step"))
 
 
 def test_a_plot_is_an_image_beside_the_file(tmp_path: Path) -> None:
