@@ -8,6 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
 
 export CARGO_BUILD_JOBS ?= $(JOBS)
+export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 RUST_FILES := $(shell find rust \( -name tests -o -name benches \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)

@@ -9,6 +9,7 @@ from hisparse_sidecar.config import SidecarConfig, require, require_one_of
 from hisparse_sidecar.layer_io import LayerInputs
 from hisparse_sidecar.step import Step, StepKind
 
+MAX_PADDING = 65536  # padding rows of one step
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _QUERIES = (*_FLOATS, torch.float8_e4m3fn)
 
@@ -21,6 +22,9 @@ def check_step_rows(
 ) -> None:
     """Raises InvalidArgument unless `rows`, (sequence, new rows) each, can make a step."""
     require_one_of("kind", kind, get_args(StepKind))
+    for number in (*(number for row in rows for number in row), padded_rows or 0):
+        what = f"sequences and row counts are integers, found {number!r}"
+        require(isinstance(number, int), what)
     named = len({sequence for sequence, _ in rows})
     require(named == len(rows), f"a step names each sequence once, found {named} in {len(rows)}")
     require(bool(rows), "a step has 0 sequences, needs >= 1")
@@ -30,8 +34,11 @@ def check_step_rows(
         message = f"sequence {sequence} has {count} rows in a decode step, at most {most}"
         require(kind == "prefill" or count <= most, message)
     total = sum(count for _, count in rows)
-    message = f"padded_rows is {padded_rows}, the step has {total} rows"
-    require(padded_rows is None or padded_rows >= total, message)
+    if padded_rows is not None:
+        message = f"padded_rows is {padded_rows}, the step has {total} rows"
+        require(padded_rows >= total, message)
+        padding = padded_rows - total
+        require(padding <= MAX_PADDING, f"{padding} padding rows, at most {MAX_PADDING} are legal")
 
 
 def check_inputs(config: SidecarConfig, step: Step, layer: int, inputs: LayerInputs) -> None:
@@ -55,20 +62,26 @@ def _check_selection(config: SidecarConfig, step: Step, layer: int, inputs: Laye
     if False in given or inputs.index_k is not None:
         index_k = _present(layer, "index_k", inputs.index_k)
         _check("index_k", index_k, (rows, config.index.head_dim), _FLOATS)
+        _check_finite("index_k", index_k, step)
     if False in given:
         index_q = _present(layer, "index_q", inputs.index_q)
         weights = _present(layer, "index_weights", inputs.index_weights)
         _check("index_q", index_q, (rows, model.index_heads, config.index.head_dim), _QUERIES)
         _check("index_weights", weights, (rows, model.index_heads), (torch.float32,))
+        _check_finite("index_q", index_q, step)
+        _check_finite("index_weights", weights, step)
     if True in given:
         positions = _present(layer, "topk_indices", inputs.topk_indices)
         _check("topk_indices", positions, (rows, model.topk), (torch.int32,))
         _check_positions(step, positions)
+    else:
+        message = f"layer {layer} has 0 sequences with given positions, topk_indices must be None"
+        require(inputs.topk_indices is None, message)
 
 
 def _check_positions(step: Step, positions: torch.Tensor) -> None:
     """Given positions: ascending, -1 only at the tail, none after the row's own."""
-    over = (positions > step.row_pos[:, None]).nonzero()
+    over = ((positions > step.row_pos[:, None]) | (positions < -1)).nonzero()
     if over.numel():
         row, column = over[0].tolist()
         found, most = int(positions[row, column]), int(step.row_pos[row])
@@ -82,6 +95,14 @@ def _check_positions(step: Step, positions: torch.Tensor) -> None:
         pair = positions[row, column : column + 2].tolist()
         message = f"topk_indices[{row}, {column}:{column + 2}] is {pair}, needs ascending then -1"
         require(False, message)
+
+
+def _check_finite(name: str, tensor: torch.Tensor, step: Step) -> None:
+    """A NaN or infinite score has no rank; padding rows may hold anything."""
+    wrong = ~tensor.float().isfinite().flatten(1).all(1) & (step.row_seq >= 0)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        require(False, f"row {row} of {name} is not finite, {int(wrong.sum())} of its rows are not")
 
 
 def _check_shared(layer: int, inputs: LayerInputs) -> None:

@@ -123,6 +123,8 @@ class SidecarConfig:
         hot_slots: KV rows of one sequence and layer on the device; default 2 * topk.
         window_blocks: index-key blocks of one sequence and anchor layer on the device.
         max_step_rows: most rows of one sequence in a decode step (1 + draft tokens).
+        table_tokens: slot-table entries of all sequences, one contiguous run for each; default
+            twice the host pool's tokens, since forks share pages but not entries.
         stage_rows: device rows through which a prefill chunk streams the prefix of one layer.
         block_tokens: tokens of one block, a multiple of the page.
         max_logits_bytes: bound on the logits of one selection; more rows are taken in groups.
@@ -141,6 +143,7 @@ class SidecarConfig:
     hot_slots: int | None = None
     window_blocks: int = 128
     max_step_rows: int = 1
+    table_tokens: int | None = None
     stage_rows: int = 65536
     block_tokens: int = 128
     max_logits_bytes: int = 1 << 28
@@ -156,13 +159,26 @@ class SidecarConfig:
         require(self.block_tokens > 0 and self.block_tokens % PAGE_TOKENS == 0, self._block_message)
         for name in ("host_pages", "max_sequences", "max_step_rows", "window_blocks"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be >= 1")
-        message = f"stage_rows is {self.stage_rows}, topk needs {self.model.topk}"
-        require(self.stage_rows >= self.model.topk, message)
+        require(self.max_logits_bytes >= 1, f"max_logits_bytes is {self.max_logits_bytes}, needs 1")
+        self._check_device_sizes()
         try:
             kv_layout(self.kv_layout)
             index_layout(self.index_layout)
         except ValueError as error:
             raise InvalidArgument(str(error)) from None
+
+    def _check_device_sizes(self) -> None:
+        topk, tokens = self.model.topk, self.host_pages * PAGE_TOKENS
+        require(self.stage_rows >= topk, f"stage_rows is {self.stage_rows}, topk needs {topk}")
+        most = max(topk, tokens, SidecarConfig.stage_rows)
+        message = f"stage_rows is {self.stage_rows}, the host pool has {tokens} tokens"
+        require(self.stage_rows <= most, message)
+        needed = topk * self.max_step_rows
+        message = f"hot_slots is {self.hot_slots}, topk * max_step_rows needs {needed}"
+        require(self.default_hot_slots >= needed, message)
+        entries = self.default_table_tokens
+        message = f"table_tokens is {self.table_tokens}, one page needs {PAGE_TOKENS}"
+        require(entries >= PAGE_TOKENS, message)
 
     @property
     def _block_message(self) -> str:
@@ -181,7 +197,16 @@ class SidecarConfig:
     @property
     def default_hot_slots(self) -> int:
         """`hot_slots`, or 2 * topk rows for each row of a step."""
-        return self.hot_slots or 2 * self.model.topk * self.max_step_rows
+        if self.hot_slots is None:
+            return 2 * self.model.topk * self.max_step_rows
+        return self.hot_slots
+
+    @property
+    def default_table_tokens(self) -> int:
+        """`table_tokens`, or twice the host pool's tokens."""
+        if self.table_tokens is None:
+            return 2 * self.host_pages * PAGE_TOKENS
+        return self.table_tokens
 
     @property
     def pages_per_block(self) -> int:

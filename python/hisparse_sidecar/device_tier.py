@@ -11,8 +11,8 @@ _INT16_SLOTS = 32767
 
 
 def device_capacity(config: SidecarConfig) -> DeviceCapacity:
-    """Sizes of the arenas: every sequence may be at its default size, all host pages in use."""
-    tokens = config.host_pages * PAGE_TOKENS
+    """Sizes of the arenas: room for `max_sequences` at their default slots."""
+    tokens = config.default_table_tokens
     sequences = config.max_sequences
     blocks = tokens // config.block_tokens + sequences
     return DeviceCapacity(

@@ -48,5 +48,5 @@ class HostMemory:
     def close(self) -> None:
         """Drops every view and gives the region back; tensors taken from it must be gone."""
         self.kv_rows, self.index_pages, self.pooled_rows = [], [], []
-        del self._bytes
+        self._bytes = torch.empty(0, dtype=torch.uint8)
         self.region.close()

@@ -9,6 +9,8 @@ import torch
 class LayerInputs:
     """Tensors of one layer, one row for each row of the step.
 
+    What the indexer gives is finite; padding rows may hold anything.
+
     Attributes:
         query: [rows, heads, query_dim] float, absorbed queries (latent part | RoPE part).
         kv: [rows, query_dim] float, the new rows, not packed (latent | RoPE part).

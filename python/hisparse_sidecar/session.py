@@ -155,6 +155,8 @@ class LocalSession:
         return self.sidecar.tier_bytes(sequence)
 
     def close(self) -> None:
-        """Closes the session's sequences; the sidecar stays."""
+        """Aborts an open step and closes the session's sequences; the sidecar stays."""
+        if self.sidecar.has_open_step:
+            self.sidecar.abort_step()
         for sequence in list(self._sequences):
             self.close_sequence(sequence)

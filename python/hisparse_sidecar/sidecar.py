@@ -13,7 +13,7 @@ from hisparse_sidecar._core import Manager
 from hisparse_sidecar.checks import check_step_rows
 from hisparse_sidecar.config import SelectionConfig, SidecarConfig, require
 from hisparse_sidecar.device_tier import DeviceTier, device_capacity
-from hisparse_sidecar.errors import HisparseError, WrongState
+from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.host_memory import HostMemory
 from hisparse_sidecar.index_keys import Tiers
 from hisparse_sidecar.integrity import check_sequence
@@ -21,7 +21,7 @@ from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.pipeline import LayerPipeline
 from hisparse_sidecar.rollback import forget_touched, resum_open_blocks, roll_back
 from hisparse_sidecar.stats import GroupTraffic, SidecarStats, TierBytes, add_tier_bytes, tier_bytes
-from hisparse_sidecar.step import Step, StepKind, StepSequence, build_step
+from hisparse_sidecar.step import MAX_STEPS, Step, StepKind, StepSequence, build_step
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Sidecar:
         self._pipeline = LayerPipeline(self._tiers, self._traffic)
         self._options: dict[int, _Options] = {}
         self._step: Step | None = None
+        self._closed = False
         self._steps_begun = self._steps_committed = self._steps_aborted = 0
 
     # -- sequences ----------------------------------------------------------------------------
@@ -99,6 +100,7 @@ class Sidecar:
             config.default_hot_slots if hot_slots is None else hot_slots,
             config.window_blocks if window_blocks is None else window_blocks,
         )
+        self._require_open()
         options.check_for(config)
         slots, window_slots = options.device_slots(config)
         sequence = self._manager.open_sequence(
@@ -117,6 +119,7 @@ class Sidecar:
             WrongState: a step is open.
             HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
         """
+        self._require_open()
         self._require_no_step("fork")
         source = self._manager.ranges(sequence)
         options = self._options[sequence]
@@ -140,6 +143,7 @@ class Sidecar:
             HostPoolFull: forks keep the pages, and too few are left to promise in their place.
             WrongState: a step is open.
         """
+        self._require_open()
         self._require_no_step("truncate")
         roll_back(self._tiers, sequence, length)
 
@@ -150,6 +154,7 @@ class Sidecar:
             UnknownSequence, StaleHandle: no such sequence.
             WrongState: the sequence has rows in the open step.
         """
+        self._require_open()
         if self._step and any(member.handle == sequence for member in self._step.sequences):
             raise WrongState(f"sequence {sequence} is in step {self._step.number}, end it first")
         self._manager.close(sequence)
@@ -184,29 +189,38 @@ class Sidecar:
             UnknownSequence, StaleHandle: no such sequence.
             WrongState: another step is open.
         """
+        self._require_open()
         self._require_no_step("begin a step")
         check_step_rows(self.config, rows, kind, padded_rows)
-        starts = self._append(rows)
-        members = [
-            self._member(sequence, start, count)
-            for (sequence, count), start in zip(rows, starts, strict=True)
-        ]
-        total = sum(count for _, count in rows)
+        if self._steps_begun >= MAX_STEPS:
+            raise WrongState(
+                f"{self._steps_begun} steps have begun, LRU stamps last for {MAX_STEPS}"
+            )
+        starts: list[int] = []
+        try:
+            for sequence, count in rows:
+                starts.append(self._manager.append(sequence, count))
+            self._step = self._build_step(rows, starts, kind, padded_rows)
+        except BaseException:  # whatever it was, no sequence has grown
+            for (sequence, _), start in zip(rows, starts, strict=False):
+                self._manager.truncate(sequence, start)
+            raise
         self._steps_begun += 1
-        self._step = build_step(
-            kind,
-            self._steps_begun,
-            members,
-            len(self.config.model.anchors),
-            total if padded_rows is None else padded_rows,
-            self._tiers.device.device,
-        )
         return self._step
 
     def run_layer(self, layer: int, inputs: LayerInputs) -> LayerOutputs:
-        """Runs one layer of the open step; see `LayerPipeline.run_layer`."""
+        """Runs one layer of the open step; see `LayerPipeline.run_layer`.
+
+        A call refused with InvalidArgument or WrongState may be made again, corrected; after any
+        other error only `abort_step` is legal.
+        """
         with torch.no_grad():
             return self._pipeline.run_layer(self._open_step("run a layer"), layer, inputs)
+
+    @property
+    def has_open_step(self) -> bool:
+        """Whether a step was begun and not ended."""
+        return self._step is not None
 
     def commit_step(self) -> None:
         """Keeps the rows of the open step.
@@ -234,26 +248,39 @@ class Sidecar:
         for member in step.sequences:
             roll_back(self._tiers, member.handle, member.start)
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise WrongState("the sidecar is closed, its host pool is 0 bytes")
+
     def _require_no_step(self, what: str) -> None:
         if self._step:
             raise WrongState(f"cannot {what} while step {self._step.number} is open, end it first")
 
     def _open_step(self, what: str) -> Step:
+        self._require_open()
         if self._step is None:
             raise WrongState(f"cannot {what}: no step is open, {self._steps_begun} have ended")
         return self._step
 
-    def _append(self, rows: Sequence[tuple[int, int]]) -> list[int]:
-        """Start position of each sequence's new rows; on an error no sequence has changed."""
-        starts: list[int] = []
-        try:
-            for sequence, count in rows:
-                starts.append(self._manager.append(sequence, count))
-        except HisparseError:
-            for (sequence, _), start in zip(rows, starts, strict=False):
-                self._manager.truncate(sequence, start)
-            raise
-        return starts
+    def _build_step(
+        self,
+        rows: Sequence[tuple[int, int]],
+        starts: list[int],
+        kind: StepKind,
+        padded_rows: int | None,
+    ) -> Step:
+        members = [
+            self._member(sequence, start, count)
+            for (sequence, count), start in zip(rows, starts, strict=True)
+        ]
+        return build_step(
+            kind,
+            self._steps_begun + 1,
+            members,
+            len(self.config.model.anchors),
+            padded_rows or sum(count for _, count in rows),
+            self._tiers.device.device,
+        )
 
     def _member(self, sequence: int, start: int, count: int) -> StepSequence:
         pages, ranges = self._manager.host_pages(sequence), self._manager.ranges(sequence)
@@ -297,16 +324,25 @@ class Sidecar:
 
     def check_integrity(self) -> None:
         """Raises HisparseError that names the first invariant found broken."""
+        self._require_open()
         self._manager.check_integrity()
         for sequence in self._options:
             check_sequence(self._tiers, sequence)
 
     def close(self) -> None:
-        """Closes every sequence and gives the host pool back. Further calls raise."""
+        """Closes every sequence and gives the host pool back; a second call does nothing.
+
+        Raises:
+            WrongState: a tensor of the host tier is still held; let go of it and close again.
+        """
+        if self._closed:
+            self._tiers.host.close()
+            return
         if self._step:
             self.abort_step()
         for sequence in list(self._options):
             self.close_sequence(sequence)
+        self._closed = True
         self._tiers.host.close()
 
     def __enter__(self) -> "Sidecar":

@@ -14,6 +14,8 @@ from hisparse_sidecar.errors import WrongState
 
 StepKind = Literal["decode", "prefill"]
 
+MAX_STEPS = 2**30 - 2  # stamps up to 2 * step + 1 are int32
+
 
 @dataclass(frozen=True)
 class StepSequence:

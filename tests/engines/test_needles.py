@@ -88,6 +88,34 @@ def first_digit(question: AskedPrompt, good) -> tuple[int, int]:
     raise AssertionError(f"no token of {start}..{start + 15} is selected")
 
 
+def test_the_answer_is_lost_with_the_kv_rows_of_its_digits(flat_prompt):
+    good = flat_prompt.ask()
+    with spoiled(flat_prompt.host._bytes):
+        for layer in LAST_LAYERS:
+            for token_pos in statement(flat_prompt):
+                flat_prompt.host.kv_rows[layer][flat_prompt.host_row(token_pos), :512] ^= 0x80
+        assert flat_prompt.ask().text != good.text
+    assert flat_prompt.ask().text == good.text == flat_prompt.prompt.asked.digits
+
+
+def test_the_answer_is_lost_with_the_index_rows_of_its_digits(flat_prompt):
+    good = flat_prompt.ask()
+    with spoiled(flat_prompt.host._bytes):
+        for layer in LAST_LAYERS:
+            for token_pos in statement(flat_prompt):
+                page, offset = divmod(flat_prompt.host_row(token_pos), 64)
+                codes = slice(offset * 128, (offset + 1) * 128)
+                flat_prompt.host.index_pages[layer][page, codes] ^= 0x80
+        assert flat_prompt.ask().text != good.text
+    assert flat_prompt.ask().text == good.text == flat_prompt.prompt.asked.digits
+
+
+def statement(question: AskedPrompt) -> range:
+    """Positions of the tokens that state the needle."""
+    start = question.prompt.asked.position
+    return range(start, start + 16)
+
+
 def test_one_wrong_kv_row_changes_the_logits(flat_prompt):
     good = flat_prompt.ask()
     layer, token_pos = first_digit(flat_prompt, good)

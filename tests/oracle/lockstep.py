@@ -24,21 +24,21 @@ class Agreement:
 
     Attributes:
         generated: token ids, the likeliest ones of the session's logits.
+        led_generated: what the led reference takes for the likeliest at the same places.
         free_generated: what the free reference takes for the likeliest at the same places.
         led_gap: largest difference of a logit to the led reference.
         free_gap: largest difference of a logit to the free reference, in rows where it selected
             the same sets in every layer.
-        differing_gap: the same, in the other rows.
         differing_rows: number of the other rows.
         near_ties: of the led reference, for each layer.
         rows: of the led reference, for each layer.
     """
 
     generated: list[int] = field(default_factory=list)
+    led_generated: list[int] = field(default_factory=list)
     free_generated: list[int] = field(default_factory=list)
     led_gap: float = 0.0
     free_gap: float = 0.0
-    differing_gap: float = 0.0
     differing_rows: int = 0
     near_ties: list[NearTies] = field(default_factory=list)
     rows: list[RowAgreement] = field(default_factory=list)
@@ -88,8 +88,8 @@ def run_lockstep(
         found.differing_rows += int(differs.sum())
         gaps = (logits - free).abs().amax(dim=1)
         found.free_gap = larger_gap(found.free_gap, gaps.masked_fill(differs, 0.0))
-        found.differing_gap = larger_gap(found.differing_gap, gaps.masked_fill(~differs, 0.0))
         found.generated = [*found.generated, int(logits[-1].argmax())]
+        found.led_generated = [*found.led_generated, int(led[-1].argmax())]
         found.free_generated = [*found.free_generated, int(free[-1].argmax())]
 
     with (
@@ -99,7 +99,7 @@ def run_lockstep(
         references[1],
     ):
         for ids in prompt.split(chunk, dim=1):
-            found.generated, found.free_generated = [], []
+            found.generated, found.led_generated, found.free_generated = [], [], []
             forward(ids)
         while len(found.generated) < new_tokens:
             forward(torch.tensor([found.generated[-1:]]))

@@ -14,8 +14,17 @@ from hisparse_sidecar.errors import (
     InvalidArgument,
     StaleHandle,
     UnknownSequence,
+    WrongState,
 )
-from tests.pipeline.world import Rows, prefill, random_rows, run_step, small_config
+from tests.pipeline.world import (
+    FLAT,
+    Rows,
+    assert_same_bits,
+    prefill,
+    random_rows,
+    run_step,
+    small_config,
+)
 
 Change = Callable[[LayerInputs], LayerInputs]
 
@@ -145,6 +154,9 @@ def test_step_rows_are_checked_and_appended_together_or_not_at_all() -> None:
             ([(one, 1), (one, 1)], "prefill", None, "found 1 in 2"),
             ([], "prefill", None, "0 sequences"),
             ([(one, 3)], "prefill", 2, "padded_rows is 2, the step has 3"),
+            ([(one, 3)], "prefill", 10**18, "padding rows, at most 65536"),
+            ([(one, 1), (other, 1.0)], "prefill", None, "integers, found 1.0"),
+            ([(one, 1), ("x", 1)], "prefill", None, "integers, found 'x'"),
             ([(one, 3)], "verify", None, "'verify', must be one of decode, prefill"),
         ]
         for rows, kind, padded, message in cases:
@@ -155,6 +167,56 @@ def test_step_rows_are_checked_and_appended_together_or_not_at_all() -> None:
         run_step(sidecar, [Rows(one, 1, 2)], "decode")
 
 
+@pytest.mark.parametrize("name", ["index_q", "index_weights", "index_k"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_index_inputs_without_a_rank_are_refused(name: str, value: float) -> None:
+    config = small_config()
+    with Sidecar(config) as sidecar:
+        sidecar.begin_step([(sidecar.open(3, 0), 3)], "prefill")
+        rows = random_rows(config, 0, 3, 1)
+        spoiled = getattr(rows, name).clone()
+        spoiled[1].flatten()[2] = value
+        with pytest.raises(InvalidArgument, match=f"row 1 of {name} is not finite"):
+            sidecar.run_layer(0, replace(rows, **{name: spoiled}))
+        sidecar.run_layer(0, rows)
+
+
+def test_candidates_beyond_the_sequence_are_all_of_it() -> None:
+    outputs = []
+    for selection in (FLAT, SelectionConfig("misa_dagger", routed_heads=1, candidates=2**40)):
+        with Sidecar(small_config(selection=selection)) as sidecar:
+            outputs.append(prefill(sidecar, sidecar.open(100, 0), 100, 1))
+    assert_same_bits(*outputs)
+
+
+def test_a_closed_sidecar_refuses_every_call_but_close() -> None:
+    sidecar = Sidecar(small_config())
+    sequence = sidecar.open(4, 0)
+    sidecar.begin_step([(sequence, 4)], "prefill")
+    sidecar.close()
+    sidecar.close()
+    for call in (lambda: sidecar.open(1, 1), lambda: sidecar.truncate(sequence, 0)):
+        with pytest.raises(WrongState, match="closed"):
+            call()
+
+
+def test_a_tensor_of_the_host_tier_keeps_it_until_it_is_let_go() -> None:
+    sidecar = Sidecar(small_config())
+    held = sidecar.host.kv_rows[0]
+    with pytest.raises(WrongState):
+        sidecar.close()
+    del held
+    sidecar.close()
+
+
+def test_a_fork_of_a_long_sequence_needs_no_more_host_pages() -> None:
+    with Sidecar(small_config(host_pages=64)) as sidecar:
+        parent = sidecar.open(40 * 64, 0)
+        prefill(sidecar, parent, 40 * 64, 1)
+        sidecar.fork(parent, 40 * 64, 64)
+        sidecar.check_integrity()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -163,6 +225,11 @@ def test_step_rows_are_checked_and_appended_together_or_not_at_all() -> None:
         ({"kv_layout": "int4"}, "int4.*fp8_ds_mla"),
         ({"index_layout": "bf16"}, "bf16.*fp32"),
         ({"stage_rows": 47}, "stage_rows is 47, topk needs 48"),
+        ({"stage_rows": 2**60}, "host pool has 4096 tokens"),
+        ({"hot_slots": 0}, "hot_slots is 0, .* needs 48"),
+        ({"hot_slots": -5}, "hot_slots is -5, .* needs 48"),
+        ({"max_logits_bytes": 0}, "max_logits_bytes is 0"),
+        ({"table_tokens": 1}, "table_tokens is 1, one page needs 64"),
         ({"device": "cuda"}, "cuda"),
         ({"backend": "fast"}, "'fast', must be one of auto, reference"),
     ],
