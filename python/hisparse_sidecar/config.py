@@ -123,8 +123,6 @@ class SidecarConfig:
         hot_slots: KV rows of one sequence and layer on the device; default 2 * topk.
         window_blocks: index-key blocks of one sequence and anchor layer on the device.
         max_step_rows: most rows of one sequence in a decode step (1 + draft tokens).
-        table_tokens: slot-table entries of all sequences, one contiguous run for each; default
-            twice the host pool's tokens, since forks share pages but not entries.
         stage_rows: device rows through which a prefill chunk streams the prefix of one layer.
         block_tokens: tokens of one block, a multiple of the page.
         max_logits_bytes: bound on the logits of one selection; more rows are taken in groups.
@@ -143,7 +141,6 @@ class SidecarConfig:
     hot_slots: int | None = None
     window_blocks: int = 128
     max_step_rows: int = 1
-    table_tokens: int | None = None
     stage_rows: int = 65536
     block_tokens: int = 128
     max_logits_bytes: int = 1 << 28
@@ -176,9 +173,6 @@ class SidecarConfig:
         needed = topk * self.max_step_rows
         message = f"hot_slots is {self.hot_slots}, topk * max_step_rows needs {needed}"
         require(self.default_hot_slots >= needed, message)
-        entries = self.default_table_tokens
-        message = f"table_tokens is {self.table_tokens}, one page needs {PAGE_TOKENS}"
-        require(entries >= PAGE_TOKENS, message)
 
     @property
     def _block_message(self) -> str:
@@ -200,13 +194,6 @@ class SidecarConfig:
         if self.hot_slots is None:
             return 2 * self.model.topk * self.max_step_rows
         return self.hot_slots
-
-    @property
-    def default_table_tokens(self) -> int:
-        """`table_tokens`, or twice the host pool's tokens."""
-        if self.table_tokens is None:
-            return 2 * self.host_pages * PAGE_TOKENS
-        return self.table_tokens
 
     @property
     def pages_per_block(self) -> int:

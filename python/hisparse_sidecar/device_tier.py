@@ -12,7 +12,8 @@ _INT16_SLOTS = 32767
 
 def device_capacity(config: SidecarConfig) -> DeviceCapacity:
     """Sizes of the arenas: room for `max_sequences` at their default slots."""
-    tokens = config.default_table_tokens
+    # twice what the host holds: forks share pages but not entries, and a range is contiguous
+    tokens = 2 * config.host_pages * PAGE_TOKENS
     sequences = config.max_sequences
     blocks = tokens // config.block_tokens + sequences
     return DeviceCapacity(

@@ -229,7 +229,6 @@ def test_a_fork_of_a_long_sequence_needs_no_more_host_pages() -> None:
         ({"hot_slots": 0}, "hot_slots is 0, .* needs 48"),
         ({"hot_slots": -5}, "hot_slots is -5, .* needs 48"),
         ({"max_logits_bytes": 0}, "max_logits_bytes is 0"),
-        ({"table_tokens": 1}, "table_tokens is 1, one page needs 64"),
         ({"device": "cuda"}, "cuda"),
         ({"backend": "fast"}, "'fast', must be one of auto, reference"),
     ],

@@ -190,6 +190,7 @@ def test_a_session_knows_the_configuration_of_its_server(tmp_path: Path) -> None
     config: SidecarConfig = small_config(
         selection=SelectionConfig("misa_dagger", 5, 3, 77),
         max_step_rows=3,
+        hot_slots=144,
         max_logits_bytes=1 << 20,
     )
     with SidecarServer(config, tmp_path / "s"), RemoteSession(tmp_path / "s") as session:

@@ -34,7 +34,6 @@ _FLAGS = {
             "window_blocks", int, "index-key blocks of a sequence and anchor layer on the device"
         ),
         _Flag("max_step_rows", int, "most rows of a sequence in a decode step"),
-        _Flag("table_tokens", int, "slot-table entries of all sequences (twice the host's tokens)"),
         _Flag("stage_rows", int, "device rows through which a prefill chunk streams"),
         _Flag("block_tokens", int, "tokens of a block, a multiple of 64"),
     ),
