@@ -17,6 +17,7 @@ def index_logits(
     key_start: torch.Tensor,
     key_end: torch.Tensor,
     layout: IndexLayout,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits of packed keys: scale[s] * sum_j w[t, j] * relu(q[t, j] . k[s]).
 
@@ -27,6 +28,7 @@ def index_logits(
         key_start: [rows] int32, first key that the row may see.
         key_end: [rows] int32, one past the last; <= key_start for a padding row.
         layout: how index rows are stored.
+        out: [rows, T] fp32, contiguous, to write to and return; None = allocate.
 
     Returns:
         [rows, T] fp32, -inf outside [key_start, key_end).
@@ -35,7 +37,9 @@ def index_logits(
     shapes.check("index_rows", index_rows, "T row_bytes", torch.uint8)
     shapes.check("key_start", key_start, "rows", torch.int32)
     shapes.check("key_end", key_end, "rows", torch.int32)
-    return index_logits_ref(index_q, index_weights, index_rows, key_start, key_end, layout)
+    if out is not None:
+        shapes.check_packed("out", out, "rows T", torch.float32)
+    return index_logits_ref(index_q, index_weights, index_rows, key_start, key_end, layout, out)
 
 
 def index_logits_ref(
@@ -45,6 +49,7 @@ def index_logits_ref(
     key_start: torch.Tensor,
     key_end: torch.Tensor,
     layout: IndexLayout,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_keys = index_rows.shape[0]
     padding = index_rows.new_zeros(-num_keys % KEY_ALIGN, layout.row_bytes)
@@ -56,7 +61,8 @@ def index_logits_ref(
         score_keys(query, index_weights, keys, scale, logits[:, start : start + _CHUNK_KEYS])
     key = torch.arange(num_keys, device=logits.device)
     outside = (key < key_start[:, None]) | (key >= key_end[:, None])
-    return logits[:, :num_keys].masked_fill_(outside, -torch.inf)
+    logits = logits[:, :num_keys].masked_fill_(outside, -torch.inf)
+    return logits if out is None else out.copy_(logits)
 
 
 def paged_index_logits(
@@ -67,6 +73,7 @@ def paged_index_logits(
     row_seq: torch.Tensor,
     row_end: torch.Tensor,
     layout: IndexLayout,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits of the keys in each row's own pages; scores pooled pages too (a key is then a block).
 
@@ -78,6 +85,7 @@ def paged_index_logits(
         row_seq: [rows] int32, sequence of each row; -1 = padding row.
         row_end: [rows] int32, keys [0, row_end) are scored.
         layout: how index rows are stored.
+        out: [rows, max_pages * 64] fp32, contiguous, to write to and return; None = allocate.
 
     Returns:
         [rows, max_pages * 64] fp32, -inf from row_end on and in padding rows.
@@ -87,8 +95,10 @@ def paged_index_logits(
     shapes.check("page_table", page_table, "num_seqs max_pages", torch.int32)
     shapes.check("row_seq", row_seq, "rows", torch.int32)
     shapes.check("row_end", row_end, "rows", torch.int32)
+    if out is not None:
+        shapes.check_packed("out", out, f"rows {page_table.shape[1] * PAGE_TOKENS}", torch.float32)
     return paged_index_logits_ref(
-        index_q, index_weights, index_pages, page_table, row_seq, row_end, layout
+        index_q, index_weights, index_pages, page_table, row_seq, row_end, layout, out
     )
 
 
@@ -100,6 +110,7 @@ def paged_index_logits_ref(
     row_seq: torch.Tensor,
     row_end: torch.Tensor,
     layout: IndexLayout,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_keys = page_table.shape[1] * PAGE_TOKENS
     logits = index_weights.new_full((index_q.shape[0], num_keys), -torch.inf)
@@ -114,7 +125,8 @@ def paged_index_logits_ref(
             score_keys(index_q[rows].float(), index_weights[rows], keys, scale, scores)
             logits[rows, start : start + keys.shape[0]] = scores
     key = torch.arange(num_keys, device=logits.device)
-    return logits.masked_fill_(key >= row_end[:, None], -torch.inf)
+    logits.masked_fill_(key >= row_end[:, None], -torch.inf)
+    return logits if out is None else out.copy_(logits)
 
 
 def _check_queries(

@@ -21,6 +21,7 @@ def route_heads(
     num_routed: int,
     layout: IndexLayout,
     group_blocks: int = 8,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Heads with the largest sum over groups of |w[j] * relu(q[j] . group)|.
 
@@ -37,12 +38,13 @@ def route_heads(
         num_routed: heads to keep, 1..heads.
         layout: how pooled rows are stored.
         group_blocks: blocks in one group.
+        out: [rows, num_routed] int32, contiguous, to write to and return; None = allocate.
 
     Returns:
         [rows, num_routed] int32, head ids, ascending; -1 in padding rows. Ties: the lowest head
         wins, so without a complete block these are the lowest heads.
     """
-    shapes = Shapes(page_bytes=layout.page_bytes)
+    shapes = Shapes(page_bytes=layout.page_bytes, num_routed=num_routed)
     shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
     shapes.check("index_weights", index_weights, "rows heads", torch.float32)
     shapes.check_packed("pooled_pages", pooled_pages, "num_pooled_pages page_bytes", torch.uint8)
@@ -52,6 +54,8 @@ def route_heads(
     check_at_least("num_routed", num_routed, 1)
     check_at_least("group_blocks", group_blocks, 1)
     check_at_least("number of heads", index_q.shape[1], num_routed)
+    if out is not None:
+        shapes.check_packed("out", out, "rows num_routed", torch.int32)
     return route_heads_ref(
         index_q,
         index_weights,
@@ -62,6 +66,7 @@ def route_heads(
         num_routed,
         layout,
         group_blocks,
+        out,
     )
 
 
@@ -75,8 +80,10 @@ def route_heads_ref(
     num_routed: int,
     layout: IndexLayout,
     group_blocks: int = 8,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    routed = row_seq.new_full((len(row_seq), num_routed), -1)
+    routed = row_seq.new_empty(len(row_seq), num_routed) if out is None else out
+    routed.fill_(-1)
     for seq in row_seq[row_seq >= 0].unique().tolist():
         seq_rows = (row_seq == seq).nonzero()[:, 0]
         most = int(num_complete[seq_rows].max())

@@ -5,24 +5,29 @@ import torch
 from hisparse_kernels.shapes import Shapes, check_at_least
 
 
-def topk(logits: torch.Tensor, k: int) -> torch.Tensor:
+def topk(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -> torch.Tensor:
     """Columns of the k largest logits of each row.
 
     Args:
         logits: [rows, n] fp32 without NaN; -inf is never taken.
         k: columns per row, at least 1; may pass n.
+        out: [rows, k] int32, contiguous, to write to and return; None = allocate.
 
     Returns:
         [rows, k] int32, columns, ascending; -1 pads the tail. Equal logits: the lowest column wins.
     """
-    Shapes().check("logits", logits, "rows n", torch.float32)
+    shapes = Shapes(k=k)
+    shapes.check("logits", logits, "rows n", torch.float32)
     check_at_least("k", k, 1)
-    return topk_ref(logits, k)
+    if out is not None:
+        shapes.check_packed("out", out, "rows k", torch.int32)
+    return topk_ref(logits, k, out)
 
 
-def topk_ref(logits: torch.Tensor, k: int) -> torch.Tensor:
+def topk_ref(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -> torch.Tensor:
     rows, num_columns = logits.shape
-    columns = logits.new_full((rows, k), -1, dtype=torch.int32)
+    columns = logits.new_empty((rows, k), dtype=torch.int32) if out is None else out
+    columns.fill_(-1)
     if logits.numel() == 0:
         return columns
     best = logits.topk(min(k, num_columns), dim=1, sorted=False).values
@@ -39,7 +44,10 @@ def topk_ref(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def candidate_positions(
-    columns: torch.Tensor, block_ids: torch.Tensor, block_tokens: int
+    columns: torch.Tensor,
+    block_ids: torch.Tensor,
+    block_tokens: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Token positions of columns of refined logits; ascending where both inputs ascend.
 
@@ -47,23 +55,30 @@ def candidate_positions(
         columns: [rows, k] int32, columns of [rows, m * block_tokens] logits; -1 stays -1.
         block_ids: [rows, m] int32, block of each group of `block_tokens` columns.
         block_tokens: tokens of one block.
+        out: [rows, k] int32, contiguous, to write to and return; may be `columns`; None = allocate.
 
     Returns:
-        [rows, k] int32, token positions.
+        [rows, k] int32, token positions; -1 where the column is.
     """
     shapes = Shapes()
     shapes.check("columns", columns, "rows k", torch.int32)
     shapes.check("block_ids", block_ids, "rows m", torch.int32)
     check_at_least("block_tokens", block_tokens, 1)
-    return candidate_positions_ref(columns, block_ids, block_tokens)
+    if out is not None:
+        shapes.check_packed("out", out, "rows k", torch.int32)
+    return candidate_positions_ref(columns, block_ids, block_tokens, out)
 
 
 def candidate_positions_ref(
-    columns: torch.Tensor, block_ids: torch.Tensor, block_tokens: int
+    columns: torch.Tensor,
+    block_ids: torch.Tensor,
+    block_tokens: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     block = (columns.clamp(min=0) // block_tokens).long()
     positions = block_ids.gather(1, block) * block_tokens + columns % block_tokens
-    return positions.masked_fill_(columns < 0, -1)
+    positions.masked_fill_(columns < 0, -1)
+    return positions if out is None else out.copy_(positions)
 
 
 def _rank_in_row(row: torch.Tensor, counted: torch.Tensor, num_rows: int) -> torch.Tensor:

@@ -109,6 +109,22 @@ def test_a_padding_row_and_an_empty_row_are_minus_inf_throughout() -> None:
     assert bool((logits == -torch.inf).all())
 
 
+def test_logits_are_written_to_the_callers_tensor() -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys((70,), layout)
+    index_q, weights = queries(2, 4)
+    paged_args = stored.index_pages, stored.page_table, int32(0, -1), int32(70, 3), layout
+    ragged_args = stored.rows[0], int32(0, 9), int32(70, 10), layout
+
+    for call, args, width in (
+        (paged_index_logits, paged_args, 128),
+        (index_logits, ragged_args, 70),
+    ):
+        out = torch.full((2, width), torch.nan)
+        assert call(index_q, weights, *args, out=out) is out
+        assert_bits_equal(out, call(index_q, weights, *args))
+
+
 def test_no_rows_give_no_logits() -> None:
     layout = index_layout("fp8")
     stored = paged_keys((70,), layout)

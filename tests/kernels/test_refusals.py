@@ -94,6 +94,7 @@ OPS = [
             "key_start": zeros(2),
             "key_end": zeros(2) + 5,
             "layout": INDEX,
+            "out": f32(2, 5),
         },
     ),
     Op(
@@ -105,9 +106,12 @@ OPS = [
             "row_seq": zeros(2),
             "row_end": zeros(2) + 9,
         }
-        | {"layout": INDEX},
+        | {"layout": INDEX, "out": f32(2, 128)},
     ),
-    Op(block_topm, {"block_logits": f32(2, 9), "newest_block": zeros(2), "num_kept": 3}),
+    Op(
+        block_topm,
+        {"block_logits": f32(2, 9), "newest_block": zeros(2), "num_kept": 3, "out": zeros(2, 3)},
+    ),
     Op(
         refine_logits,
         QUERY
@@ -115,13 +119,16 @@ OPS = [
         | {"row_pos": zeros(2), "out": f32(2, 192)}
         | BLOCK,
     ),
-    Op(topk, {"logits": f32(2, 9), "k": 3}),
-    Op(candidate_positions, {"columns": zeros(2, 4), "block_ids": zeros(2, 3), "block_tokens": 64}),
+    Op(topk, {"logits": f32(2, 9), "k": 3, "out": zeros(2, 3)}),
+    Op(
+        candidate_positions,
+        {"columns": zeros(2, 4), "block_ids": zeros(2, 3), "block_tokens": 64, "out": zeros(2, 4)},
+    ),
     Op(
         route_heads,
         QUERY
         | {"pooled_pages": PAGES, "page_table": zeros(1, 2), "row_seq": zeros(2)}
-        | {"num_complete": zeros(2) + 3, "num_routed": 2, "layout": INDEX},
+        | {"num_complete": zeros(2) + 3, "num_routed": 2, "layout": INDEX, "out": zeros(2, 2)},
     ),
     Op(
         resolve,
@@ -226,7 +233,13 @@ def test_a_number_out_of_range_is_refused_with_both_numbers(
     ("call", "name"),
     [
         (write_index_rows, "index_pages"),
+        (index_logits, "out"),
+        (paged_index_logits, "out"),
+        (block_topm, "out"),
         (refine_logits, "out"),
+        (topk, "out"),
+        (candidate_positions, "out"),
+        (route_heads, "out"),
         (resolve, "out"),
         (swap_in, "hot_rows"),
         (spill, "host_rows"),

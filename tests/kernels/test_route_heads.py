@@ -111,6 +111,18 @@ def test_padding_rows_get_minus_one_and_rows_do_not_depend_on_each_other() -> No
         assert_bits_equal(alone, together[one])
 
 
+def test_heads_are_written_to_the_callers_tensor() -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys((20,), layout)
+    index_q, weights = queries(2, 8)
+    row_seq, complete = torch.tensor([0, -1]).int(), torch.tensor([20, 20]).int()
+    args = stored.index_pages, stored.page_table, row_seq, complete, 3, layout
+    out = torch.full((2, 3), 77, dtype=torch.int32)
+
+    assert route_heads(index_q, weights, *args, out=out) is out
+    assert torch.equal(out, route_heads(index_q, weights, *args))
+
+
 def test_all_heads_routed_are_all_heads_in_order() -> None:
     layout = index_layout("fp8")
     stored = paged_keys((20,), layout)

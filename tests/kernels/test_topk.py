@@ -78,6 +78,21 @@ def test_topk_reads_non_contiguous_logits() -> None:
     assert torch.equal(topk(logits, 20), naive_topk(logits, 20))
 
 
+def test_columns_are_written_to_the_callers_tensor() -> None:
+    logits, newest = torch.randn(3, 30), torch.tensor([29, -1, 4]).int()
+    columns = topk(logits, 8)
+    block_ids = torch.tensor([[0, 2], [1, 5], [3, -1]]).int()
+
+    for call, args in (
+        (topk, (logits, 8)),
+        (block_topm, (logits, newest, 8)),
+        (candidate_positions, (columns, block_ids, 16)),
+    ):
+        out = torch.full((3, 8), 77, dtype=torch.int32)
+        assert call(*args, out=out) is out
+        assert torch.equal(out, call(*args))
+
+
 def test_candidate_positions_are_block_start_plus_offset() -> None:
     columns = torch.tensor([[0, 63, 64, 130, -1], [-1, -1, -1, -1, -1]]).int()
     block_ids = torch.tensor([[0, 5, 9], [0, -1, -1]]).int()
