@@ -36,7 +36,7 @@ class Ops:
     write_index_rows: _InPlaceOp
     read_index_rows: _Op
     quantize_index_q: _PairOp
-    append_pooled_keys: _InPlaceOp
+    append_index_rows: _InPlaceOp
     rebuild_pooled_keys: _InPlaceOp
     resum_open_blocks: _InPlaceOp
     index_logits: _Op
@@ -64,7 +64,7 @@ def reference_ops() -> Ops:
         write_index_rows=index_rows.write_index_rows_ref,
         read_index_rows=index_rows.read_index_rows_ref,
         quantize_index_q=index_rows.quantize_index_q_ref,
-        append_pooled_keys=pool_keys.append_pooled_keys_ref,
+        append_index_rows=pool_keys.append_index_rows_ref,
         rebuild_pooled_keys=pool_keys.rebuild_pooled_keys_ref,
         resum_open_blocks=pool_keys.resum_open_blocks_ref,
         index_logits=index_logits.index_logits_ref,

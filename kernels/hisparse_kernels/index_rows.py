@@ -4,50 +4,64 @@ import torch
 
 from hisparse_kernels.e4m3 import E4M3_MAX, from_e4m3, to_e4m3
 from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
-from hisparse_kernels.shapes import FLOATS, Shapes
+from hisparse_kernels.shapes import FLOATS, Shapes, placed
 
 _MIN_AMAX = 1e-10  # keeps the scale of an all-zero key away from zero
 
 
-def pack_index_rows(keys: torch.Tensor, layout: IndexLayout) -> torch.Tensor:
+def pack_index_rows(
+    keys: torch.Tensor, layout: IndexLayout, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Stored index rows of keys; the fp8 scale is max(amax, 1e-10) / 448.
 
     Args:
         keys: [n, 128] float; must be finite (inf saturates, a NaN spoils its row).
         layout: how a row is stored.
+        out: [n, row_bytes] uint8, overwritten; None = allocate it.
 
     Returns:
-        [n, row_bytes] uint8.
+        `out`.
     """
-    Shapes().check("keys", keys, f"n {INDEX_DIM}", *FLOATS)
-    return pack_index_rows_ref(keys, layout)
+    shapes = Shapes(row_bytes=layout.row_bytes)
+    shapes.check("keys", keys, f"n {INDEX_DIM}", *FLOATS)
+    shapes.check_out(out, "n row_bytes", torch.uint8)
+    return pack_index_rows_ref(keys, layout, out)
 
 
-def pack_index_rows_ref(keys: torch.Tensor, layout: IndexLayout) -> torch.Tensor:
+def pack_index_rows_ref(
+    keys: torch.Tensor, layout: IndexLayout, out: torch.Tensor | None = None
+) -> torch.Tensor:
     if layout.name == "fp32":
-        return keys.float().contiguous().view(torch.uint8)
+        return placed(keys.float().contiguous().view(torch.uint8), out)
     codes, scale = _quantize(keys.float())
     scale = scale.clone(memory_format=torch.contiguous_format)  # of no rows: stride 0 until here
-    return torch.cat([codes.view(torch.uint8), scale.view(torch.uint8)], dim=1)
+    return placed(torch.cat([codes.view(torch.uint8), scale.view(torch.uint8)], dim=1), out)
 
 
-def unpack_index_rows(rows: torch.Tensor, layout: IndexLayout) -> torch.Tensor:
+def unpack_index_rows(
+    rows: torch.Tensor, layout: IndexLayout, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Keys of stored index rows.
 
     Args:
         rows: [n, row_bytes] uint8.
         layout: how a row is stored.
+        out: [n, 128] fp32, overwritten; None = allocate it.
 
     Returns:
-        [n, 128] fp32: code * scale.
+        `out`: code * scale.
     """
-    Shapes(row_bytes=layout.row_bytes).check("rows", rows, "n row_bytes", torch.uint8)
-    return unpack_index_rows_ref(rows, layout)
+    shapes = Shapes(row_bytes=layout.row_bytes)
+    shapes.check("rows", rows, "n row_bytes", torch.uint8)
+    shapes.check_out(out, f"n {INDEX_DIM}", torch.float32)
+    return unpack_index_rows_ref(rows, layout, out)
 
 
-def unpack_index_rows_ref(rows: torch.Tensor, layout: IndexLayout) -> torch.Tensor:
+def unpack_index_rows_ref(
+    rows: torch.Tensor, layout: IndexLayout, out: torch.Tensor | None = None
+) -> torch.Tensor:
     keys, scale = split_rows(rows, layout)
-    return keys if scale is None else keys * scale[:, None]
+    return placed(keys if scale is None else keys * scale[:, None], out)
 
 
 def write_index_rows(
@@ -81,7 +95,10 @@ def write_index_rows_ref(
 
 
 def read_index_rows(
-    index_pages: torch.Tensor, row_ids: torch.Tensor, layout: IndexLayout
+    index_pages: torch.Tensor,
+    row_ids: torch.Tensor,
+    layout: IndexLayout,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Index rows out of their pages; the inverse of `write_index_rows`.
 
@@ -89,46 +106,61 @@ def read_index_rows(
         index_pages: [num_pages, page_bytes] uint8, contiguous.
         row_ids: [n] int64, page * 64 + offset, all valid.
         layout: how a row is stored.
+        out: [n, row_bytes] uint8, overwritten; None = allocate it.
 
     Returns:
-        [n, row_bytes] uint8.
+        `out`.
     """
-    shapes = Shapes(page_bytes=layout.page_bytes)
+    shapes = Shapes(page_bytes=layout.page_bytes, row_bytes=layout.row_bytes)
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
     shapes.check("row_ids", row_ids, "n", torch.int64)
-    return read_index_rows_ref(index_pages, row_ids, layout)
+    shapes.check_out(out, "n row_bytes", torch.uint8)
+    return read_index_rows_ref(index_pages, row_ids, layout, out)
 
 
 def read_index_rows_ref(
-    index_pages: torch.Tensor, row_ids: torch.Tensor, layout: IndexLayout
+    index_pages: torch.Tensor,
+    row_ids: torch.Tensor,
+    layout: IndexLayout,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     page, offset = row_ids // PAGE_TOKENS, row_ids % PAGE_TOKENS
-    return torch.cat([part[page, offset] for part in _page_parts(index_pages, layout)], dim=1)
+    parts = [part[page, offset] for part in _page_parts(index_pages, layout)]
+    return placed(torch.cat(parts, dim=1), out)
 
 
 def quantize_index_q(
-    index_q: torch.Tensor, index_weights: torch.Tensor
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """e4m3 queries whose scales moved into the weights: relu(s * x) = s * relu(x) for s > 0.
 
     Args:
         index_q: [rows, heads, 128] float.
         index_weights: [rows, heads] fp32.
+        out: [rows, heads, 128] e4m3 and [rows, heads] fp32, overwritten; None = allocate them.
 
     Returns:
-        [rows, heads, 128] e4m3 and [rows, heads] fp32, weights times the queries' scales.
+        `out`: the codes, and the weights times the queries' scales.
     """
     shapes = Shapes()
     shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *FLOATS)
     shapes.check("index_weights", index_weights, "rows heads", torch.float32)
-    return quantize_index_q_ref(index_q, index_weights)
+    if out is not None:
+        shapes.check_out(out[0], f"rows heads {INDEX_DIM}", torch.float8_e4m3fn)
+        shapes.check_out(out[1], "rows heads", torch.float32)
+    return quantize_index_q_ref(index_q, index_weights, out)
 
 
 def quantize_index_q_ref(
-    index_q: torch.Tensor, index_weights: torch.Tensor
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     codes, scale = _quantize(index_q.float())
-    return codes, index_weights * scale[:, :, 0]
+    codes_out, weights_out = (None, None) if out is None else out
+    return placed(codes, codes_out), placed(index_weights * scale[:, :, 0], weights_out)
 
 
 def split_rows(rows: torch.Tensor, layout: IndexLayout) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -4,58 +4,73 @@ import torch
 
 from hisparse_kernels.e4m3 import E4M3_MAX, from_e4m3, to_e4m3
 from hisparse_kernels.layouts import SCALE_DIM, KvLayout
-from hisparse_kernels.shapes import FLOATS, Shapes
+from hisparse_kernels.shapes import FLOATS, Shapes, placed
 
 _MIN_AMAX = 1e-4  # keeps the scale of an all-zero group away from zero
 _CHUNK_ROWS = 1024
 
 
-def pack_kv_rows(values: torch.Tensor, layout: KvLayout) -> torch.Tensor:
+def pack_kv_rows(
+    values: torch.Tensor, layout: KvLayout, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Stored rows of new tokens. fp8 layouts round each scale up to a power of two.
 
     Args:
         values: [n, query_dim] float, latent then rope; must be finite (e4m3 has no inf, which
             saturates; a NaN makes its group of 128 NaN: codes 0x7f and 0xff).
         layout: how a row is stored.
+        out: [n, row_bytes] uint8, overwritten; None = allocate it.
 
     Returns:
-        [n, row_bytes] uint8.
+        `out`.
     """
-    Shapes(query_dim=layout.query_dim).check("values", values, "n query_dim", *FLOATS)
-    return pack_kv_rows_ref(values, layout)
+    shapes = Shapes(query_dim=layout.query_dim, row_bytes=layout.row_bytes)
+    shapes.check("values", values, "n query_dim", *FLOATS)
+    shapes.check_out(out, "n row_bytes", torch.uint8)
+    return pack_kv_rows_ref(values, layout, out)
 
 
-def pack_kv_rows_ref(values: torch.Tensor, layout: KvLayout) -> torch.Tensor:
+def pack_kv_rows_ref(
+    values: torch.Tensor, layout: KvLayout, out: torch.Tensor | None = None
+) -> torch.Tensor:
     if layout.name in ("bf16", "fp32"):
         dtype = torch.bfloat16 if layout.name == "bf16" else torch.float32
-        return values.to(dtype).contiguous().view(torch.uint8)
+        return placed(values.to(dtype).contiguous().view(torch.uint8), out)
     groups = values[:, : layout.latent_dim].float().unflatten(1, (-1, SCALE_DIM))
     scale = _power_of_two_scale(groups.abs().amax(-1))  # [n, 4]
     codes = to_e4m3(groups / scale[:, :, None])
     rope = values[:, layout.latent_dim :].to(torch.bfloat16).contiguous()
-    return torch.cat([_bytes(codes.flatten(1)), _bytes(scale), _bytes(rope)], dim=1)
+    return placed(torch.cat([_bytes(codes.flatten(1)), _bytes(scale), _bytes(rope)], dim=1), out)
 
 
-def unpack_kv_rows(rows: torch.Tensor, layout: KvLayout) -> torch.Tensor:
+def unpack_kv_rows(
+    rows: torch.Tensor, layout: KvLayout, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Values of stored rows: the exact numbers that attention computes with.
 
     Args:
         rows: [n, row_bytes] uint8.
         layout: how a row is stored.
+        out: [n, query_dim] fp32, overwritten; None = allocate it.
 
     Returns:
-        [n, query_dim] fp32, latent then rope.
+        `out`: latent, then rope.
     """
-    Shapes(row_bytes=layout.row_bytes).check("rows", rows, "n row_bytes", torch.uint8)
-    return unpack_kv_rows_ref(rows, layout)
+    shapes = Shapes(query_dim=layout.query_dim, row_bytes=layout.row_bytes)
+    shapes.check("rows", rows, "n row_bytes", torch.uint8)
+    shapes.check_out(out, "n query_dim", torch.float32)
+    return unpack_kv_rows_ref(rows, layout, out)
 
 
-def unpack_kv_rows_ref(rows: torch.Tensor, layout: KvLayout) -> torch.Tensor:
-    values = rows.new_empty(rows.shape[0], layout.query_dim, dtype=torch.float32)
+def unpack_kv_rows_ref(
+    rows: torch.Tensor, layout: KvLayout, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    if out is None:
+        out = rows.new_empty(rows.shape[0], layout.query_dim, dtype=torch.float32)
     for start in range(0, rows.shape[0], _CHUNK_ROWS):
         chunk = slice(start, start + _CHUNK_ROWS)
-        _unpack_into(values[chunk], rows[chunk], layout)
-    return values
+        _unpack_into(out[chunk], rows[chunk], layout)
+    return out
 
 
 def _unpack_into(values: torch.Tensor, rows: torch.Tensor, layout: KvLayout) -> None:

@@ -18,8 +18,10 @@ from hisparse_kernels.shapes import Shapes, check_block_tokens
 _CHUNK_BLOCKS = 64
 
 
-def append_pooled_keys(
+def append_index_rows(
     rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    index_pages: torch.Tensor,
     row_seq: torch.Tensor,
     row_pos: torch.Tensor,
     open_sums: torch.Tensor,
@@ -29,11 +31,15 @@ def append_pooled_keys(
     block_tokens: int,
     layout: IndexLayout,
 ) -> None:
-    """Adds new index rows to their blocks' sums, in place, and closes the blocks that become full.
+    """Writes new index rows to their pages and folds them into the pooled keys, all in place.
+
+    Each row joins its block's sum; the blocks that become full are closed.
 
     Args:
-        rows: [n, row_bytes] uint8, stored index rows.
-        row_seq: [n] int32, sequence of each row; -1 = padding row.
+        rows: [n, row_bytes] uint8, stored index rows; those of one sequence are adjacent.
+        row_ids: [n] int64, row of `index_pages` for each, distinct; -1 = do not write it.
+        index_pages: [num_pages, page_bytes] uint8, written.
+        row_seq: [n] int32, sequence of each row; -1 = padding row, which is not folded.
         row_pos: [n] int32, token positions, consecutive and ascending within a sequence, from the
             sequence's pooled length on.
         open_sums: [num_states, 128] fp32, sum of each open block; back to 0 when it closes.
@@ -47,10 +53,14 @@ def append_pooled_keys(
     shapes = _check_state(open_sums, state_rows, block_tokens, layout)
     _check_pooled(shapes, pooled_pages, pooled_base)
     shapes.check("rows", rows, "n row_bytes", torch.uint8)
+    shapes.check("row_ids", row_ids, "n", torch.int64)
+    shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
     shapes.check("row_seq", row_seq, "n", torch.int32)
     shapes.check("row_pos", row_pos, "n", torch.int32)
-    append_pooled_keys_ref(
+    append_index_rows_ref(
         rows,
+        row_ids,
+        index_pages,
         row_seq,
         row_pos,
         open_sums,
@@ -62,8 +72,10 @@ def append_pooled_keys(
     )
 
 
-def append_pooled_keys_ref(
+def append_index_rows_ref(
     rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    index_pages: torch.Tensor,
     row_seq: torch.Tensor,
     row_pos: torch.Tensor,
     open_sums: torch.Tensor,
@@ -73,10 +85,10 @@ def append_pooled_keys_ref(
     block_tokens: int,
     layout: IndexLayout,
 ) -> None:
-    order = torch.argsort(row_seq, stable=True)
-    order = order[row_seq[order] >= 0]
-    seq, pos = row_seq[order].long(), row_pos[order].long()
-    keys = unpack_index_rows_ref(rows.index_select(0, order), layout)
+    write_index_rows_ref(index_pages, row_ids, rows, layout)
+    kept = row_seq >= 0
+    seq, pos = row_seq[kept].long(), row_pos[kept].long()
+    keys = unpack_index_rows_ref(rows[kept], layout)
     part = torch.stack([seq, pos // block_tokens])  # one part = what this call adds to one block
     (part_seq, part_block), part_of, counts = torch.unique_consecutive(
         part, dim=1, return_inverse=True, return_counts=True
@@ -84,7 +96,7 @@ def append_pooled_keys_ref(
     if part_of.numel() == 0:
         return
     first = counts.cumsum(0) - counts
-    rank = torch.arange(len(order), device=rows.device) - first[part_of]
+    rank = torch.arange(len(seq), device=rows.device) - first[part_of]
     # Zeros after a part's last row change no bit of its sum.
     terms = keys.new_zeros(int(counts.max()), len(counts), INDEX_DIM)
     terms[rank, part_of] = keys

@@ -45,6 +45,11 @@ class Shapes:
             found, needed = tensor.stride(), torch.empty(tensor.shape, device="meta").stride()
             raise ValueError(f"{name} has strides {found}, needs contiguous strides {needed}")
 
+    def check_out(self, out: torch.Tensor | None, dims: str, dtype: torch.dtype) -> None:
+        """Like `check_packed` for a result's place; None = the op allocates it."""
+        if out is not None:
+            self.check_packed("out", out, dims, dtype)
+
     def _check_size(self, name: str, dim: str, size: int) -> None:
         if dim.isdigit():
             if size != int(dim):
@@ -69,3 +74,8 @@ def check_block_tokens(block_tokens: int, page_tokens: int) -> None:
     """Refuses a block that is not a whole number of pages."""
     if block_tokens <= 0 or block_tokens % page_tokens:
         raise ValueError(f"block_tokens is {block_tokens}, needs a multiple of {page_tokens}")
+
+
+def placed(result: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    """`result`, moved into `out` if there is one."""
+    return result if out is None else out.copy_(result)

@@ -50,11 +50,12 @@ class LayerIndexKeys:
         """
         self._check_complete()
         if self._step.kind == "decode":
-            self._write_to_window(index_rows)
+            self._append_to(self._window_pages, self._window_row_ids(), index_rows)
         else:
             self._forget_touched_blocks()
-            self.spill(index_rows)
-        self._fold(index_rows)
+            self._append_to(self._host_pages, self._step.host_row_ids, index_rows)
+            self._traffic.spilled_bytes += index_rows.numel()
+        self._advance_pooled()
 
     def _check_complete(self) -> None:
         """Raises WrongState unless every token before the step's rows has its index row."""
@@ -65,12 +66,12 @@ class LayerIndexKeys:
                 held = f"sequence {sequence.handle} has index keys of {found} tokens"
                 raise WrongState(f"{held}, its new rows start at {sequence.start}")
 
-    def _write_to_window(self, index_rows: torch.Tensor) -> None:
+    def _window_row_ids(self) -> torch.Tensor:
+        """Row of the window for each new row, whose block becomes resident; -1 = padding row."""
         step, block_tokens = self._step, self.block_tokens
         blocks = torch.div(step.row_pos, block_tokens, rounding_mode="floor")[:, None]
         slots = self._make_resident(blocks, step.row_seq, step.stamp, None)[:, 0].long()
-        row_ids = torch.where(slots >= 0, slots * block_tokens + step.row_pos % block_tokens, -1)
-        self._ops.write_index_rows(self._window_pages, row_ids, index_rows, self._layout)
+        return torch.where(slots >= 0, slots * block_tokens + step.row_pos % block_tokens, -1)
 
     def _forget_touched_blocks(self) -> None:
         state, ranges = self._tiers.device.window[self._group], self._step.window_ranges
@@ -78,10 +79,14 @@ class LayerIndexKeys:
             first = sequence.start // self.block_tokens
             self._ops.release_items(state, ranges, number, first)
 
-    def _fold(self, index_rows: torch.Tensor) -> None:
-        step, manager = self._step, self._tiers.manager
-        self._ops.append_pooled_keys(
+    def _append_to(
+        self, index_pages: torch.Tensor, row_ids: torch.Tensor, index_rows: torch.Tensor
+    ) -> None:
+        step = self._step
+        self._ops.append_index_rows(
             index_rows,
+            row_ids,
+            index_pages,
             step.row_seq,
             step.row_pos,
             self._tiers.device.open_sums[self._group],
@@ -91,7 +96,10 @@ class LayerIndexKeys:
             self.block_tokens,
             self._layout,
         )
-        for sequence in step.sequences:
+
+    def _advance_pooled(self) -> None:
+        manager = self._tiers.manager
+        for sequence in self._step.sequences:
             first, closed, _ = manager.advance_pooled(
                 sequence.handle, self._group, sequence.num_rows
             )

@@ -15,7 +15,7 @@ MODULE_OF = {
     "write_index_rows": "index_rows",
     "read_index_rows": "index_rows",
     "quantize_index_q": "index_rows",
-    "append_pooled_keys": "pool_keys",
+    "append_index_rows": "pool_keys",
     "rebuild_pooled_keys": "pool_keys",
     "resum_open_blocks": "pool_keys",
     "paged_index_logits": "index_logits",

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from accuracy import assert_bits_equal, assert_near
-from cases import NAN_BYTE, PagedKeys, paged_keys
+from cases import NAN_BYTE, PagedKeys, paged_keys, row_ids_of
 from hisparse_kernels.index_rows import pack_index_rows, read_index_rows
 from hisparse_kernels.layouts import INDEX_LAYOUTS, IndexLayout, index_layout
-from hisparse_kernels.pool_keys import append_pooled_keys, rebuild_pooled_keys, resum_open_blocks
+from hisparse_kernels.pool_keys import append_index_rows, rebuild_pooled_keys, resum_open_blocks
 
 LAYOUTS = pytest.mark.parametrize("layout", INDEX_LAYOUTS.values(), ids=INDEX_LAYOUTS.keys())
 LENGTHS = (300, 1, 64, 127, 128, 129, 0, 640)
@@ -17,6 +17,7 @@ LENGTHS = (300, 1, 64, 127, 128, 129, 0, 640)
 class Pooled:
     """Pooled state of the sequences of LENGTHS, full of garbage before the first write."""
 
+    index_pages: torch.Tensor
     open_sums: torch.Tensor
     state_rows: torch.Tensor
     pooled_pages: torch.Tensor
@@ -25,6 +26,7 @@ class Pooled:
     @staticmethod
     def fresh(layout: IndexLayout, num_seqs: int = len(LENGTHS)) -> "Pooled":
         return Pooled(
+            torch.full((40, layout.page_bytes), NAN_BYTE).byte(),
             torch.full((num_seqs + 2, 128), torch.nan),
             torch.arange(num_seqs).flip(0) + 1,
             torch.full((num_seqs, layout.page_bytes), NAN_BYTE).byte(),
@@ -38,8 +40,14 @@ class Pooled:
         rows = [stored.rows[seq][first:end] for seq, first, end in spans]
         seqs = [torch.full((end - first,), seq).int() for seq, first, end in spans]
         pos = [torch.arange(first, end).int() for _, first, end in spans]
-        append_pooled_keys(
+        row_ids = [
+            row_ids_of(stored.page_table[seq], torch.arange(first, end))
+            for seq, first, end in spans
+        ]
+        append_index_rows(
             torch.cat(rows),
+            torch.cat(row_ids),
+            self.index_pages,
             torch.cat(seqs),
             torch.cat(pos),
             self.open_sums,
@@ -111,6 +119,7 @@ def test_append_has_the_bits_of_rebuild_for_any_split(layout: IndexLayout, step:
         appended.append(stored, spans[::-1], 128, layout)
 
     appended.assert_same(rebuilt, LENGTHS)
+    assert_bits_equal(appended.index_pages[: len(stored.index_pages)], stored.index_pages)
 
 
 def test_uneven_calls_have_the_bits_of_one_call() -> None:
@@ -143,8 +152,10 @@ def test_padding_rows_and_other_sequences_are_left_alone() -> None:
     row_seq = torch.tensor([0] * 70 + [-1] * 9).int()[among]
     row_pos = torch.tensor([*range(70), *[-1] * 9]).int()[among]
 
-    append_pooled_keys(
+    append_index_rows(
         rows,
+        torch.where(row_seq == 0, row_pos + 64, -1).long(),
+        pooled.index_pages,
         row_seq,
         row_pos,
         pooled.open_sums,
@@ -156,6 +167,10 @@ def test_padding_rows_and_other_sequences_are_left_alone() -> None:
     )
 
     alone.append(stored, [(0, 0, 70)], 64, layout)
+    written = read_index_rows(pooled.index_pages, torch.arange(40 * 64), layout)
+    assert_bits_equal(written[64 : 64 + 70], stored.rows[0])
+    assert bool((written[64 + 70 :] == NAN_BYTE).all())
+    assert bool((written[:64] == NAN_BYTE).all())
     assert_bits_equal(pooled.pooled_pages, alone.pooled_pages)
     assert_bits_equal(pooled.open_sums, alone.open_sums)
     assert bool(pooled.open_sums[pooled.state_rows[1]].isnan().all())
@@ -166,8 +181,10 @@ def test_a_call_of_padding_only_changes_nothing() -> None:
     pooled, before = Pooled.fresh(layout, 2), Pooled.fresh(layout, 2)
     none = torch.full((3,), -1).int()
 
-    append_pooled_keys(
+    append_index_rows(
         torch.zeros(3, layout.row_bytes).byte(),
+        none.long(),
+        pooled.index_pages,
         none,
         none,
         pooled.open_sums,
@@ -178,6 +195,7 @@ def test_a_call_of_padding_only_changes_nothing() -> None:
         layout,
     )
 
+    assert_bits_equal(pooled.index_pages, before.index_pages)
     assert_bits_equal(pooled.pooled_pages, before.pooled_pages)
     assert_bits_equal(pooled.open_sums, before.open_sums)
 

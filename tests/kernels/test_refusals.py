@@ -18,7 +18,7 @@ from hisparse_kernels.index_rows import (
 )
 from hisparse_kernels.kv_rows import pack_kv_rows, unpack_kv_rows
 from hisparse_kernels.layouts import index_layout, kv_layout
-from hisparse_kernels.pool_keys import append_pooled_keys, rebuild_pooled_keys, resum_open_blocks
+from hisparse_kernels.pool_keys import append_index_rows, rebuild_pooled_keys, resum_open_blocks
 from hisparse_kernels.refine_logits import refine_logits
 from hisparse_kernels.resolve import MissPlan, SlotRanges, SlotState, release_items, resolve
 from hisparse_kernels.route_heads import route_heads
@@ -78,8 +78,9 @@ OPS = [
     Op(read_index_rows, {"index_pages": PAGES, "row_ids": i64(2), "layout": INDEX}),
     Op(quantize_index_q, QUERY),
     Op(
-        append_pooled_keys,
-        {"rows": u8(2, 132), "row_seq": zeros(2), "row_pos": torch.arange(2).int()}
+        append_index_rows,
+        {"rows": u8(2, 132), "row_ids": torch.arange(2), "index_pages": PAGES}
+        | {"row_seq": zeros(2), "row_pos": torch.arange(2).int()}
         | STATE
         | POOLED
         | BLOCK,
@@ -218,7 +219,7 @@ def op_named(call: Callable[..., Any]) -> Op:
         (refine_logits, {"block_tokens": 96}, "block_tokens is 96, needs a multiple of 64"),
         (refine_logits, {"block_tokens": 128}, "out has 192 columns, needs 384"),
         (swap_in_blocks, {"block_tokens": 0}, "block_tokens is 0, needs a multiple of 64"),
-        (append_pooled_keys, {"block_tokens": 1}, "block_tokens is 1, needs a multiple of 64"),
+        (append_index_rows, {"block_tokens": 1}, "block_tokens is 1, needs a multiple of 64"),
         (unpack_kv_rows, {"layout": kv_layout("fp32")}, "rows has 656 row_bytes, needs 2304"),
         (index_logits, {"layout": index_layout("fp32")}, "index_rows has 132 row_bytes, needs 512"),
     ],
