@@ -76,6 +76,7 @@ def _prepare_swap_in(case: _Case) -> Callable[[], object]:
         miss_item=torch.stack(items).sort(dim=1).values.int(),
         miss_dst=slots,
         miss_count=torch.full((_NUM_SEQUENCES,), rows_each, dtype=torch.int32),
+        item_count=torch.full((_NUM_SEQUENCES,), rows_each, dtype=torch.int32),
     )
     host_rows = _host_rows(case)
     hot_rows = torch.empty(case.num_rows, case.row_bytes, dtype=torch.uint8)

@@ -49,12 +49,15 @@ class MissPlan:
     Attributes:
         miss_item: [num_seqs, cap] int32, missed items, ascending.
         miss_dst: [num_seqs, cap] int32, absolute slot of each.
-        miss_count: [num_seqs] int32; entries from here on mean nothing.
+        miss_count: [num_seqs] int32; entries from here on mean nothing; -1 = refused, which only
+            a GPU writes: nothing is copied.
+        item_count: [num_seqs] int32, distinct items that the sequence asked for: hits and misses.
     """
 
     miss_item: torch.Tensor
     miss_dst: torch.Tensor
     miss_count: torch.Tensor
+    item_count: torch.Tensor
 
 
 def resolve(
@@ -62,8 +65,7 @@ def resolve(
     row_seq: torch.Tensor,
     state: SlotState,
     ranges: SlotRanges,
-    stamp: int,
-    protect_since: int,
+    stamps: torch.Tensor,
     plan: MissPlan,
     out: torch.Tensor,
 ) -> torch.Tensor:
@@ -78,9 +80,9 @@ def resolve(
         row_seq: [rows] int32, sequence of each row; -1 = padding row, which touches no state.
         state: slots of all sequences, changed in place.
         ranges: each sequence's part of `state`.
-        stamp: the call's time, at least 0.
-        protect_since: slots with this stamp or a later one are not evicted.
-        plan: overwritten; the count of a sequence without a row becomes 0.
+        stamps: [2] int32, `stamp` and `protect_since`: the call's time, at least 0, and the first
+            stamp whose slots are not evicted. A tensor, so that a captured graph sees new ones.
+        plan: overwritten; the counts of a sequence without a row become 0.
         out: [rows, k] int32, overwritten: absolute slots, -1 where there is no item.
 
     Returns:
@@ -88,17 +90,20 @@ def resolve(
 
     Raises:
         ValueError: a sequence has too few victims, more misses than `plan` holds, or more slots
-            than the table's dtype can number; nothing was changed.
+            than the table's dtype can number; nothing was changed. On a GPU nothing is raised: such
+            a sequence keeps its state, its rows of `out` are -1, its `miss_count` is -1 and its
+            `item_count` 0; the other sequences are served.
     """
     shapes = _check_state(state, ranges)
     shapes.check("items", items, "rows k", torch.int32)
     shapes.check("row_seq", row_seq, "rows", torch.int32)
     shapes.check_packed("out", out, "rows k", torch.int32)
+    shapes.check("stamps", stamps, "2", torch.int32)
     shapes.check_packed("miss_item", plan.miss_item, "num_seqs cap", torch.int32)
     shapes.check_packed("miss_dst", plan.miss_dst, "num_seqs cap", torch.int32)
     shapes.check_packed("miss_count", plan.miss_count, "num_seqs", torch.int32)
-    check_at_least("stamp", stamp, 0)
-    return resolve_ref(items, row_seq, state, ranges, stamp, protect_since, plan, out)
+    shapes.check_packed("item_count", plan.item_count, "num_seqs", torch.int32)
+    return resolve_ref(items, row_seq, state, ranges, stamps, plan, out)
 
 
 def resolve_ref(
@@ -106,11 +111,12 @@ def resolve_ref(
     row_seq: torch.Tensor,
     state: SlotState,
     ranges: SlotRanges,
-    stamp: int,
-    protect_since: int,
+    stamps: torch.Tensor,
     plan: MissPlan,
     out: torch.Tensor,
 ) -> torch.Tensor:
+    stamp, protect_since = stamps.tolist()
+    check_at_least("stamp", stamp, 0)
     claims = []
     for seq in row_seq[row_seq >= 0].unique().tolist():
         wanted = items[row_seq == seq].flatten()
@@ -119,6 +125,7 @@ def resolve_ref(
         check_at_least("cap of the miss plan", plan.miss_item.shape[1], len(claim.missed))
         claims.append(claim)
     plan.miss_count.zero_()
+    plan.item_count.zero_()
     out.fill_(-1)
     for claim in claims:
         _apply(claim, state, stamp, plan)
@@ -203,6 +210,7 @@ def _apply(claim: _Claim, state: SlotState, stamp: int, plan: MissPlan) -> None:
     plan.miss_item[claim.seq, : len(missed)] = missed.int()
     plan.miss_dst[claim.seq, : len(missed)] = (victims + claim.slot_base).int()
     plan.miss_count[claim.seq] = len(missed)
+    plan.item_count[claim.seq] = len(missed) + len(claim.hit_slots)
 
 
 def _check_state(state: SlotState, ranges: SlotRanges) -> Shapes:

@@ -70,7 +70,7 @@ class LayerIndexKeys:
         """Row of the window for each new row, whose block becomes resident; -1 = padding row."""
         step, block_tokens = self._step, self.block_tokens
         blocks = torch.div(step.row_pos, block_tokens, rounding_mode="floor")[:, None]
-        slots = self._make_resident(blocks, step.row_seq, step.stamp, None)[:, 0].long()
+        slots = self._make_resident(blocks, step.row_seq, step.select_stamps, None)[:, 0].long()
         return torch.where(slots >= 0, slots * block_tokens + step.row_pos % block_tokens, -1)
 
     def _forget_touched_blocks(self) -> None:
@@ -169,7 +169,7 @@ class LayerIndexKeys:
         logits = torch.full(shape, float("-inf"), device=query.row_pos.device)
         if self._step.kind == "decode" and self._fits(block_ids.shape[1]):
             traffic = self._traffic.blocks
-            slots = self._make_resident(block_ids, query.row_seq, self._step.stamp, traffic)
+            slots = self._make_resident(block_ids, query.row_seq, self._step.select_stamps, traffic)
             self._refine(query, slots, block_ids, logits)
         else:
             for tile in self._tiles():
@@ -227,36 +227,36 @@ class LayerIndexKeys:
         items = torch.where(held & asked, items, -1)
         traffic = self._traffic
         counted = traffic.blocks if step.kind == "decode" else traffic.prefill_blocks
-        slots = self._make_resident(items, numbers, step.stream_stamp, counted)
+        slots = self._make_resident(items, numbers, step.stream_stamps, counted)
         inside = (block_ids >= tile.start) & (block_ids < tile.stop) & (query.row_seq >= 0)[:, None]
         columns = torch.where(inside, block_ids - tile.start, 0).long()
         found = slots[query.row_seq.clamp(min=0).long()].gather(1, columns)
         return torch.where(inside, found, -1)
 
     def _make_resident(
-        self, items: torch.Tensor, row_seq: torch.Tensor, stamp: int, traffic: Traffic | None
+        self,
+        items: torch.Tensor,
+        row_seq: torch.Tensor,
+        stamps: torch.Tensor,
+        traffic: Traffic | None,
     ) -> torch.Tensor:
         """Slots of `items` [rows, k] int32, -1 = none; the missing blocks are copied in."""
         step, state = self._step, self._tiers.device.window[self._group]
-        plan = step.miss_plan(step.window_ranges)
+        plan = step.window_plan()
         slots = torch.empty_like(items)
-        self._ops.resolve(items, row_seq, state, step.window_ranges, stamp, step.stamp, plan, slots)
+        self._ops.resolve(items, row_seq, state, step.window_ranges, stamps, plan, slots)
         self._ops.swap_in_blocks(
             self._host_pages, step.page_table, plan, self._window_pages, self.block_tokens
         )
         if traffic is not None:
             block_bytes = self._tiers.config.pages_per_block * self._layout.page_bytes
-            count_traffic(traffic, items, row_seq, plan, block_bytes)
+            count_traffic(traffic, plan, block_bytes)
         return slots
 
 
-def count_traffic(
-    traffic: Traffic, items: torch.Tensor, row_seq: torch.Tensor, plan: MissPlan, item_bytes: int
-) -> None:
+def count_traffic(traffic: Traffic, plan: MissPlan, item_bytes: int) -> None:
     """Adds one resolve to `traffic`: distinct items of each sequence, misses, bytes copied in."""
-    keyed = row_seq.long()[:, None] * (1 << 32) + items
-    wanted = (items >= 0) & (row_seq >= 0)[:, None]
-    misses = int(plan.miss_count.sum())
-    traffic.requests += int(torch.unique(keyed[wanted]).numel())
+    misses = int(plan.miss_count.clamp(min=0).sum())
+    traffic.requests += int(plan.item_count.sum())
     traffic.misses += misses
     traffic.bytes_in += misses * item_bytes

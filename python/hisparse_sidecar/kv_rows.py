@@ -47,22 +47,20 @@ class LayerKvRows:
         shared = self.shared
         assert shared.topk_indices is not None
         if shared.slots is None:
-            shared.plan = self._step.miss_plan(self._step.hot_ranges)
+            shared.plan = self._step.hot_plan()
             shared.slots = self._resolve(shared.topk_indices)
             row_bytes = self._group_layers() * self._hot_rows.shape[1]
-            count_traffic(
-                self._traffic.rows, shared.topk_indices, self._step.row_seq, shared.plan, row_bytes
-            )
+            count_traffic(self._traffic.rows, shared.plan, row_bytes)
         assert shared.plan is not None
         self._ops.swap_in(self._host_rows, self._step.page_table, shared.plan, self._hot_rows)
         return self._hot_rows, shared.slots
 
     def _resolve(self, items: torch.Tensor) -> torch.Tensor:
         step, slots = self._step, torch.empty_like(items)
-        plan = self.shared.plan or step.miss_plan(step.hot_ranges)
+        plan = self.shared.plan or step.hot_plan()
         state = self._tiers.device.hot[self._group]
         self._ops.resolve(
-            items, step.row_seq, state, step.hot_ranges, step.stamp, step.stamp, plan, slots
+            items, step.row_seq, state, step.hot_ranges, step.select_stamps, plan, slots
         )
         return slots
 
@@ -99,7 +97,7 @@ class LayerKvRows:
         stage = self._tiers.device.stage
         count = torch.tensor([positions.numel()], dtype=torch.int32, device=stage.device)
         targets = torch.arange(positions.numel(), dtype=torch.int32, device=stage.device)
-        plan = MissPlan(positions[None], targets[None], count)
+        plan = MissPlan(positions[None], targets[None], count, count)
         page_table = self._step.page_table[number : number + 1]
         self._ops.swap_in(self._host_rows, page_table, plan, stage)
         self._traffic.prefill_row_bytes += positions.numel() * stage.shape[1]

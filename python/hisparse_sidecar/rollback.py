@@ -5,7 +5,7 @@ import torch
 from hisparse_kernels.resolve import SlotRanges, SlotState
 from hisparse_sidecar._core import SequenceRanges
 from hisparse_sidecar.index_keys import Tiers
-from hisparse_sidecar.step import Step
+from hisparse_sidecar.step import Step, stream_stamp
 
 
 def roll_back(tiers: Tiers, sequence: int, length: int) -> None:
@@ -22,14 +22,15 @@ def roll_back(tiers: Tiers, sequence: int, length: int) -> None:
 
 def forget_touched(tiers: Tiers, step: Step) -> None:
     """Frees every slot that an aborted step touched: its copies may be in some layers only."""
+    since = stream_stamp(step.number)
     for member in step.sequences:
         ranges = member.ranges
         for group in range(len(tiers.config.model.anchors)):
             hot, window = tiers.device.hot[group], tiers.device.window[group]
             slots = slice(ranges.slot_base, ranges.slot_base + ranges.slot_count)
-            _free_since(hot, slots, ranges.token_table_base, step.stream_stamp)
+            _free_since(hot, slots, ranges.token_table_base, since)
             slots = slice(ranges.window_base, ranges.window_base + ranges.window_count)
-            _free_since(window, slots, ranges.block_table_base, step.stream_stamp)
+            _free_since(window, slots, ranges.block_table_base, since)
 
 
 def _free_since(state: SlotState, slots: slice, table_base: int, stamp: int) -> None:

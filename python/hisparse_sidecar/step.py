@@ -17,6 +17,16 @@ StepKind = Literal["decode", "prefill"]
 MAX_STEPS = 2**30 - 2  # stamps up to 2 * step + 1 are int32
 
 
+def claim_stamp(step: int) -> int:
+    """LRU stamp of what a step appends and selects; such slots are not evicted in it."""
+    return 2 * step + 1
+
+
+def stream_stamp(step: int) -> int:
+    """LRU stamp of what merely streams through in a step."""
+    return 2 * step
+
+
 @dataclass(frozen=True)
 class StepSequence:
     """One sequence in a step: rows `start .. start + num_rows - 1` of it are new."""
@@ -66,6 +76,8 @@ class Step:
         pooled_table: [sequences, max_pooled_pages] int32, device pages of the pooled keys.
         hot_ranges, window_ranges: slots and tables of the sequences.
         pooled_base, state_rows: [sequences] int64.
+        select_stamps: [2] int32, `claim_stamp` twice: for what the step appends and selects.
+        stream_stamps: [2] int32, `stream_stamp` and `claim_stamp`: for what streams through.
         groups: for each anchor group, what its anchor left.
         layers_done: layers that ran.
     """
@@ -82,18 +94,10 @@ class Step:
     window_ranges: SlotRanges
     pooled_base: torch.Tensor
     state_rows: torch.Tensor
+    select_stamps: torch.Tensor
+    stream_stamps: torch.Tensor
     groups: list[GroupStep]
     layers_done: set[int] = field(default_factory=set)
-
-    @property
-    def stamp(self) -> int:
-        """LRU stamp of what this step appends and selects; such slots are not evicted in it."""
-        return 2 * self.number + 1
-
-    @property
-    def stream_stamp(self) -> int:
-        """LRU stamp of what merely streams through in this step."""
-        return 2 * self.number
 
     @property
     def num_rows(self) -> int:
@@ -114,10 +118,16 @@ class Step:
                 f"layer {layer} needs the selection of layer {anchor}, which has not run"
             )
 
-    def miss_plan(self, ranges: SlotRanges) -> MissPlan:
-        """An empty plan with room for every slot of a sequence."""
-        count, device = len(self.sequences), self.row_seq.device
-        room = int(ranges.slot_count.max()) if count else 0
+    def hot_plan(self) -> MissPlan:
+        """An empty plan with room for every hot slot of a sequence."""
+        return self._plan([sequence.ranges.slot_count for sequence in self.sequences])
+
+    def window_plan(self) -> MissPlan:
+        """An empty plan with room for every window slot of a sequence."""
+        return self._plan([sequence.ranges.window_count for sequence in self.sequences])
+
+    def _plan(self, slot_counts: list[int]) -> MissPlan:
+        count, room, device = len(slot_counts), max(slot_counts, default=0), self.row_seq.device
 
         def empty(*shape: int) -> torch.Tensor:
             return torch.full(shape, -1, dtype=torch.int32, device=device)
@@ -126,6 +136,7 @@ class Step:
             miss_item=empty(count, room),
             miss_dst=empty(count, room),
             miss_count=torch.zeros(count, dtype=torch.int32, device=device),
+            item_count=torch.zeros(count, dtype=torch.int32, device=device),
         )
 
 
@@ -145,6 +156,9 @@ def build_step(
         values = [getattr(sequence.ranges, name) for sequence in sequences]
         return torch.tensor(values, dtype=torch.int64, device=device)
 
+    def stamps(stamp: int, protect_since: int) -> torch.Tensor:
+        return torch.tensor([stamp, protect_since], dtype=torch.int32, device=device)
+
     return Step(
         kind=kind,
         number=number,
@@ -162,6 +176,8 @@ def build_step(
         ),
         pooled_base=column("pooled_base"),
         state_rows=column("state_row"),
+        select_stamps=stamps(claim_stamp(number), claim_stamp(number)),
+        stream_stamps=stamps(stream_stamp(number), claim_stamp(number)),
         groups=[GroupStep() for _ in range(num_groups)],
     )
 

@@ -52,7 +52,7 @@ STATE = {"open_sums": f32(3, 128), "state_rows": i64(1)}
 POOLED = {"pooled_pages": u8(1, 8448), "pooled_base": i64(1)}
 STORED = {"index_pages": PAGES, "page_table": zeros(1, 2), "lengths": zeros(1) + 70}
 BLOCK = {"block_tokens": 64, "layout": INDEX}
-PLAN = MissPlan(zeros(1, 4), zeros(1, 4), zeros(1))
+PLAN = MissPlan(zeros(1, 4), zeros(1, 4), zeros(1), zeros(1))
 
 
 def slots() -> dict[str, Any]:
@@ -133,7 +133,7 @@ OPS = [
     ),
     Op(
         resolve,
-        {"items": zeros(2, 3), "row_seq": zeros(2), "stamp": 1, "protect_since": 1}
+        {"items": zeros(2, 3), "row_seq": zeros(2), "stamps": zeros(2) + 1}
         | {"plan": PLAN, "out": zeros(2, 3)}
         | slots(),
     ),
@@ -211,7 +211,7 @@ def op_named(call: Callable[..., Any]) -> Op:
         (route_heads, {"num_routed": 0}, "num_routed is 0, needs at least 1"),
         (route_heads, {"num_routed": 5}, "number of heads is 4, needs at least 5"),
         (route_heads, {"group_blocks": 0}, "group_blocks is 0, needs at least 1"),
-        (resolve, {"stamp": -1}, "stamp is -1, needs at least 0"),
+        (resolve, {"stamps": zeros(2) - 1}, "stamp is -1, needs at least 0"),
         (release_items, {"first_item": -1}, "first_item is -1, needs at least 0"),
         (release_items, {"seq": 1}, "number of sequences is 1, needs at least 2"),
         (release_items, {"seq": -1}, "seq is -1, needs at least 0"),
@@ -264,7 +264,7 @@ def test_slot_state_of_a_wrong_dtype_is_refused(field: str) -> None:
 
 @pytest.mark.parametrize("call", [resolve, swap_in, swap_in_blocks])
 def test_a_plan_for_another_number_of_sequences_is_refused(call: Callable[..., Any]) -> None:
-    plan = MissPlan(zeros(2, 4), zeros(2, 4), zeros(2))
+    plan = MissPlan(zeros(2, 4), zeros(2, 4), zeros(2), zeros(2))
 
     refused(op_named(call), "miss_item has 2 num_seqs, needs 1", plan=plan)
 

@@ -66,6 +66,7 @@ class World:
             torch.full((len(counts), self.cap), -7).int(),
             torch.full((len(counts), self.cap), -7).int(),
             torch.full((len(counts),), -7).int(),
+            torch.full((len(counts),), -7).int(),
         )
 
     def resolve(
@@ -77,8 +78,7 @@ class World:
             torch.tensor(row_seq).int(),
             self.state,
             self.ranges,
-            stamp,
-            protect_since,
+            torch.tensor([stamp, protect_since]).int(),
             self.plan,
             out,
         )
@@ -132,8 +132,10 @@ def play_step(world: World, models: list[PlainLru], step: int) -> list[PlainLru]
 
     out = world.resolve(*call)
 
+    wanted = wanted_items(items, row_seq)
     for seq in range(4):
         assert world.misses(seq) == results.get(seq, ({}, [], []))[1:]
+        assert world.plan.item_count[seq] == len(set(wanted.get(seq, [])) - {-1})
     for row, seq in enumerate(row_seq):
         base, slots = int(world.ranges.slot_base[seq]), results[seq][0] if seq >= 0 else {}
         expected = [base + slots[i] if seq >= 0 and i >= 0 else -1 for i in items[row].tolist()]
@@ -250,7 +252,7 @@ def test_padding_rows_and_absent_sequences_touch_no_state() -> None:
     out = world.resolve([[3], [4]], [-1, -1], 3, 3)
 
     assert out.tolist() == [[-1], [-1]]
-    assert world.plan.miss_count.tolist() == [0, 0]
+    assert world.plan.miss_count.tolist() == world.plan.item_count.tolist() == [0, 0]
     assert all(map(torch.equal, vars(world.state).values(), state))
 
 

@@ -20,7 +20,8 @@ def plan_of(misses: list[list[tuple[int, int]]], cap: int = 6) -> MissPlan:
     for seq, pairs in enumerate(misses):
         for rank, (one_item, slot) in enumerate(pairs):
             item[seq, rank], dst[seq, rank] = one_item, slot
-    return MissPlan(item, dst, torch.tensor([len(pairs) for pairs in misses]).int())
+    count = torch.tensor([len(pairs) for pairs in misses]).int()
+    return MissPlan(item, dst, count, count)
 
 
 @pytest.mark.parametrize("row_bytes", ROW_BYTES)
