@@ -10,6 +10,8 @@ _CHUNK_ROWS = 4  # at topk 512 their gathered values take 5 MB: they stay in the
 # small matrices may take a kernel with another order of summation
 _MIN_HEADS = 8
 _KEY_ALIGN = 64
+ROW_ALIGN = 16  # bytes of one load
+SPLIT_ALIGN = 64  # keys of one tile: a split is whole tiles
 
 
 def sparse_mla(
@@ -20,33 +22,70 @@ def sparse_mla(
     softmax_scale: float,
     sink: torch.Tensor | None = None,
     valid_counts: torch.Tensor | None = None,
+    split_keys: int | None = None,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    workspace: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention of each row over its own list of KV rows, in fp32.
+    """Softmax attention of each row over its own list of KV rows.
+
+    Products of bf16 or fp16 queries with fp8 or bf16 rows may be taken in bf16, with fp32 sums; all
+    else is fp32. A row's bits depend on its own inputs and on `split_keys` alone.
 
     Args:
         query: [rows, heads, query_dim] fp32, bf16 or fp16.
-        kv_rows: [N, row_bytes] uint8; only listed rows are read, so the others may hold anything.
+        kv_rows: [N, row_bytes] uint8, rows of adjacent bytes a multiple of 16 B apart; only listed
+            rows are read, so the others may hold anything.
         row_ids: [rows, topk] int32, distinct rows of `kv_rows`; -1, anywhere, = nothing.
         layout: how a KV row is stored.
         softmax_scale: factor of the logits.
         sink: [heads] fp32, an extra logit in the denominator alone; not part of `lse`.
         valid_counts: [rows] int32, only so many leading ids of a row are looked at; None = all.
+        split_keys: ids of one split, a multiple of 64; splits may run side by side, and are merged
+            in ascending order. None = one goes over all ids.
+        out: the two results, contiguous, to write to and return; None = allocate.
+        workspace: [at least `split_workspace_size`] fp32, contiguous; None = allocate if needed.
 
     Returns:
         Output [rows, heads, latent_dim] query.dtype, and lse [rows, heads] fp32, the natural log of
         the sum of exponentials; 0 and -inf for a row without a key.
     """
-    shapes = Shapes(row_bytes=layout.row_bytes, query_dim=layout.query_dim)
+    shapes = Shapes(
+        row_bytes=layout.row_bytes, query_dim=layout.query_dim, latent_dim=layout.latent_dim
+    )
     floats = (torch.float32, torch.bfloat16, torch.float16)
     shapes.check("query", query, "rows heads query_dim", *floats)
     shapes.check("kv_rows", kv_rows, "num_rows row_bytes", torch.uint8)
+    _check_row_strides(kv_rows)
     shapes.check("row_ids", row_ids, "rows topk", torch.int32)
     check_at_least("topk", row_ids.shape[1], 1)
     if sink is not None:
         shapes.check("sink", sink, "heads", torch.float32)
     if valid_counts is not None:
         shapes.check("valid_counts", valid_counts, "rows", torch.int32)
-    return sparse_mla_ref(query, kv_rows, row_ids, layout, softmax_scale, sink, valid_counts)
+    if out is not None:
+        shapes.check_packed("out", out[0], "rows heads latent_dim", query.dtype)
+        shapes.check_packed("lse", out[1], "rows heads", torch.float32)
+    _check_split(shapes, query, row_ids, layout, split_keys, workspace)
+    return sparse_mla_ref(
+        query,
+        kv_rows,
+        row_ids,
+        layout,
+        softmax_scale,
+        sink=sink,
+        valid_counts=valid_counts,
+        split_keys=split_keys,
+        out=out,
+        workspace=workspace,
+    )
+
+
+def split_workspace_size(
+    rows: int, heads: int, topk: int, layout: KvLayout, split_keys: int | None
+) -> int:
+    """fp32 values that `sparse_mla` keeps between splits: their maxima, sums and outputs."""
+    splits = 1 if split_keys is None else -(-topk // split_keys)
+    return 0 if splits == 1 else splits * rows * heads * (layout.latent_dim + 2)
 
 
 def sparse_mla_ref(
@@ -57,6 +96,9 @@ def sparse_mla_ref(
     softmax_scale: float,
     sink: torch.Tensor | None = None,
     valid_counts: torch.Tensor | None = None,
+    split_keys: int | None = None,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    workspace: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows, heads, _ = query.shape
     if valid_counts is not None:
@@ -65,8 +107,8 @@ def sparse_mla_ref(
     row_ids = torch.nn.functional.pad(row_ids, (0, -row_ids.shape[1] % _KEY_ALIGN), value=-1)
     values, value_ids = _dequantised(kv_rows, row_ids, layout)
     gathered = values.new_empty(min(rows, _CHUNK_ROWS), row_ids.shape[1], layout.query_dim)
-    out = query.new_empty(rows, heads, layout.latent_dim)
-    lse = values.new_empty(rows, heads)
+    if out is None:
+        out = query.new_empty(rows, heads, layout.latent_dim), values.new_empty(rows, heads)
     for start in range(0, rows, _CHUNK_ROWS):
         chunk = slice(start, start + _CHUNK_ROWS)
         ids = value_ids[chunk]
@@ -74,8 +116,35 @@ def sparse_mla_ref(
         torch.index_select(values, 0, ids.flatten(), out=keys.view(-1, layout.query_dim))
         logits = _scores(query[chunk].float(), keys, softmax_scale)
         logits.masked_fill_((row_ids[chunk] < 0)[:, None], -torch.inf)
-        out[chunk], lse[chunk] = _attend(logits, keys[:, :, : layout.latent_dim], heads, sink)
-    return out, lse
+        latent = keys[:, :, : layout.latent_dim]
+        out[0][chunk], out[1][chunk] = _attend(logits, latent, heads, sink)
+    return out
+
+
+def _check_row_strides(kv_rows: torch.Tensor) -> None:
+    # of a lone row the first stride means nothing
+    between, within = kv_rows.stride()
+    if within != 1 or (kv_rows.shape[0] > 1 and between % ROW_ALIGN):
+        raise ValueError(
+            f"kv_rows has strides {(between, within)}, needs (a multiple of {ROW_ALIGN}, 1)"
+        )
+
+
+def _check_split(
+    shapes: Shapes,
+    query: torch.Tensor,
+    row_ids: torch.Tensor,
+    layout: KvLayout,
+    split_keys: int | None,
+    workspace: torch.Tensor | None,
+) -> None:
+    if split_keys is not None and (split_keys <= 0 or split_keys % SPLIT_ALIGN):
+        raise ValueError(f"split_keys is {split_keys}, needs a multiple of {SPLIT_ALIGN}")
+    if workspace is not None:
+        rows, heads, _ = query.shape
+        shapes.check_packed("workspace", workspace, "values", torch.float32)
+        needed = split_workspace_size(rows, heads, row_ids.shape[1], layout, split_keys)
+        check_at_least("number of values in workspace", workspace.numel(), needed)
 
 
 def _dequantised(

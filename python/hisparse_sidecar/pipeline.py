@@ -12,6 +12,9 @@ from hisparse_sidecar.selection import SelectionQuery, selector_for
 from hisparse_sidecar.stats import GroupTraffic
 from hisparse_sidecar.step import Step
 
+# few rows leave most of the GPU idle unless the keys of one row are shared out
+_DECODE_SPLIT_KEYS = 256
+
 
 class LayerPipeline:
     """Runs layers of a step over the tiers; holds no state of its own."""
@@ -111,7 +114,7 @@ class LayerPipeline:
         self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hot_rows, slots = kv_rows.swap_in()
-        return self._attend(inputs.query, hot_rows, slots, inputs.sink)
+        return self._attend(inputs.query, hot_rows, slots, inputs.sink, _DECODE_SPLIT_KEYS)
 
     def _attend_staged(
         self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs
@@ -131,7 +134,10 @@ class LayerPipeline:
         rows: torch.Tensor,
         row_ids: torch.Tensor,
         sink: torch.Tensor | None,
+        split_keys: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         config = self._tiers.config
         scale = config.model.softmax_scale
-        return self._tiers.ops.sparse_mla(query, rows, row_ids, config.kv, scale, sink=sink)
+        return self._tiers.ops.sparse_mla(
+            query, rows, row_ids, config.kv, scale, sink=sink, split_keys=split_keys
+        )

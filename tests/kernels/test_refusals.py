@@ -151,7 +151,7 @@ OPS = [
     Op(
         sparse_mla,
         {"query": f32(2, 4, 576), "kv_rows": u8(9, 656), "row_ids": zeros(2, 3), "layout": KV}
-        | {"softmax_scale": 0.1, "sink": f32(4), "valid_counts": zeros(2)},
+        | {"softmax_scale": 0.1, "sink": f32(4), "valid_counts": zeros(2), "workspace": f32(8)},
     ),
 ]
 TENSORS = [
@@ -188,6 +188,7 @@ def test_a_missing_dimension_is_refused_with_both_counts(op: Op, name: str) -> N
 
 # their last dimension is the call's to choose
 FREE_WIDTH = {"page_table", "logits", "block_logits", "row_ids", "columns", "block_ids"}
+FREE_WIDTH |= {"workspace"}
 BOUND_WIDTH = [p for p in TENSORS if p.values[1] not in FREE_WIDTH]
 
 
@@ -216,6 +217,14 @@ def op_named(call: Callable[..., Any]) -> Op:
         (release_items, {"seq": 1}, "number of sequences is 1, needs at least 2"),
         (release_items, {"seq": -1}, "seq is -1, needs at least 0"),
         (sparse_mla, {"row_ids": zeros(2, 0)}, "topk is 0, needs at least 1"),
+        (sparse_mla, {"split_keys": 96}, "split_keys is 96, needs a multiple of 64"),
+        (sparse_mla, {"split_keys": 0}, "split_keys is 0, needs a multiple of 64"),
+        (sparse_mla, {"kv_rows": u8(9, 664)[:, :656]}, r"strides \(664, 1\), needs \(a multiple"),
+        (
+            sparse_mla,
+            {"row_ids": zeros(2, 65), "split_keys": 64, "workspace": f32(8223)},
+            "number of values in workspace is 8223, needs at least 8224",
+        ),
         (refine_logits, {"block_tokens": 96}, "block_tokens is 96, needs a multiple of 64"),
         (refine_logits, {"block_tokens": 128}, "out has 192 columns, needs 384"),
         (swap_in_blocks, {"block_tokens": 0}, "block_tokens is 0, needs a multiple of 64"),

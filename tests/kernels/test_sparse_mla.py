@@ -5,7 +5,7 @@ from accuracy import Tolerance, assert_bits_equal, assert_near
 from cases import NAN_BYTE
 from hisparse_kernels.kv_rows import pack_kv_rows, unpack_kv_rows
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout, kv_layout
-from hisparse_kernels.sparse_mla import sparse_mla
+from hisparse_kernels.sparse_mla import sparse_mla, split_workspace_size
 
 LAYOUTS = pytest.mark.parametrize("layout", KV_LAYOUTS.values(), ids=KV_LAYOUTS.keys())
 SCALE = 576**-0.5
@@ -206,6 +206,40 @@ def test_huge_logits_do_not_overflow() -> None:
 
     assert bool(out.isfinite().all())
     assert bool(lse.isfinite().all())
+
+
+@pytest.mark.parametrize("split_keys", [None, 64, 128, 1024])
+def test_results_go_to_the_given_tensors(split_keys: int | None) -> None:
+    layout = kv_layout("bf16")
+    kv_rows, query, ids = stored_rows(90, layout), queries(5, 6, layout), random_ids(5, 300, 90)
+    size = split_workspace_size(5, 6, 300, layout, split_keys)
+    out = torch.full((5, 6, 512), torch.nan), torch.full((5, 6), torch.nan)
+
+    written = sparse_mla(
+        query,
+        kv_rows,
+        ids,
+        layout,
+        SCALE,
+        split_keys=split_keys,
+        out=out,
+        workspace=torch.full((size,), torch.nan),
+    )
+
+    assert written[0] is out[0]
+    assert written[1] is out[1]
+    for actual, expected in zip(out, sparse_mla(query, kv_rows, ids, layout, SCALE), strict=True):
+        assert_bits_equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("topk", "split_keys", "splits"), [(1, 64, 0), (64, 64, 0), (65, 64, 2), (2048, 256, 8)]
+)
+def test_one_split_needs_no_workspace(topk: int, split_keys: int, splits: int) -> None:
+    layout = kv_layout("bf16")
+
+    assert split_workspace_size(3, 5, topk, layout, None) == 0
+    assert split_workspace_size(3, 5, topk, layout, split_keys) == splits * 3 * 5 * 514
 
 
 def test_no_rows_give_no_output() -> None:
