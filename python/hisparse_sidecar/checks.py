@@ -98,7 +98,12 @@ def _check_positions(step: Step, positions: torch.Tensor) -> None:
 
 
 def _check_finite(name: str, tensor: torch.Tensor, step: Step) -> None:
-    """A NaN or infinite score has no rank; padding rows may hold anything."""
+    """A NaN or infinite score has no rank; padding rows may hold anything.
+
+    On CUDA `StepWatch` finds it when the step ends: looking here would wait for the device.
+    """
+    if tensor.is_cuda:
+        return
     wrong = ~tensor.float().isfinite().flatten(1).all(1) & (step.row_seq >= 0)
     if wrong.any():
         row = int(wrong.nonzero()[0])

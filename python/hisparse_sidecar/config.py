@@ -1,5 +1,6 @@
 """What a sidecar is built for: the model, the row layouts, the capacities, the selection."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -13,7 +14,8 @@ from hisparse_kernels.layouts import (
 from hisparse_sidecar.errors import InvalidArgument
 
 IndexSource = Literal["flat", "hisa", "misa", "misa_dagger", "given"]
-Backend = Literal["auto", "reference"]
+Backend = Literal["auto", "reference", "triton"]
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 
 def require(condition: bool, message: str) -> None:
@@ -118,8 +120,8 @@ class SidecarConfig:
         max_sequences: sequences open at once; sizes the device arenas.
         kv_layout: "fp8_ds_mla" | "bf16" | "fp8" | "fp32".
         index_layout: "fp8" | "fp32".
-        device: where the device tier lives. The reference backend runs on "cpu" only.
-        backend: "reference", or "auto" for the best that `device` has.
+        device: where the device tier lives: "cpu", "cuda" or "cuda:N".
+        backend: "reference" (plain PyTorch), "triton", or "auto" for the best that `device` has.
         hot_slots: KV rows of one sequence and layer on the device; default 2 * topk.
         window_blocks: index-key blocks of one sequence and anchor layer on the device.
         max_step_rows: most rows of one sequence in a decode step (1 + draft tokens).
@@ -150,9 +152,8 @@ class SidecarConfig:
 
     def __post_init__(self) -> None:
         require_one_of("backend", self.backend, get_args(Backend))
-        require(
-            self.device == "cpu", f"device is {self.device!r}, the reference backend needs 'cpu'"
-        )
+        known_device = _DEVICE.fullmatch(self.device) is not None
+        require(known_device, f"device is {self.device!r}, must be cpu, cuda or cuda:N")
         require(self.block_tokens > 0 and self.block_tokens % PAGE_TOKENS == 0, self._block_message)
         for name in ("host_pages", "max_sequences", "max_step_rows", "window_blocks"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be >= 1")

@@ -39,8 +39,10 @@ class DeviceTier:
         stage: [stage_rows, kv_row_bytes] uint8, where prefill streams rows through.
     """
 
-    def __init__(self, config: SidecarConfig, capacity: DeviceCapacity) -> None:
-        device, groups = torch.device(config.device), range(len(config.model.anchors))
+    def __init__(
+        self, config: SidecarConfig, capacity: DeviceCapacity, device: torch.device
+    ) -> None:
+        groups = range(len(config.model.anchors))
         page_bytes, row_bytes = config.index.page_bytes, config.kv.row_bytes
         window_pages = capacity.window_slots * config.pages_per_block
         pooled_pages = capacity.pooled_keys // PAGE_TOKENS

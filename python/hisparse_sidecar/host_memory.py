@@ -1,14 +1,18 @@
 """The host tier as tensors: views of the region that the core owns, one array for each layer."""
 
+from dataclasses import dataclass
+
 import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import HostLayout, HostRegion
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.pinned_memory import CHUNK_BYTES, PinnedMemory
 
 
-class HostMemory:
-    """Pages of KV rows, index rows and pooled keys in one sealed region.
+@dataclass(frozen=True)
+class HostArrays:
+    """Views of the region, on one device.
 
     Attributes:
         kv_rows: for each layer [host_pages * 64, kv_row_bytes] uint8.
@@ -17,11 +21,44 @@ class HostMemory:
             block lies at the block's last page.
     """
 
-    def __init__(self, config: SidecarConfig) -> None:
-        num_anchors = len(config.model.anchors)
+    kv_rows: list[torch.Tensor]
+    index_pages: list[torch.Tensor]
+    pooled_rows: list[torch.Tensor]
+
+    def clear(self) -> None:
+        """Lets go of every view."""
+        for arrays in (self.kv_rows, self.index_pages, self.pooled_rows):
+            arrays.clear()
+
+
+class HostMemory:
+    """Pages of KV rows, index rows and pooled keys in one sealed region.
+
+    On CUDA the region is registered, and what ops get are tensors of the device over the very
+    bytes that lie on the host: kernels and indexing reach them with no copy in between. See
+    `PinnedMemory` for what such tensors must not be used for.
+    """
+
+    def __init__(
+        self,
+        config: SidecarConfig,
+        device: torch.device | None = None,
+        *,
+        pinned_chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        """Makes the region.
+
+        Args:
+            config: what it has room for.
+            device: where ops run; default: the CPU.
+            pinned_chunk_bytes: most bytes of one registration with CUDA.
+
+        Raises:
+            RegionError: the system has no such memory, or CUDA does not take it.
+        """
         self.layout = HostLayout(
             config.model.num_layers,
-            num_anchors,
+            len(config.model.anchors),
             config.kv.row_bytes,
             config.index.row_bytes,
             config.host_pages,
@@ -29,24 +66,64 @@ class HostMemory:
         self.region = HostRegion(
             self.layout.num_bytes, huge_pages=config.huge_pages, numa_node=config.numa_node
         )
-        pages, layers = config.host_pages, range(config.model.num_layers)
-        row_bytes, page_bytes = config.index.row_bytes, config.index.page_bytes
-        kv_shape = (pages * PAGE_TOKENS, config.kv.row_bytes)
         self._bytes = torch.frombuffer(memoryview(self.region), dtype=torch.uint8)
-        self.kv_rows = [self._view(self.layout.kv_offset(i), *kv_shape) for i in layers]
-        anchors = range(num_anchors)
-        self.index_pages = [
-            self._view(self.layout.index_offset(i), pages, page_bytes) for i in anchors
-        ]
-        self.pooled_rows = [
-            self._view(self.layout.pooled_offset(i), pages, row_bytes) for i in anchors
-        ]
+        self._cpu = self._arrays(config, self._bytes)
+        self._arrays_of_ops = self._cpu
+        self._pinned: PinnedMemory | None = None
+        if device is None or device.type == "cpu":
+            return
+        try:
+            self._pinned = PinnedMemory(self.region, device, chunk_bytes=pinned_chunk_bytes)
+            self._arrays_of_ops = self._arrays(config, self._pinned.tensor)
+        except BaseException:
+            self.close()
+            raise
 
-    def _view(self, offset_bytes: int, rows: int, row_bytes: int) -> torch.Tensor:
-        return self._bytes[offset_bytes : offset_bytes + rows * row_bytes].view(rows, row_bytes)
+    @property
+    def kv_rows(self) -> list[torch.Tensor]:
+        """See `HostArrays`; on the device of the ops."""
+        return self._arrays_of_ops.kv_rows
+
+    @property
+    def index_pages(self) -> list[torch.Tensor]:
+        """See `HostArrays`; on the device of the ops."""
+        return self._arrays_of_ops.index_pages
+
+    @property
+    def pooled_rows(self) -> list[torch.Tensor]:
+        """See `HostArrays`; on the device of the ops."""
+        return self._arrays_of_ops.pooled_rows
+
+    def on_cpu(self) -> HostArrays:
+        """The same bytes as CPU tensors, after what the device was still writing."""
+        if self._pinned is not None:
+            self._pinned.synchronize()
+        return self._cpu
+
+    def _arrays(self, config: SidecarConfig, whole: torch.Tensor) -> HostArrays:
+        layout, pages = self.layout, config.host_pages
+
+        def view(offset_bytes: int, rows: int, row_bytes: int) -> torch.Tensor:
+            return whole[offset_bytes : offset_bytes + rows * row_bytes].view(rows, row_bytes)
+
+        layers, anchors = range(config.model.num_layers), range(len(config.model.anchors))
+        page_bytes, row_bytes = config.index.page_bytes, config.index.row_bytes
+        kv_shape = (pages * PAGE_TOKENS, config.kv.row_bytes)
+        return HostArrays(
+            kv_rows=[view(layout.kv_offset(i), *kv_shape) for i in layers],
+            index_pages=[view(layout.index_offset(i), pages, page_bytes) for i in anchors],
+            pooled_rows=[view(layout.pooled_offset(i), pages, row_bytes) for i in anchors],
+        )
 
     def close(self) -> None:
-        """Drops every view and gives the region back; tensors taken from it must be gone."""
-        self.kv_rows, self.index_pages, self.pooled_rows = [], [], []
+        """Drops every view and gives the region back; tensors taken from it must be gone.
+
+        Raises:
+            WrongState: one is still held; let go of it and close again.
+        """
+        for arrays in (self._cpu, self._arrays_of_ops):
+            arrays.clear()
         self._bytes = torch.empty(0, dtype=torch.uint8)
+        if self._pinned is not None:
+            self._pinned.close()
         self.region.close()

@@ -1,30 +1,12 @@
 """The index side of one anchor layer in a step: append, pooled keys, block window, spill."""
 
-from dataclasses import dataclass
-
 import torch
 
-from hisparse_kernels.backends import Ops
-from hisparse_kernels.resolve import MissPlan
-from hisparse_sidecar._core import Manager
-from hisparse_sidecar.config import SidecarConfig
-from hisparse_sidecar.device_tier import DeviceTier
 from hisparse_sidecar.errors import WrongState
-from hisparse_sidecar.host_memory import HostMemory
 from hisparse_sidecar.selection import SelectionQuery
 from hisparse_sidecar.stats import GroupTraffic, Traffic
 from hisparse_sidecar.step import Step
-
-
-@dataclass(frozen=True)
-class Tiers:
-    """What every layer works on: the core's metadata, both tiers, the ops."""
-
-    config: SidecarConfig
-    manager: Manager
-    host: HostMemory
-    device: DeviceTier
-    ops: Ops
+from hisparse_sidecar.tiers import Tiers
 
 
 class LayerIndexKeys:
@@ -98,22 +80,14 @@ class LayerIndexKeys:
         )
 
     def _advance_pooled(self) -> None:
-        manager = self._tiers.manager
-        for sequence in self._step.sequences:
-            first, closed, _ = manager.advance_pooled(
-                sequence.handle, self._group, sequence.num_rows
-            )
-            self._spill_pooled(sequence.ranges.pooled_base, sequence.host_pages, first, closed)
-
-    def _spill_pooled(self, base: int, host_pages: list[int], first: int, closed: int) -> None:
-        if not closed:
+        """Counts the rows in the core and spills the pooled keys of the blocks that they fill."""
+        step = self._step
+        for sequence in step.sequences:
+            self._tiers.manager.advance_pooled(sequence.handle, self._group, sequence.num_rows)
+        if not step.closed_rows.numel():
             return
-        ids = torch.arange(base + first, base + first + closed, device=self._pooled_pages.device)
-        rows = self._ops.read_index_rows(self._pooled_pages, ids, self._layout)
-        per_block = self._tiers.config.pages_per_block
-        last_pages = host_pages[first * per_block + per_block - 1 :: per_block][:closed]
-        targets = torch.tensor(last_pages, dtype=torch.int64, device=rows.device)
-        self._ops.spill(rows, targets, self._tiers.host.pooled_rows[self._group])
+        rows = self._ops.read_index_rows(self._pooled_pages, step.closed_rows, self._layout)
+        self._ops.spill(rows, step.closed_pages, self._tiers.host.pooled_rows[self._group])
         self._traffic.spilled_bytes += rows.numel()
 
     def spill(self, index_rows: torch.Tensor) -> None:
@@ -221,10 +195,10 @@ class LayerIndexKeys:
         step, device = self._step, block_ids.device
         numbers = torch.arange(len(step.sequences), dtype=torch.int32, device=device)
         items = torch.arange(tile.start, tile.stop, dtype=torch.int32, device=device)
-        lengths = torch.tensor([sequence.length for sequence in step.sequences], device=device)
-        held = items * self.block_tokens < lengths[:, None]
-        asked = torch.isin(numbers, query.row_seq)[:, None]
-        items = torch.where(held & asked, items, -1)
+        held = items * self.block_tokens < step.lengths[:, None]
+        asked = torch.zeros(len(step.sequences) + 1, dtype=torch.bool, device=device)
+        asked[query.row_seq.long()] = True  # padding rows ask for the last entry, of no sequence
+        items = torch.where(held & asked[:-1, None], items, -1)
         traffic = self._traffic
         counted = traffic.blocks if step.kind == "decode" else traffic.prefill_blocks
         slots = self._make_resident(items, numbers, step.stream_stamps, counted)
@@ -248,15 +222,6 @@ class LayerIndexKeys:
         self._ops.swap_in_blocks(
             self._host_pages, step.page_table, plan, self._window_pages, self.block_tokens
         )
-        if traffic is not None:
-            block_bytes = self._tiers.config.pages_per_block * self._layout.page_bytes
-            count_traffic(traffic, plan, block_bytes)
+        block_bytes = self._tiers.config.pages_per_block * self._layout.page_bytes
+        step.watch.see_resolve("blocks", plan, traffic, block_bytes)
         return slots
-
-
-def count_traffic(traffic: Traffic, plan: MissPlan, item_bytes: int) -> None:
-    """Adds one resolve to `traffic`: distinct items of each sequence, misses, bytes copied in."""
-    misses = int(plan.miss_count.clamp(min=0).sum())
-    traffic.requests += int(plan.item_count.sum())
-    traffic.misses += misses
-    traffic.bytes_in += misses * item_bytes

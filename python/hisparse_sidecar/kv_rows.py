@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from hisparse_kernels.resolve import MissPlan
-from hisparse_sidecar.index_keys import Tiers, count_traffic
-from hisparse_sidecar.stats import GroupTraffic
+from hisparse_sidecar.stats import GroupTraffic, Traffic
 from hisparse_sidecar.step import GroupStep, Step
+from hisparse_sidecar.tiers import Tiers
 
 
 class LayerKvRows:
@@ -34,7 +34,9 @@ class LayerKvRows:
             self.spill(packed)
             return
         if self.shared.new_slots is None:
-            self.shared.new_slots = self._resolve(self._step.row_pos[:, None])
+            self.shared.new_slots = self._resolve(
+                self._step.row_pos[:, None], self._step.hot_plan(), None
+            )
         self._ops.spill(packed, self.shared.new_slots[:, 0].long(), self._hot_rows)
 
     def spill(self, packed: torch.Tensor) -> None:
@@ -48,20 +50,21 @@ class LayerKvRows:
         assert shared.topk_indices is not None
         if shared.slots is None:
             shared.plan = self._step.hot_plan()
-            shared.slots = self._resolve(shared.topk_indices)
-            row_bytes = self._group_layers() * self._hot_rows.shape[1]
-            count_traffic(self._traffic.rows, shared.plan, row_bytes)
+            shared.slots = self._resolve(shared.topk_indices, shared.plan, self._traffic.rows)
         assert shared.plan is not None
         self._ops.swap_in(self._host_rows, self._step.page_table, shared.plan, self._hot_rows)
         return self._hot_rows, shared.slots
 
-    def _resolve(self, items: torch.Tensor) -> torch.Tensor:
+    def _resolve(
+        self, items: torch.Tensor, plan: MissPlan, traffic: Traffic | None
+    ) -> torch.Tensor:
         step, slots = self._step, torch.empty_like(items)
-        plan = self.shared.plan or step.hot_plan()
         state = self._tiers.device.hot[self._group]
         self._ops.resolve(
             items, step.row_seq, state, step.hot_ranges, step.select_stamps, plan, slots
         )
+        row_bytes = self._group_layers() * self._hot_rows.shape[1]
+        step.watch.see_resolve("rows", plan, traffic, row_bytes)
         return slots
 
     def _group_layers(self) -> int:

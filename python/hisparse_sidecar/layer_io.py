@@ -1,13 +1,13 @@
 """What one layer hands to the sidecar in a step, and what it gets back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """Tensors of one layer, one row for each row of the step.
+    """Tensors of one layer, one row for each row of the step, on any device.
 
     What the indexer gives is finite; padding rows may hold anything.
 
@@ -29,10 +29,17 @@ class LayerInputs:
     topk_indices: torch.Tensor | None = None
     sink: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> "LayerInputs":
+        """The same inputs on `device`; itself where all are there."""
+        given = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        if all(tensor.device == device for tensor in given.values()):
+            return self
+        return replace(self, **{name: tensor.to(device) for name, tensor in given.items()})
+
 
 @dataclass(frozen=True)
 class LayerOutputs:
-    """Results of one layer.
+    """Results of one layer, on the sidecar's device.
 
     Attributes:
         out: [rows, heads, 512] dtype of the query, attention over the latent parts.

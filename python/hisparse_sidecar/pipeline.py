@@ -5,12 +5,13 @@ import torch
 from hisparse_sidecar.checks import check_inputs
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.index_keys import LayerIndexKeys, Tiers
+from hisparse_sidecar.index_keys import LayerIndexKeys
 from hisparse_sidecar.kv_rows import LayerKvRows
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.selection import SelectionQuery, selector_for
 from hisparse_sidecar.stats import GroupTraffic
 from hisparse_sidecar.step import Step
+from hisparse_sidecar.tiers import Tiers
 
 # few rows leave most of the GPU idle unless the keys of one row are shared out
 _DECODE_SPLIT_KEYS = 256
@@ -25,6 +26,9 @@ class LayerPipeline:
     def run_layer(self, step: Step, layer: int, inputs: LayerInputs) -> LayerOutputs:
         """Appends the rows of `layer`, selects, brings the selected rows in, attends, spills.
 
+        On CUDA a decode step without given positions never waits for the device: whether the index
+        inputs are finite, and what moved, is looked at when the step ends (`StepWatch`).
+
         Raises:
             InvalidArgument: a shape, dtype or position does not fit; nothing has changed.
             WrongState: the layer ran already, or its anchor has not.
@@ -36,6 +40,8 @@ class LayerPipeline:
             )
         step.enter_layer(layer, model.anchor_of[layer])
         check_inputs(config, step, layer, inputs)
+        if inputs.query.is_cuda:
+            step.watch.see_inputs(layer, inputs)
         traffic = self._traffic[model.group(layer)]
         kv_rows = LayerKvRows(self._tiers, step, layer, traffic)
         packed = self._tiers.ops.pack_kv_rows(inputs.kv, config.kv)
@@ -68,17 +74,11 @@ class LayerPipeline:
 
     def _selected(self, step: Step, keys: LayerIndexKeys, inputs: LayerInputs) -> torch.Tensor:
         """[rows, topk] int32; rows of sequences with different selections are done in turn."""
-        topk = self._tiers.config.model.topk
-        selections = [sequence.selection for sequence in step.sequences]
-        result = torch.full(
-            (step.num_rows, topk), -1, dtype=torch.int32, device=step.row_seq.device
-        )
-        for selection in dict.fromkeys(selections):
-            members = [number for number, other in enumerate(selections) if other == selection]
-            numbers = torch.tensor(members, dtype=torch.int32, device=step.row_seq.device)
-            mine = torch.isin(step.row_seq, numbers)
+        result = None
+        for selection, mine in step.selections:
             found = self._selected_by(selection, step, keys, inputs, mine)
-            result = torch.where(mine[:, None], found, result)
+            result = torch.where(mine[:, None], found, -1 if result is None else result)
+        assert result is not None
         return result
 
     def _selected_by(
@@ -106,7 +106,7 @@ class LayerPipeline:
         room = max(1, self._tiers.config.max_logits_bytes // max(1, row_bytes))
         starts = range(0, step.num_rows, room)
         parts = [selector.select(query.rows(slice(at, at + room)), keys) for at in starts]
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     # -- attention ----------------------------------------------------------------------------
 

@@ -2,17 +2,19 @@
 
 import torch
 
-from hisparse_kernels.resolve import SlotRanges, SlotState
+from hisparse_kernels.resolve import SlotState
 from hisparse_sidecar._core import SequenceRanges
-from hisparse_sidecar.index_keys import Tiers
+from hisparse_sidecar.build_step import range_columns, slot_ranges, stack_pages
 from hisparse_sidecar.step import Step, stream_stamp
+from hisparse_sidecar.tiers import Tiers
+from hisparse_sidecar.uploads import upload
 
 
 def roll_back(tiers: Tiers, sequence: int, length: int) -> None:
     """Forgets every token from position `length` on; the core refuses before anything changes."""
     tiers.manager.truncate(sequence, length)
     ranges = tiers.manager.ranges(sequence)
-    hot, window = slot_ranges(ranges)
+    hot, window = slot_ranges(upload(range_columns([ranges]), tiers.device.device))
     first_block = -(-length // tiers.config.block_tokens)
     for group in range(len(tiers.config.model.anchors)):
         tiers.ops.release_items(tiers.device.hot[group], hot, 0, length)
@@ -45,27 +47,19 @@ def resum_open_blocks(
     tiers: Tiers, ranges: SequenceRanges, host_pages: list[int], length: int
 ) -> None:
     """Rebuilds the open block's sum of every anchor group from the rows in the host pool."""
-    page_table = torch.tensor([host_pages], dtype=torch.int32).view(1, len(host_pages))
+    tensors = {
+        "page_table": stack_pages([host_pages]),
+        "lengths": torch.tensor([length], dtype=torch.int32),
+        "state_rows": torch.tensor([ranges.state_row]),
+    }
+    found = upload(tensors, tiers.device.device)
     for group, index_pages in enumerate(tiers.host.index_pages):
         tiers.ops.resum_open_blocks(
             index_pages,
-            page_table,
-            torch.tensor([length], dtype=torch.int32),
+            found["page_table"],
+            found["lengths"],
             tiers.device.open_sums[group],
-            torch.tensor([ranges.state_row]),
+            found["state_rows"],
             tiers.config.block_tokens,
             tiers.config.index,
         )
-
-
-def slot_ranges(ranges: SequenceRanges) -> tuple[SlotRanges, SlotRanges]:
-    """Hot-buffer and window ranges of one sequence, as the ops take them."""
-
-    def one(value: int) -> torch.Tensor:
-        return torch.tensor([value])
-
-    hot = SlotRanges(one(ranges.slot_base), one(ranges.slot_count), one(ranges.token_table_base))
-    window = SlotRanges(
-        one(ranges.window_base), one(ranges.window_count), one(ranges.block_table_base)
-    )
-    return hot, window

@@ -1,49 +1,27 @@
 """The sidecar in process: sequences over the tiers, and the steps that decode or prefill them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 
-from hisparse_kernels.backends import reference_ops
 from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar._core import Manager
+from hisparse_sidecar.backends import runs_on_its_device
+from hisparse_sidecar.build_step import build_step
 from hisparse_sidecar.checks import check_step_rows
 from hisparse_sidecar.config import SelectionConfig, SidecarConfig, require
-from hisparse_sidecar.device_tier import DeviceTier, device_capacity
-from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.errors import HisparseError, WrongState
 from hisparse_sidecar.host_memory import HostMemory
-from hisparse_sidecar.index_keys import Tiers
 from hisparse_sidecar.integrity import check_sequence
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.pipeline import LayerPipeline
 from hisparse_sidecar.rollback import forget_touched, resum_open_blocks, roll_back
+from hisparse_sidecar.sequence_options import SequenceOptions
 from hisparse_sidecar.stats import GroupTraffic, SidecarStats, TierBytes, add_tier_bytes, tier_bytes
-from hisparse_sidecar.step import MAX_STEPS, Step, StepKind, StepSequence, build_step
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What a sequence was opened with."""
-
-    selection: SelectionConfig
-    hot_slots: int
-    window_blocks: int
-
-    def check_for(self, config: SidecarConfig) -> None:
-        """Raises InvalidArgument unless the selection and the slots fit the model."""
-        self.selection.check_for(config.model, config.block_tokens)
-        needed = config.model.topk * config.max_step_rows
-        message = f"hot_slots is {self.hot_slots}, topk * max_step_rows needs {needed}"
-        require(self.hot_slots >= needed, message)
-        require(self.window_blocks >= 1, f"window_blocks is {self.window_blocks}, must be >= 1")
-
-    def device_slots(self, config: SidecarConfig) -> tuple[int, int]:
-        """Slots and window slots, those of a step's own rows included."""
-        slots = self.hot_slots + config.max_step_rows
-        return slots, self.window_blocks + config.touched_blocks
+from hisparse_sidecar.step import MAX_STEPS, Step, StepKind, StepSequence
+from hisparse_sidecar.tiers import build_tiers
 
 
 class Sidecar:
@@ -51,24 +29,27 @@ class Sidecar:
 
     A step goes `begin_step`, `run_layer` for each layer, `commit_step`; `abort_step` instead of the
     commit puts every sequence back to where the step found it.
+
+    Attributes:
+        config: what it was built for.
+        device: where the device tier lives; outputs are there.
     """
 
     def __init__(self, config: SidecarConfig) -> None:
+        """Makes both tiers, see `build_tiers`; on CUDA the host pool is pinned until `close`."""
         self.config = config
-        capacity = device_capacity(config)
-        host = HostMemory(config)
-        manager = Manager(host.region, host.layout, capacity, block_tokens=config.block_tokens)
-        self._manager = manager
-        self._tiers = Tiers(config, manager, host, DeviceTier(config, capacity), reference_ops())
+        self._tiers = build_tiers(config)
+        self._manager, self.device = self._tiers.manager, self._tiers.device.device
         self._traffic = [GroupTraffic() for _ in config.model.anchors]
         self._pipeline = LayerPipeline(self._tiers, self._traffic)
-        self._options: dict[int, _Options] = {}
+        self._options: dict[int, SequenceOptions] = {}
         self._step: Step | None = None
         self._closed = False
         self._steps_begun = self._steps_committed = self._steps_aborted = 0
 
     # -- sequences ----------------------------------------------------------------------------
 
+    @runs_on_its_device
     def open(
         self,
         prompt_tokens: int,
@@ -95,7 +76,7 @@ class Sidecar:
             HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
         """
         config = self.config
-        options = _Options(
+        options = SequenceOptions(
             selection or config.selection,
             config.default_hot_slots if hot_slots is None else hot_slots,
             config.window_blocks if window_blocks is None else window_blocks,
@@ -110,6 +91,7 @@ class Sidecar:
         self._tiers.device.reset(self._manager.ranges(sequence))
         return sequence
 
+    @runs_on_its_device
     def fork(self, sequence: int, length: int, max_new_tokens: int) -> int:
         """Opens a sequence that starts with the first `length` tokens of another; pages are shared.
 
@@ -134,6 +116,7 @@ class Sidecar:
         resum_open_blocks(self._tiers, ranges, self._manager.host_pages(child), length)
         return child
 
+    @runs_on_its_device
     def truncate(self, sequence: int, length: int) -> None:
         """Forgets every token from position `length` on: rejected draft tokens, say.
 
@@ -170,6 +153,7 @@ class Sidecar:
 
     # -- steps --------------------------------------------------------------------------------
 
+    @runs_on_its_device
     def begin_step(
         self,
         rows: Sequence[tuple[int, int]],
@@ -208,33 +192,40 @@ class Sidecar:
         self._steps_begun += 1
         return self._step
 
+    @runs_on_its_device
     def run_layer(self, layer: int, inputs: LayerInputs) -> LayerOutputs:
         """Runs one layer of the open step; see `LayerPipeline.run_layer`.
 
-        A call refused with InvalidArgument or WrongState may be made again, corrected; after any
-        other error only `abort_step` is legal.
+        Inputs on another device are copied. A call refused with InvalidArgument or WrongState may
+        be made again, corrected; after any other error only `abort_step` is legal.
         """
+        step = self._open_step("run a layer")
         with torch.no_grad():
-            return self._pipeline.run_layer(self._open_step("run a layer"), layer, inputs)
+            return self._pipeline.run_layer(step, layer, inputs.to(self.device))
 
     @property
     def has_open_step(self) -> bool:
         """Whether a step was begun and not ended."""
         return self._step is not None
 
+    @runs_on_its_device
     def commit_step(self) -> None:
-        """Keeps the rows of the open step.
+        """Keeps the rows of the open step; on CUDA waits until they are in the host pool.
 
         Raises:
             WrongState: no step is open, or a layer has not run; the step stays open.
+            InvalidArgument: on CUDA, an index input was not finite, and says which. The step stays
+                open, and only `abort_step` is legal.
         """
         step = self._open_step("commit")
         num_layers, done = self.config.model.num_layers, len(step.layers_done)
         if done != num_layers:
             raise WrongState(f"step {step.number} ran {done} layers, the model has {num_layers}")
+        step.watch.read(step.row_seq)
         self._step = None
         self._steps_committed += 1
 
+    @runs_on_its_device
     def abort_step(self) -> None:
         """Puts every sequence of the open step back to its length before.
 
@@ -244,6 +235,8 @@ class Sidecar:
         step = self._open_step("abort")
         self._step = None
         self._steps_aborted += 1
+        with suppress(HisparseError):  # whatever was wrong is put back
+            step.watch.read(step.row_seq)
         forget_touched(self._tiers, step)
         for member in step.sequences:
             roll_back(self._tiers, member.handle, member.start)
@@ -273,14 +266,9 @@ class Sidecar:
             self._member(sequence, start, count)
             for (sequence, count), start in zip(rows, starts, strict=True)
         ]
-        return build_step(
-            kind,
-            self._steps_begun + 1,
-            members,
-            len(self.config.model.anchors),
-            padded_rows or sum(count for _, count in rows),
-            self._tiers.device.device,
-        )
+        total = sum(count for _, count in rows)
+        number = self._steps_begun + 1
+        return build_step(self.config, kind, number, members, padded_rows or total, self.device)
 
     def _member(self, sequence: int, start: int, count: int) -> StepSequence:
         pages, ranges = self._manager.host_pages(sequence), self._manager.ranges(sequence)
@@ -296,7 +284,10 @@ class Sidecar:
 
     @property
     def host(self) -> HostMemory:
-        """The host tier's tensors; what is written there is what later steps read."""
+        """The host tier's tensors; what is written there is what later steps read.
+
+        On CUDA they are tensors of the device; `HostMemory.on_cpu` has those of the CPU.
+        """
         return self._tiers.host
 
     def host_row_id(self, sequence: int, position: int) -> int:
@@ -312,7 +303,7 @@ class Sidecar:
         return page * PAGE_TOKENS + position % PAGE_TOKENS
 
     def stats(self) -> SidecarStats:
-        """A snapshot of the counters and of the bytes held."""
+        """A snapshot of the counters and of the bytes held; an open step's traffic is not in it."""
         held = add_tier_bytes([self.tier_bytes(sequence) for sequence in self._options])
         return SidecarStats(
             core=self._manager.stats(),
@@ -322,6 +313,7 @@ class Sidecar:
             held=held,
         )
 
+    @runs_on_its_device
     def check_integrity(self) -> None:
         """Raises HisparseError that names the first invariant found broken."""
         self._require_open()
@@ -329,6 +321,7 @@ class Sidecar:
         for sequence in self._options:
             check_sequence(self._tiers, sequence)
 
+    @runs_on_its_device
     def close(self) -> None:
         """Closes every sequence and gives the host pool back; a second call does nothing.
 

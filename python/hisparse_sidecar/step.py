@@ -1,16 +1,15 @@
 """One step: which rows of which sequences, as the tensors that every layer of the step shares."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import MissPlan, SlotRanges
 from hisparse_sidecar._core import SequenceRanges
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.step_watch import StepWatch
 
 StepKind = Literal["decode", "prefill"]
 
@@ -78,8 +77,13 @@ class Step:
         pooled_base, state_rows: [sequences] int64.
         select_stamps: [2] int32, `claim_stamp` twice: for what the step appends and selects.
         stream_stamps: [2] int32, `stream_stamp` and `claim_stamp`: for what streams through.
+        lengths: [sequences] int32, tokens, the new ones included.
+        closed_rows: [closed] int64, rows of the pooled keys of the blocks that the step fills.
+        closed_pages: [closed] int64, host page of each.
+        selections: how rows select, and [rows] bool, which rows do; True only for real rows.
         groups: for each anchor group, what its anchor left.
         layers_done: layers that ran.
+        watch: what is looked at when the step ends.
     """
 
     kind: StepKind
@@ -96,8 +100,13 @@ class Step:
     state_rows: torch.Tensor
     select_stamps: torch.Tensor
     stream_stamps: torch.Tensor
+    lengths: torch.Tensor
+    closed_rows: torch.Tensor
+    closed_pages: torch.Tensor
+    selections: tuple[tuple[SelectionConfig, torch.Tensor], ...]
     groups: list[GroupStep]
     layers_done: set[int] = field(default_factory=set)
+    watch: StepWatch = field(default_factory=StepWatch)
 
     @property
     def num_rows(self) -> int:
@@ -119,89 +128,22 @@ class Step:
             )
 
     def hot_plan(self) -> MissPlan:
-        """An empty plan with room for every hot slot of a sequence."""
+        """A plan to be written, with room for every hot slot of a sequence."""
         return self._plan([sequence.ranges.slot_count for sequence in self.sequences])
 
     def window_plan(self) -> MissPlan:
-        """An empty plan with room for every window slot of a sequence."""
+        """A plan to be written, with room for every window slot of a sequence."""
         return self._plan([sequence.ranges.window_count for sequence in self.sequences])
 
     def _plan(self, slot_counts: list[int]) -> MissPlan:
         count, room, device = len(slot_counts), max(slot_counts, default=0), self.row_seq.device
 
         def empty(*shape: int) -> torch.Tensor:
-            return torch.full(shape, -1, dtype=torch.int32, device=device)
+            return torch.empty(shape, dtype=torch.int32, device=device)
 
         return MissPlan(
             miss_item=empty(count, room),
             miss_dst=empty(count, room),
-            miss_count=torch.zeros(count, dtype=torch.int32, device=device),
-            item_count=torch.zeros(count, dtype=torch.int32, device=device),
+            miss_count=empty(count),
+            item_count=empty(count),
         )
-
-
-def build_step(
-    kind: StepKind,
-    number: int,
-    sequences: Sequence[StepSequence],
-    num_groups: int,
-    padded_rows: int,
-    device: torch.device,
-) -> Step:
-    """The tensors of a step with `padded_rows` rows, of which the last ones are padding."""
-    row_seq, row_pos, host_row_ids = _rows(sequences, padded_rows)
-    pooled_pages = [_pooled_pages(sequence.ranges) for sequence in sequences]
-
-    def column(name: str) -> torch.Tensor:
-        values = [getattr(sequence.ranges, name) for sequence in sequences]
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
-    def stamps(stamp: int, protect_since: int) -> torch.Tensor:
-        return torch.tensor([stamp, protect_since], dtype=torch.int32, device=device)
-
-    return Step(
-        kind=kind,
-        number=number,
-        sequences=tuple(sequences),
-        row_seq=torch.tensor(row_seq, dtype=torch.int32, device=device),
-        row_pos=torch.tensor(row_pos, dtype=torch.int32, device=device),
-        page_table=_stack([sequence.host_pages for sequence in sequences], device),
-        host_row_ids=torch.tensor(host_row_ids, dtype=torch.int64, device=device),
-        pooled_table=_stack(pooled_pages, device),
-        hot_ranges=SlotRanges(
-            column("slot_base"), column("slot_count"), column("token_table_base")
-        ),
-        window_ranges=SlotRanges(
-            column("window_base"), column("window_count"), column("block_table_base")
-        ),
-        pooled_base=column("pooled_base"),
-        state_rows=column("state_row"),
-        select_stamps=stamps(claim_stamp(number), claim_stamp(number)),
-        stream_stamps=stamps(stream_stamp(number), claim_stamp(number)),
-        groups=[GroupStep() for _ in range(num_groups)],
-    )
-
-
-def _rows(
-    sequences: Sequence[StepSequence], padded_rows: int
-) -> tuple[list[int], list[int], list[int]]:
-    row_seq, row_pos, host_row_ids = [], [], []
-    for number, sequence in enumerate(sequences):
-        for position in range(sequence.start, sequence.length):
-            page = sequence.host_pages[position // PAGE_TOKENS]
-            row_seq.append(number)
-            row_pos.append(position)
-            host_row_ids.append(page * PAGE_TOKENS + position % PAGE_TOKENS)
-    padding = [-1] * (padded_rows - len(row_seq))
-    return row_seq + padding, row_pos + padding, host_row_ids + padding
-
-
-def _pooled_pages(ranges: SequenceRanges) -> list[int]:
-    first = ranges.pooled_base // PAGE_TOKENS
-    return list(range(first, first + ranges.pooled_count // PAGE_TOKENS))
-
-
-def _stack(lists: list[list[int]], device: torch.device) -> torch.Tensor:
-    width = max((len(values) for values in lists), default=0)
-    padded = [values + [-1] * (width - len(values)) for values in lists]
-    return torch.tensor(padded, dtype=torch.int32, device=device).view(len(lists), width)

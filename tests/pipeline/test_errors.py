@@ -229,8 +229,9 @@ def test_a_fork_of_a_long_sequence_needs_no_more_host_pages() -> None:
         ({"hot_slots": 0}, "hot_slots is 0, .* needs 48"),
         ({"hot_slots": -5}, "hot_slots is -5, .* needs 48"),
         ({"max_logits_bytes": 0}, "max_logits_bytes is 0"),
-        ({"device": "cuda"}, "cuda"),
-        ({"backend": "fast"}, "'fast', must be one of auto, reference"),
+        ({"device": "gpu"}, "'gpu', must be cpu, cuda or cuda:N"),
+        ({"device": "cuda:"}, "'cuda:', must be"),
+        ({"backend": "fast"}, "'fast', must be one of auto, reference, triton"),
     ],
 )
 def test_configs_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:

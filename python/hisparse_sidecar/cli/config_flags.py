@@ -40,8 +40,8 @@ _FLAGS = {
     "layout and device": (
         _Flag("kv_layout", str, "fp8_ds_mla, bf16, fp8 or fp32"),
         _Flag("index_layout", str, "fp8 or fp32"),
-        _Flag("device", str, "where the device tier lives"),
-        _Flag("backend", str, "auto or reference"),
+        _Flag("device", str, "where the device tier lives: cpu, cuda or cuda:N"),
+        _Flag("backend", str, "auto, reference or triton"),
         _Flag("huge_pages", bool, "ask for huge pages under the host pool"),
         _Flag("numa_node", int, "bind the host pool to this NUMA node"),
     ),

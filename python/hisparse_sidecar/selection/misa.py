@@ -49,8 +49,8 @@ class MisaDaggerSelector:
 
 def _blocks_of(positions: torch.Tensor, keys: IndexKeys) -> torch.Tensor:
     """[rows, num_blocks] int32: column b is b where the block holds a position, else -1."""
-    held = torch.zeros(positions.shape[0], keys.num_blocks + 1, dtype=torch.bool)
-    held = held.to(positions.device)
+    shape = positions.shape[0], keys.num_blocks + 1
+    held = torch.zeros(shape, dtype=torch.bool, device=positions.device)
     blocks = torch.where(positions >= 0, positions // keys.block_tokens, keys.num_blocks)
     held.scatter_(1, blocks.long(), True)
     numbers = torch.arange(keys.num_blocks, dtype=torch.int32, device=positions.device)

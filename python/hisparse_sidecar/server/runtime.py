@@ -11,6 +11,7 @@ import grpc.aio
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import core_version
 from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2
+from hisparse_sidecar.backends import backend_name
 from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.server.clients import Clients
 from hisparse_sidecar.server.gate import Gate, StepEnds
@@ -143,7 +144,7 @@ def _server_info(config: SidecarConfig, limits: Limits) -> sidecar_pb2.GetServer
     return sidecar_pb2.GetServerInfoResponse(
         version=_package_version(),
         core_version=core_version(),
-        backend="reference",
+        backend=backend_name(config),
         config=encode_config(config),
         row_sizes=sidecar_pb2.RowSizes(
             kv_row_bytes=config.kv.row_bytes,

@@ -1,0 +1,87 @@
+"""Which device and which ops a configuration means, on this machine."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
+
+import torch
+
+from hisparse_kernels.backends import Ops, reference_ops
+from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.errors import InvalidArgument
+
+BackendName = Literal["reference", "triton"]
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
+
+
+class _HasDevice(Protocol):
+    device: torch.device
+
+
+_Owner = TypeVar("_Owner", bound=_HasDevice)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name, with its index.
+
+    Raises:
+        InvalidArgument: torch has no such device; says what it has.
+    """
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= found:
+        has = f"torch {torch.__version__} finds {found} CUDA devices"
+        raise InvalidArgument(f"device is {name!r}, {has}")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.device("cuda", index)
+
+
+def runs_on_its_device(
+    method: Callable[Concatenate[_Owner, _Args], _Result],
+) -> Callable[Concatenate[_Owner, _Args], _Result]:
+    """A method during which its object's device is torch's current one: Triton launches there."""
+
+    @wraps(method)
+    def guarded(self: _Owner, /, *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+        if self.device.type == "cpu":
+            return method(self, *args, **kwargs)
+        with torch.cuda.device(self.device):
+            return method(self, *args, **kwargs)
+
+    return guarded
+
+
+def backend_name(config: SidecarConfig) -> BackendName:
+    """The backend that a configuration means: "auto" is triton on CUDA, reference on the CPU."""
+    if config.backend != "auto":
+        return config.backend
+    return "reference" if config.device == "cpu" else "triton"
+
+
+def choose_ops(config: SidecarConfig) -> Ops:
+    """The ops of a configuration's backend.
+
+    Raises:
+        InvalidArgument: the Triton backend on the CPU, outside Triton's interpreter.
+    """
+    if backend_name(config) == "reference":
+        return reference_ops()
+    if config.device == "cpu" and not _interpreting():
+        needed = "set TRITON_INTERPRET=1 before Python starts, or use device 'cuda'"
+        raise InvalidArgument(
+            f"backend is 'triton' on device 'cpu', needs the interpreter: {needed}"
+        )
+    from hisparse_kernels.gpu.backend import triton_ops
+
+    return triton_ops()
+
+
+def _interpreting() -> bool:
+    try:
+        from hisparse_kernels.gpu.interpreter import interpreting
+    except ImportError:  # a machine without Triton
+        return False
+    return interpreting()

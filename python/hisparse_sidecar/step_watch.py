@@ -1,0 +1,121 @@
+"""What a step leaves to be looked at when it ends, so that no layer waits for the device."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from hisparse_kernels.resolve import MissPlan
+from hisparse_sidecar.errors import HisparseError, InvalidArgument, WrongState
+from hisparse_sidecar.layer_io import LayerInputs
+from hisparse_sidecar.stats import Traffic
+
+_INDEX_INPUTS = ("index_q", "index_weights", "index_k")
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """One resolve: its counts [sequences] int32, and where they are counted (None = nowhere)."""
+
+    what: str
+    item_count: torch.Tensor
+    miss_count: torch.Tensor
+    traffic: Traffic | None
+    item_bytes: int
+
+
+@dataclass
+class StepWatch:
+    """Collects tensors while layers run; `read` looks at all of them in one transfer.
+
+    On CUDA nothing may be raised where it happens: a resolve that must refuse a sequence marks it,
+    and index inputs that are not finite are found here.
+    """
+
+    _largest: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
+    _resolved: list[_Resolved] = field(default_factory=list)
+    _failure: HisparseError | None = None
+
+    def see_inputs(self, layer: int, inputs: LayerInputs) -> None:
+        """Notes how large each row of a layer's index inputs is: NaN and infinity show there."""
+        for name in _INDEX_INPUTS:
+            tensor = getattr(inputs, name)
+            if tensor is not None:
+                self._largest[layer, name] = tensor.float().abs().flatten(1).amax(1)
+
+    def see_resolve(
+        self, what: str, plan: MissPlan, traffic: Traffic | None, item_bytes: int
+    ) -> None:
+        """Notes the counts of a resolve.
+
+        Args:
+            what: the slots that it gave out, for messages.
+            plan: its miss plan; only the counts are kept.
+            traffic: where they are added; None = nowhere.
+            item_bytes: bytes that one miss brings in.
+        """
+        counts = plan.item_count, plan.miss_count
+        self._resolved.append(_Resolved(what, *counts, traffic, item_bytes))
+
+    def read(self, row_seq: torch.Tensor) -> None:
+        """Waits for the device, counts the traffic, and raises what went wrong, now and ever after.
+
+        Args:
+            row_seq: [rows] int32, sequence of each row; -1 = padding row, which may hold anything.
+
+        Raises:
+            InvalidArgument: an index input was not finite.
+            WrongState: a resolve found too few slots; a bug, for admission provides them.
+        """
+        largest, self._largest = self._largest, {}
+        resolved, self._resolved = self._resolved, []
+        wrong = _wrong_rows(largest, row_seq)
+        counts = [count for one in resolved for count in (one.item_count, one.miss_count)]
+        numbers = iter(torch.cat([*wrong, *counts]).tolist() if wrong or counts else ())
+        found = [next(numbers) for _ in range(2 * len(largest))]
+        refused = [_count(one, [next(numbers) for _ in range(2 * _width(one))]) for one in resolved]
+        self._failure = self._failure or _not_finite(list(largest), found) or _first(refused)
+        if self._failure is not None:
+            raise self._failure
+
+
+def _wrong_rows(
+    largest: dict[tuple[int, str], torch.Tensor], row_seq: torch.Tensor
+) -> list[torch.Tensor]:
+    """[inputs, 2] as a flat int32: rows that are not finite, and the first of them."""
+    if not largest:
+        return []
+    wrong = ~torch.stack(list(largest.values())).isfinite() & (row_seq >= 0)
+    return [torch.stack([wrong.sum(1), wrong.int().argmax(1)], dim=1).flatten().int()]
+
+
+def _width(one: _Resolved) -> int:
+    return one.miss_count.numel()
+
+
+def _count(one: _Resolved, numbers: list[int]) -> HisparseError | None:
+    """Adds the counts [items of each sequence, misses of each] to the traffic."""
+    items, misses = numbers[: _width(one)], numbers[_width(one) :]
+    if one.traffic is not None:
+        moved = sum(max(0, count) for count in misses)
+        one.traffic.requests += sum(items)
+        one.traffic.misses += moved
+        one.traffic.bytes_in += moved * one.item_bytes
+    if min(misses, default=0) >= 0:
+        return None
+    number = misses.index(-1)
+    asked = f"sequence {number} of the step asked for {items[number]} {one.what}"
+    return WrongState(f"{asked}, and too few may be evicted: abort the step")
+
+
+def _not_finite(inputs: list[tuple[int, str]], found: list[int]) -> HisparseError | None:
+    for (layer, name), (count, row) in zip(
+        inputs, zip(found[::2], found[1::2], strict=True), strict=True
+    ):
+        if count:
+            what = f"row {row} of {name} of layer {layer} is not finite"
+            return InvalidArgument(f"{what}, {count} of its rows are not: abort the step")
+    return None
+
+
+def _first(errors: list[HisparseError | None]) -> HisparseError | None:
+    return next((error for error in errors if error is not None), None)
