@@ -25,6 +25,10 @@ def pack_index_rows(
     shapes = Shapes(row_bytes=layout.row_bytes)
     shapes.check("keys", keys, f"n {INDEX_DIM}", *FLOATS)
     shapes.check_out(out, "n row_bytes", torch.uint8)
+    if keys.is_cuda:
+        from hisparse_kernels.gpu.index_rows import pack_index_rows_triton
+
+        return pack_index_rows_triton(keys, layout, out)
     return pack_index_rows_ref(keys, layout, out)
 
 
@@ -54,6 +58,10 @@ def unpack_index_rows(
     shapes = Shapes(row_bytes=layout.row_bytes)
     shapes.check("rows", rows, "n row_bytes", torch.uint8)
     shapes.check_out(out, f"n {INDEX_DIM}", torch.float32)
+    if rows.is_cuda:
+        from hisparse_kernels.gpu.index_rows import unpack_index_rows_triton
+
+        return unpack_index_rows_triton(rows, layout, out)
     return unpack_index_rows_ref(rows, layout, out)
 
 
@@ -79,6 +87,11 @@ def write_index_rows(
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
     shapes.check("row_ids", row_ids, "n", torch.int64)
     shapes.check("rows", rows, "n row_bytes", torch.uint8)
+    if index_pages.is_cuda:
+        from hisparse_kernels.gpu.index_rows import write_index_rows_triton
+
+        write_index_rows_triton(index_pages, row_ids, rows, layout)
+        return
     write_index_rows_ref(index_pages, row_ids, rows, layout)
 
 
@@ -115,6 +128,10 @@ def read_index_rows(
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
     shapes.check("row_ids", row_ids, "n", torch.int64)
     shapes.check_out(out, "n row_bytes", torch.uint8)
+    if index_pages.is_cuda:
+        from hisparse_kernels.gpu.index_rows import read_index_rows_triton
+
+        return read_index_rows_triton(index_pages, row_ids, layout, out)
     return read_index_rows_ref(index_pages, row_ids, layout, out)
 
 
@@ -150,6 +167,10 @@ def quantize_index_q(
     if out is not None:
         shapes.check_out(out[0], f"rows heads {INDEX_DIM}", torch.float8_e4m3fn)
         shapes.check_out(out[1], "rows heads", torch.float32)
+    if index_q.is_cuda:
+        from hisparse_kernels.gpu.index_rows import quantize_index_q_triton
+
+        return quantize_index_q_triton(index_q, index_weights, out)
     return quantize_index_q_ref(index_q, index_weights, out)
 
 

@@ -27,6 +27,10 @@ def pack_kv_rows(
     shapes = Shapes(query_dim=layout.query_dim, row_bytes=layout.row_bytes)
     shapes.check("values", values, "n query_dim", *FLOATS)
     shapes.check_out(out, "n row_bytes", torch.uint8)
+    if values.is_cuda:
+        from hisparse_kernels.gpu.kv_rows import pack_kv_rows_triton
+
+        return pack_kv_rows_triton(values, layout, out)
     return pack_kv_rows_ref(values, layout, out)
 
 
@@ -59,6 +63,10 @@ def unpack_kv_rows(
     shapes = Shapes(query_dim=layout.query_dim, row_bytes=layout.row_bytes)
     shapes.check("rows", rows, "n row_bytes", torch.uint8)
     shapes.check_out(out, "n query_dim", torch.float32)
+    if rows.is_cuda:
+        from hisparse_kernels.gpu.kv_rows import unpack_kv_rows_triton
+
+        return unpack_kv_rows_triton(rows, layout, out)
     return unpack_kv_rows_ref(rows, layout, out)
 
 

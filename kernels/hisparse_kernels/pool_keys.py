@@ -57,7 +57,7 @@ def append_index_rows(
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
     shapes.check("row_seq", row_seq, "n", torch.int32)
     shapes.check("row_pos", row_pos, "n", torch.int32)
-    append_index_rows_ref(
+    arguments = (
         rows,
         row_ids,
         index_pages,
@@ -70,6 +70,12 @@ def append_index_rows(
         block_tokens,
         layout,
     )
+    if rows.is_cuda:
+        from hisparse_kernels.gpu.pool_keys import append_index_rows_triton
+
+        append_index_rows_triton(*arguments)
+        return
+    append_index_rows_ref(*arguments)
 
 
 def append_index_rows_ref(
@@ -140,7 +146,7 @@ def rebuild_pooled_keys(
     shapes = _check_state(open_sums, state_rows, block_tokens, layout)
     _check_pooled(shapes, pooled_pages, pooled_base)
     _check_pages(shapes, index_pages, page_table, lengths)
-    rebuild_pooled_keys_ref(
+    arguments = (
         index_pages,
         page_table,
         lengths,
@@ -151,6 +157,12 @@ def rebuild_pooled_keys(
         block_tokens,
         layout,
     )
+    if index_pages.is_cuda:
+        from hisparse_kernels.gpu.pool_keys import rebuild_pooled_keys_triton
+
+        rebuild_pooled_keys_triton(*arguments)
+        return
+    rebuild_pooled_keys_ref(*arguments)
 
 
 def rebuild_pooled_keys_ref(
@@ -193,6 +205,13 @@ def resum_open_blocks(
     """
     shapes = _check_state(open_sums, state_rows, block_tokens, layout)
     _check_pages(shapes, index_pages, page_table, lengths)
+    if index_pages.is_cuda:
+        from hisparse_kernels.gpu.pool_keys import resum_open_blocks_triton
+
+        resum_open_blocks_triton(
+            index_pages, page_table, lengths, open_sums, state_rows, block_tokens, layout
+        )
+        return
     resum_open_blocks_ref(
         index_pages, page_table, lengths, open_sums, state_rows, block_tokens, layout
     )

@@ -17,6 +17,11 @@ def spill(rows: torch.Tensor, dst_row_ids: torch.Tensor, host_rows: torch.Tensor
     shapes.check("rows", rows, "n row_bytes", torch.uint8)
     shapes.check("dst_row_ids", dst_row_ids, "n", torch.int64)
     shapes.check_packed("host_rows", host_rows, "num_host_rows row_bytes", torch.uint8)
+    if rows.is_cuda:
+        from hisparse_kernels.gpu.spill import spill_triton
+
+        spill_triton(rows, dst_row_ids, host_rows)
+        return
     spill_ref(rows, dst_row_ids, host_rows)
 
 

@@ -23,6 +23,11 @@ def swap_in(
     shapes.check_packed("host_rows", host_rows, "num_host_rows row_bytes", torch.uint8)
     _check_pages(shapes, page_table, plan)
     shapes.check_packed("hot_rows", hot_rows, "num_slots row_bytes", torch.uint8)
+    if host_rows.is_cuda:
+        from hisparse_kernels.gpu.swap_in import swap_in_triton
+
+        swap_in_triton(host_rows, page_table, plan, hot_rows)
+        return
     swap_in_ref(host_rows, page_table, plan, hot_rows)
 
 
@@ -56,6 +61,11 @@ def swap_in_blocks(
     shapes.check_packed("host_pages", host_pages, "num_pages page_bytes", torch.uint8)
     _check_pages(shapes, page_table, plan)
     shapes.check_packed("window_pages", window_pages, "num_window_pages page_bytes", torch.uint8)
+    if host_pages.is_cuda:
+        from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton
+
+        swap_in_blocks_triton(host_pages, page_table, plan, window_pages, block_tokens)
+        return
     swap_in_blocks_ref(host_pages, page_table, plan, window_pages, block_tokens)
 
 

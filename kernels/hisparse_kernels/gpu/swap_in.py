@@ -1,0 +1,140 @@
+"""Swap-in in Triton: the programs of a sequence share its misses, which are one run of words."""
+
+import torch
+import triton
+import triton.language as tl
+
+from hisparse_kernels.gpu.words import word_dtype
+from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_kernels.resolve import MissPlan
+
+_PAGE_TOKENS = tl.constexpr(PAGE_TOKENS)
+_TILE_BYTES = 8192  # in flight per program; PCIe wants about 100 KB in flight
+_PROGRAMS = 1024  # fill the largest GPUs
+
+
+def swap_in_triton(
+    host_rows: torch.Tensor, page_table: torch.Tensor, plan: MissPlan, hot_rows: torch.Tensor
+) -> None:
+    """See `hisparse_kernels.swap_in.swap_in`; a count of -1, of a refused sequence, is none."""
+    _copy(_swap_in_kernel, host_rows, page_table, plan, hot_rows)
+
+
+def swap_in_blocks_triton(
+    host_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    plan: MissPlan,
+    window_pages: torch.Tensor,
+    block_tokens: int,
+) -> None:
+    """See `hisparse_kernels.swap_in.swap_in_blocks`; a count of -1 is none."""
+    pages_per_block = block_tokens // PAGE_TOKENS
+    _copy(_swap_in_blocks_kernel, host_pages, page_table, plan, window_pages, pages_per_block)
+
+
+def _copy(
+    kernel: triton.JITFunction,
+    source: torch.Tensor,
+    page_table: torch.Tensor,
+    plan: MissPlan,
+    target: torch.Tensor,
+    pages_per_block: int = 1,
+) -> None:
+    num_seqs, cap = plan.miss_item.shape
+    if not num_seqs or not cap:
+        return
+    row_bytes = source.shape[1]
+    word, word_bytes = word_dtype(row_bytes)
+    tiles = triton.cdiv(cap * pages_per_block * row_bytes, _TILE_BYTES)
+    programs = min(tiles, max(1, _PROGRAMS // num_seqs))
+    kernel[(num_seqs, programs)](
+        source,
+        page_table,
+        plan.miss_item.contiguous(),
+        plan.miss_dst.contiguous(),
+        plan.miss_count,
+        target,
+        *page_table.stride(),
+        page_table.shape[1],
+        cap,
+        pages_per_block,
+        word,
+        row_bytes // word_bytes,
+        _TILE_BYTES // word_bytes,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+
+
+@triton.jit
+def _swap_in_kernel(
+    host_ptr,
+    table_ptr,
+    item_ptr,
+    dst_ptr,
+    count_ptr,
+    hot_ptr,
+    seq_stride,
+    page_stride,
+    max_pages,
+    cap,
+    pages_per_block,
+    WORD: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    seq = tl.program_id(0).to(tl.int64)
+    num_words = tl.load(count_ptr + seq) * ROW_WORDS
+    for start in range(tl.program_id(1) * TILE, num_words, tl.num_programs(1) * TILE):
+        word = start + tl.arange(0, TILE)
+        held = word < num_words
+        entry, column = seq * cap + word // ROW_WORDS, word % ROW_WORDS
+        item = tl.load(item_ptr + entry, mask=held, other=0)
+        page_entry = seq * seq_stride + (item // _PAGE_TOKENS) * page_stride
+        page = tl.load(table_ptr + page_entry, mask=held, other=0).to(tl.int64)
+        row = page * _PAGE_TOKENS + item % _PAGE_TOKENS
+        values = _load_host(host_ptr, row * ROW_WORDS + column, held, WORD)
+        dst = tl.load(dst_ptr + entry, mask=held, other=0).to(tl.int64)
+        tl.store(hot_ptr.to(tl.pointer_type(WORD)) + dst * ROW_WORDS + column, values, mask=held)
+
+
+@triton.jit
+def _swap_in_blocks_kernel(
+    host_ptr,
+    table_ptr,
+    item_ptr,
+    dst_ptr,
+    count_ptr,
+    window_ptr,
+    seq_stride,
+    page_stride,
+    max_pages,
+    cap,
+    pages_per_block,
+    WORD: tl.constexpr,
+    PAGE_WORDS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    seq = tl.program_id(0).to(tl.int64)
+    num_words = tl.load(count_ptr + seq) * pages_per_block * PAGE_WORDS
+    for start in range(tl.program_id(1) * TILE, num_words, tl.num_programs(1) * TILE):
+        word = start + tl.arange(0, TILE)
+        held = word < num_words
+        unit, column = word // PAGE_WORDS, word % PAGE_WORDS
+        entry, part = seq * cap + unit // pages_per_block, unit % pages_per_block
+        item = tl.load(item_ptr + entry, mask=held, other=0)
+        page = item * pages_per_block + part
+        held &= page < max_pages
+        page_entry = seq * seq_stride + page * page_stride
+        source = tl.load(table_ptr + page_entry, mask=held, other=-1).to(tl.int64)
+        held &= source >= 0
+        values = _load_host(host_ptr, source * PAGE_WORDS + column, held, WORD)
+        dst = tl.load(dst_ptr + entry, mask=held, other=0).to(tl.int64) * pages_per_block + part
+        target_ptr = window_ptr.to(tl.pointer_type(WORD))
+        tl.store(target_ptr + dst * PAGE_WORDS + column, values, mask=held)
+
+
+@triton.jit
+def _load_host(host_ptr, offset, mask, WORD: tl.constexpr):
+    # .cg: past L1, which would only be filled with rows that nobody reads twice
+    return tl.load(host_ptr.to(tl.pointer_type(WORD)) + offset, mask=mask, cache_modifier=".cg")
