@@ -1,0 +1,48 @@
+"""One production configuration of one op, and what must hold of its kernels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+PRODUCTION = tuple(
+    f"tools.crosscompile.cases_{group}" for group in ("rows", "selection", "resolve", "mla")
+)
+
+
+@dataclass(frozen=True)
+class Expects:
+    """What must hold of a case's kernels, besides the limits that hold of all.
+
+    Attributes:
+        matrix_unit: a low-precision product of 64 or more rows is there (that each such product
+            runs on wgmma or tcgen05 is checked in every case).
+        wide: pointer arguments, named as the kernel names them, whose bytes move 16 at a time.
+        mostly_wide: the same, but for the few scales that lie between the values.
+    """
+
+    matrix_unit: bool = False
+    wide: tuple[str, ...] = ()
+    mostly_wide: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """`call` runs the launcher on CPU tensors; name it `op, configuration`."""
+
+    name: str
+    call: Callable[[], object]
+    expects: Expects = Expects()
+
+
+def cases_of(module: str) -> list[Case]:
+    """What the module's `cases()` makes.
+
+    Raises:
+        ValueError: two cases have one name.
+    """
+    cases: list[Case] = import_module(module).cases()
+    names = [case.name for case in cases]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise ValueError(f"{module}: several cases are called {', '.join(sorted(repeated))}")
+    return cases

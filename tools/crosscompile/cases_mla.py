@@ -1,0 +1,87 @@
+"""Cases of sparse attention."""
+
+from functools import partial
+
+import torch
+
+from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
+from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout
+from hisparse_kernels.sparse_mla import split_workspace_size
+from tools.crosscompile.case import Case, Expects
+from tools.crosscompile.tensors import HOST_TOKENS, fp32, int32, kv_rows
+
+_HEADS = (8, 16, 32, 64, 128)
+_DECODE_ROWS = (1, 3, 128)
+_PREFILL_ROWS = (4096,)
+_DECODE_SPLIT = 256
+
+
+def cases() -> list[Case]:
+    """bf16 queries with every layout and number of heads, and what the tests' model takes."""
+    found = [
+        Case("sparse_mla, fp32, 8 heads, fp32 queries", partial(_oracle, KV_LAYOUTS["fp32"])),
+        Case("sparse_mla, fp8_ds_mla, 8 heads, fp32 queries", partial(_oracle, _FP8)),
+        Case("sparse_mla, fp8_ds_mla, 64 heads, sink", partial(_with_sink, _FP8)),
+    ]
+    for layout in KV_LAYOUTS.values():
+        for heads in _HEADS:
+            # fp32 rows are for oracles, whose products stay in fp32
+            expects = Expects(
+                matrix_unit=heads >= 64 and layout.name != "fp32", mostly_wide=("kv_ptr",)
+            )
+            attend = partial(_attend, layout, heads, 2048, torch.bfloat16)
+            name = f"sparse_mla, {layout.name}, {heads} heads"
+            found += [
+                Case(f"{name}, prefill", partial(attend, _PREFILL_ROWS, None), expects),
+                Case(f"{name}, decode", partial(attend, _DECODE_ROWS, _DECODE_SPLIT), expects),
+            ]
+    return found
+
+
+_FP8 = KV_LAYOUTS["fp8_ds_mla"]
+
+
+def _attend(
+    layout: KvLayout,
+    heads: int,
+    topk: int,
+    dtype: torch.dtype,
+    row_counts: tuple[int, ...],
+    split_keys: int | None,
+) -> None:
+    stored = kv_rows(HOST_TOKENS, layout)
+    for rows in row_counts:
+        query = torch.empty(rows, heads, layout.query_dim, dtype=dtype)
+        out = torch.empty(rows, heads, layout.latent_dim, dtype=dtype), fp32(rows, heads)
+        workspace = fp32(split_workspace_size(rows, heads, topk, layout, split_keys))
+        sparse_mla_triton(
+            query,
+            stored,
+            int32(rows, topk),
+            layout,
+            0.1352,
+            split_keys=split_keys,
+            out=out,
+            workspace=workspace,
+        )
+
+
+def _oracle(layout: KvLayout) -> None:
+    for topk in (64, 512):
+        _attend(layout, 8, topk, torch.float32, (1, 4096), None)
+        _attend(layout, 8, topk, torch.float32, (1, 3), 64)
+
+
+def _with_sink(layout: KvLayout) -> None:
+    for rows in (3, 4096):
+        query = torch.empty(rows, 64, layout.query_dim, dtype=torch.bfloat16)
+        sparse_mla_triton(
+            query,
+            kv_rows(HOST_TOKENS, layout),
+            int32(rows, 2048),
+            layout,
+            0.1352,
+            sink=fp32(64),
+            valid_counts=int32(rows),
+            split_keys=_DECODE_SPLIT if rows == 3 else None,
+        )

@@ -1,0 +1,145 @@
+"""Cases of the ops that score keys and choose."""
+
+from functools import partial
+
+import torch
+
+from hisparse_kernels.gpu.block_topm import block_topm_triton
+from hisparse_kernels.gpu.index_logits import index_logits_triton, paged_index_logits_triton
+from hisparse_kernels.gpu.refine_logits import refine_logits_triton
+from hisparse_kernels.gpu.route_heads import route_heads_triton
+from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
+from hisparse_kernels.layouts import INDEX_LAYOUTS, PAGE_TOKENS, IndexLayout
+from tools.crosscompile.case import Case, Expects
+from tools.crosscompile.tensors import (
+    BLOCK_TOKENS,
+    HOST_TOKENS,
+    MAX_PAGES,
+    NUM_SEQS,
+    ROWS,
+    fp32,
+    index_pages,
+    index_rows,
+    int32,
+    page_table,
+)
+
+_E4M3 = torch.float8_e4m3fn
+_SCORED_ROWS = (1, 128, 4096)
+_MAX_LOGITS = 1 << 28  # bytes of one call's logits
+_FP8, _FP32 = INDEX_LAYOUTS["fp8"], INDEX_LAYOUTS["fp32"]
+_MATRIX = Expects(matrix_unit=True)
+
+# heads, dtype of the queries, layout, what must hold; fp32 products stay in fp32
+_SCORERS = [
+    (64, _E4M3, _FP8, _MATRIX),
+    (32, _E4M3, _FP8, _MATRIX),
+    (8, _E4M3, _FP8, _MATRIX),
+    (64, torch.bfloat16, _FP8, _MATRIX),
+    (32, torch.bfloat16, _FP8, _MATRIX),
+    (64, torch.float32, _FP8, Expects()),
+    (4, torch.float32, _FP32, Expects()),
+    (8, torch.float32, _FP32, Expects()),
+]
+
+
+def cases() -> list[Case]:
+    """The scoring ops with each kind of key and query, and top-k of each size."""
+    found = []
+    for heads, dtype, layout, expects in _SCORERS:
+        name = f"{layout.name}, {str(dtype).removeprefix('torch.')} x {heads} heads"
+        for op, call in (
+            ("index_logits", _score_packed),
+            ("paged_index_logits", _score_pages),
+            ("refine_logits", _refine),
+        ):
+            found.append(Case(f"{op}, {name}", partial(call, heads, dtype, layout), expects))
+        found.append(Case(f"route_heads, {name}", partial(_route, heads, dtype, layout)))
+    return (
+        found
+        + [Case(f"topk, k {k}", partial(_topk, k)) for k in (64, 512, 2048, 8192)]
+        + [
+            Case("block_topm", _block_topm),
+            Case("candidate_positions", _candidates),
+        ]
+    )
+
+
+def _queries(rows: int, heads: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty(rows, heads, 128, dtype=dtype), fp32(rows, heads)
+
+
+def _score_packed(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+    for rows in _SCORED_ROWS:
+        keys = _MAX_LOGITS // 4 // rows
+        index_logits_triton(
+            *_queries(rows, heads, dtype),
+            index_rows(keys, layout),
+            int32(rows),
+            int32(rows),
+            layout,
+            out=fp32(rows, keys),
+        )
+
+
+def _score_pages(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+    for rows in _SCORED_ROWS:
+        pages = min(_MAX_LOGITS // 4 // rows // PAGE_TOKENS, MAX_PAGES)
+        paged_index_logits_triton(
+            *_queries(rows, heads, dtype),
+            index_pages(HOST_TOKENS * 4, layout),
+            int32(min(rows, NUM_SEQS), pages),
+            int32(rows),
+            int32(rows),
+            layout,
+            out=fp32(rows, pages * PAGE_TOKENS),
+        )
+
+
+def _refine(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+    for rows in _SCORED_ROWS:
+        for kept in (64, 128):
+            refine_logits_triton(
+                *_queries(rows, heads, dtype),
+                index_pages(HOST_TOKENS * 4, layout),
+                int32(rows, kept),
+                int32(rows, kept),
+                int32(rows),
+                BLOCK_TOKENS,
+                layout,
+                fp32(rows, kept * BLOCK_TOKENS),
+            )
+
+
+def _route(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+    num_routed = min(heads, 8)
+    for rows in _SCORED_ROWS:
+        route_heads_triton(
+            *_queries(rows, heads, dtype),
+            index_pages(HOST_TOKENS, layout),
+            page_table(NUM_SEQS)[:, : MAX_PAGES // 64].contiguous(),
+            int32(rows),
+            int32(rows),
+            num_routed,
+            layout,
+            out=int32(rows, num_routed),
+        )
+
+
+def _topk(k: int) -> None:
+    for rows in ROWS:
+        for columns in (8192, 16384, 65536, 1 << 20):
+            if rows * columns * 4 <= 4 * _MAX_LOGITS:
+                topk_triton(fp32(rows, columns), k, out=int32(rows, k))
+
+
+def _block_topm() -> None:
+    for rows in ROWS:
+        for kept, blocks in ((64, 1024), (64, 8192), (128, 8192)):
+            block_topm_triton(fp32(rows, blocks), int32(rows), kept, out=int32(rows, kept))
+
+
+def _candidates() -> None:
+    for rows in ROWS:
+        columns, blocks = int32(rows, 2048), int32(rows, 64)
+        candidate_positions_triton(columns, blocks, BLOCK_TOKENS, out=int32(rows, 2048))

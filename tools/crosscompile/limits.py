@@ -1,0 +1,15 @@
+"""The hardware's limits, and the spills that we know of and accept."""
+
+MAX_SHARED_BYTES = 232_448  # a block's, on sm_90 and sm_100
+MAX_TMEM_COLUMNS = 512
+MAX_GRID = (2**31 - 1, 65_535, 65_535)
+MIN_CODE_SHARE = 0.2  # machine instructions for each PTX instruction; usual is 0.7 to 2
+MIN_WIDE_SHARE = 0.75  # of the bytes where a row holds its scales too
+
+# (kernel, arch): bytes of spill stores and loads together, over all its configurations
+PERMITTED_SPILLS: dict[tuple[str, int], int] = {}
+
+
+def permitted_spill_bytes(kernel: str, arch: int) -> int:
+    """How much the kernel may spill."""
+    return PERMITTED_SPILLS.get((kernel, arch), 0)
