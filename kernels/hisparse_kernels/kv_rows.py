@@ -102,4 +102,5 @@ def _power_of_two_scale(amax: torch.Tensor) -> torch.Tensor:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)
+    # `contiguous` would leave an empty tensor's strides alone, which `view` refuses
+    return tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8)
