@@ -7,6 +7,12 @@ EXTRAS := dev,plots,transformers
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
 
+# The oldest Triton that we support, beside the one that PyTorch brings. Its interpreter cannot run
+# loops with bounds known at run time under NumPy 2.4.
+OLD_TRITON := 3.6.0
+OLD_NUMPY := 2.4
+OLD := $(CURDIR)/.compat/triton-$(OLD_TRITON)
+
 export CARGO_BUILD_JOBS ?= $(JOBS)
 export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -14,10 +20,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 RUST_FILES := $(shell find rust \( -name tests -o -name benches \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-rust test-slow lint format proto bench wheels clean
+.PHONY: help setup demo test test-python test-rust test-slow test-triton36 crosscompile
+.PHONY: crosscompile-triton36 lint format proto bench wheels clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.setup-stamp  ## make .venv: dependencies, both packages, the Rust core
 
@@ -48,6 +55,23 @@ test-python: setup  ## pytest but for the long ones
 test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-triton36: $(OLD)/.stamp  ## the kernels in the interpreter of Triton 3.6, NumPy below 2.4
+	PYTHONPATH=$(OLD) $(BIN)/python -m pytest -m "not slow" tests/kernels $(ARGS)
+
+crosscompile: setup  ## compile every kernel for sm_90 and sm_100, without a GPU, and check it
+	$(BIN)/python -m tools.crosscompile $(ARGS)
+
+crosscompile-triton36: $(OLD)/.stamp  ## the same with the compiler of Triton 3.6
+	PYTHONPATH=$(OLD) $(BIN)/python -m tools.crosscompile $(ARGS)
+
+# First on PYTHONPATH, so it hides the environment's own; the last line proves that it does.
+$(OLD)/.stamp: $(VENV)/.setup-stamp Makefile
+	@rm -rf $(OLD)
+	@echo 'Triton $(OLD_TRITON) into .compat'
+	$(PIP_INSTALL) --no-deps --target $(OLD) 'triton==$(OLD_TRITON)' 'numpy<$(OLD_NUMPY)'
+	@PYTHONPATH=$(OLD) $(BIN)/python -c 'import numpy, torch, triton; old = "$(OLD)/"; assert old in triton.__file__ and old in numpy.__file__, (triton, numpy); assert triton.__version__ == "$(OLD_TRITON)", triton.__version__'
+	@touch $@
+
 lint: setup  ## every static check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,4 +95,4 @@ wheels: setup  ## build both wheels into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist kernels .
 
 clean:  ## remove what was built, .venv and all
-	rm -rf $(VENV) target dist
+	rm -rf $(VENV) .compat target dist

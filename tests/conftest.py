@@ -1,6 +1,7 @@
 """What every test gets: no network, and GPU tests only where a GPU is."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve busy ones
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
+
+
+def pytest_report_header() -> str:
+    """Which versions the kernels run with: CI has two sets."""
+    return ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numpy"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

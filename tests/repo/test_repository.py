@@ -48,12 +48,12 @@ def test_no_tracked_file_names_a_registry_or_a_path_of_one_machine(
 
 
 def test_every_make_target_in_a_document_exists() -> None:
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"setup", "demo", "test", "lint", "bench", "proto"} <= targets
-    command = re.compile(r"^\$? *make ([a-z][a-z-]*)", re.MULTILINE)
+    command = re.compile(r"^\$? *make ([a-z][a-z0-9-]*)", re.MULTILINE)
     for name in (name for name in tracked_files() if name.endswith(".md")):
         parts = re.split(r"^```.*$", (ROOT / name).read_text(), flags=re.MULTILINE)
-        named = set(re.findall(r"`make ([a-z][a-z-]*)", "".join(parts[0::2])))
+        named = set(re.findall(r"`make ([a-z][a-z0-9-]*)", "".join(parts[0::2])))
         named |= set(command.findall("".join(parts[1::2])))
         assert named <= targets, name
 
