@@ -16,6 +16,7 @@ TOLERANCES = {
     torch.float32: Tolerance(2e-5, 2e-5, 1e-8),
     torch.bfloat16: Tolerance(1e-3, 2.01 / 128, 5e-6),
     torch.float16: Tolerance(5e-4, 2.01 / 1024, 1e-6),
+    torch.float8_e4m3fn: Tolerance(1e-3, 2.01 / 128, 5e-6),  # e4m3 products: Hopper sums 14 bits
 }
 
 
@@ -39,6 +40,13 @@ def assert_near(
     )
     diff = calc_diff(x[finite], y[finite])
     assert diff <= tolerance.diff, f"calc_diff is {diff:.3g}, needs {tolerance.diff:.3g}"
+
+
+def assert_near_largest(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> None:
+    """Like `assert_near`, in units of the largest finite value expected: for sums that cancel."""
+    finite = expected[expected.isfinite()].abs()
+    largest = finite.max().clamp(min=1e-30) if finite.numel() else torch.tensor(1.0)
+    assert_near(actual / largest, expected / largest, tolerance)
 
 
 def assert_bits_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:

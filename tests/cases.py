@@ -60,3 +60,7 @@ def naive_scores(
     """[rows, T] float64, straight from the formula."""
     dots = torch.einsum("rhd,td->rht", index_q.double(), keys.double())
     return torch.einsum("rh,rht->rt", index_weights.double(), dots.relu())
+
+
+def on(device: str, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.to(device) for tensor in tensors]

@@ -31,6 +31,10 @@ def block_topm(
     check_at_least("num_kept", num_kept, 2)
     if out is not None:
         shapes.check_packed("out", out, "rows num_kept", torch.int32)
+    if block_logits.is_cuda:
+        from hisparse_kernels.gpu.block_topm import block_topm_triton
+
+        return block_topm_triton(block_logits, newest_block, num_kept, out)
     return block_topm_ref(block_logits, newest_block, num_kept, out)
 
 

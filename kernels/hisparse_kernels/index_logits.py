@@ -39,7 +39,12 @@ def index_logits(
     shapes.check("key_end", key_end, "rows", torch.int32)
     if out is not None:
         shapes.check_packed("out", out, "rows T", torch.float32)
-    return index_logits_ref(index_q, index_weights, index_rows, key_start, key_end, layout, out)
+    args = index_q, index_weights, index_rows, key_start, key_end, layout, out
+    if index_q.is_cuda:
+        from hisparse_kernels.gpu.index_logits import index_logits_triton
+
+        return index_logits_triton(*args)
+    return index_logits_ref(*args)
 
 
 def index_logits_ref(
@@ -97,9 +102,12 @@ def paged_index_logits(
     shapes.check("row_end", row_end, "rows", torch.int32)
     if out is not None:
         shapes.check_packed("out", out, f"rows {page_table.shape[1] * PAGE_TOKENS}", torch.float32)
-    return paged_index_logits_ref(
-        index_q, index_weights, index_pages, page_table, row_seq, row_end, layout, out
-    )
+    args = index_q, index_weights, index_pages, page_table, row_seq, row_end, layout, out
+    if index_q.is_cuda:
+        from hisparse_kernels.gpu.index_logits import paged_index_logits_triton
+
+        return paged_index_logits_triton(*args)
+    return paged_index_logits_ref(*args)
 
 
 def paged_index_logits_ref(

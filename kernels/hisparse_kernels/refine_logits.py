@@ -50,7 +50,7 @@ def refine_logits(
     shapes.check("block_ids", block_ids, "rows m", torch.int32)
     shapes.check("row_pos", row_pos, "rows", torch.int32)
     shapes.check_packed("out", out, "rows columns", torch.float32)
-    return refine_logits_ref(
+    args = (
         index_q,
         index_weights,
         index_pages,
@@ -61,6 +61,11 @@ def refine_logits(
         layout,
         out,
     )
+    if index_q.is_cuda:
+        from hisparse_kernels.gpu.refine_logits import refine_logits_triton
+
+        return refine_logits_triton(*args)
+    return refine_logits_ref(*args)
 
 
 def refine_logits_ref(

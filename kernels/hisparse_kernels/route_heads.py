@@ -56,7 +56,7 @@ def route_heads(
     check_at_least("number of heads", index_q.shape[1], num_routed)
     if out is not None:
         shapes.check_packed("out", out, "rows num_routed", torch.int32)
-    return route_heads_ref(
+    args = (
         index_q,
         index_weights,
         pooled_pages,
@@ -68,6 +68,11 @@ def route_heads(
         group_blocks,
         out,
     )
+    if index_q.is_cuda:
+        from hisparse_kernels.gpu.route_heads import route_heads_triton
+
+        return route_heads_triton(*args)
+    return route_heads_ref(*args)
 
 
 def route_heads_ref(

@@ -21,6 +21,10 @@ def topk(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -> torch
     check_at_least("k", k, 1)
     if out is not None:
         shapes.check_packed("out", out, "rows k", torch.int32)
+    if logits.is_cuda:
+        from hisparse_kernels.gpu.topk import topk_triton
+
+        return topk_triton(logits, k, out)
     return topk_ref(logits, k, out)
 
 
@@ -66,6 +70,10 @@ def candidate_positions(
     check_at_least("block_tokens", block_tokens, 1)
     if out is not None:
         shapes.check_packed("out", out, "rows k", torch.int32)
+    if columns.is_cuda:
+        from hisparse_kernels.gpu.topk import candidate_positions_triton
+
+        return candidate_positions_triton(columns, block_ids, block_tokens, out)
     return candidate_positions_ref(columns, block_ids, block_tokens, out)
 
 

@@ -1,0 +1,220 @@
+"""Score every key of a range: the flat indexer, for ragged prefill and for paged decode."""
+
+import torch
+import triton
+import triton.language as tl
+
+from hisparse_kernels.gpu.score_keys import (
+    BLOCK_KEYS,
+    load_keys,
+    load_page_keys,
+    load_query,
+    score_tile,
+    split_keys,
+    tile_options,
+    tiles_per_program,
+)
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+
+_MOST_ROWS = 64  # rows that one program of the ragged kernel scores against its tile
+_PROGRAMS = 2048
+
+
+def index_logits_triton(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    index_rows: torch.Tensor,
+    key_start: torch.Tensor,
+    key_end: torch.Tensor,
+    layout: IndexLayout,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """See `index_logits`. A program keeps one tile of keys and goes over a run of rows."""
+    rows, num_keys = index_q.shape[0], index_rows.shape[0]
+    if out is None:
+        out = index_weights.new_empty(rows, num_keys)
+    if out.numel() == 0:
+        return out
+    num_tiles = triton.cdiv(num_keys, BLOCK_KEYS)
+    rows_per_program = _rows_per_program(rows, num_tiles)
+    codes, scales = split_keys(index_rows.contiguous(), layout)
+    _ragged_kernel[num_tiles, triton.cdiv(rows, rows_per_program)](
+        index_q.contiguous(),
+        index_weights.contiguous(),
+        codes,
+        scales,
+        key_start.contiguous(),
+        key_end.contiguous(),
+        out,
+        rows,
+        num_keys,
+        rows_per_program,
+        MOST_ROWS=_MOST_ROWS,
+        **tile_options(index_q, layout),
+    )
+    return out
+
+
+def paged_index_logits_triton(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    index_pages: torch.Tensor,
+    page_table: torch.Tensor,
+    row_seq: torch.Tensor,
+    row_end: torch.Tensor,
+    layout: IndexLayout,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """See `paged_index_logits`. A program keeps one row and goes over a run of its tiles."""
+    rows, max_pages = index_q.shape[0], page_table.shape[1]
+    if out is None:
+        out = index_weights.new_empty(rows, max_pages * PAGE_TOKENS)
+    if out.numel() == 0:
+        return out
+    num_tiles = triton.cdiv(max_pages * PAGE_TOKENS, BLOCK_KEYS)
+    tiles = tiles_per_program(rows, num_tiles)
+    codes, scales = split_keys(index_pages, layout)
+    _paged_kernel[rows, triton.cdiv(num_tiles, tiles)](
+        index_q.contiguous(),
+        index_weights.contiguous(),
+        codes,
+        scales,
+        page_table.contiguous(),
+        row_seq.contiguous(),
+        row_end.contiguous(),
+        out,
+        max_pages,
+        num_tiles,
+        tiles,
+        **tile_options(index_q, layout),
+    )
+    return out
+
+
+def _rows_per_program(rows: int, num_tiles: int) -> int:
+    wanted = triton.cdiv(_PROGRAMS, num_tiles)  # programs over the rows
+    return min(_MOST_ROWS, int(triton.next_power_of_2(triton.cdiv(rows, wanted))))
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_keys", "rows_per_program"])
+def _ragged_kernel(
+    query_ptr,
+    weights_ptr,
+    codes_ptr,
+    scales_ptr,
+    start_ptr,
+    end_ptr,
+    out_ptr,
+    num_rows,
+    num_keys,
+    rows_per_program,
+    MOST_ROWS: tl.constexpr,
+    HEADS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    first_key = tl.program_id(0) * BLOCK_KEYS
+    first_row = tl.program_id(1) * rows_per_program
+    last_row = tl.minimum(first_row + rows_per_program, num_rows)
+    begin, end = _rows_that_see(
+        start_ptr, end_ptr, first_row, last_row, first_key, BLOCK_KEYS, MOST_ROWS
+    )
+    key = first_key + tl.arange(0, BLOCK_KEYS)  # [BLOCK_KEYS]
+    held = key < num_keys
+    # the last tile reads its last key again and again instead of what lies beyond it
+    stored = tl.minimum(key, num_keys - 1).to(tl.int64)
+    row_values: tl.constexpr = 132 if HAS_SCALE else 128
+    keys = load_keys(codes_ptr + stored * row_values, PRODUCT)
+    key_scale = tl.load(scales_ptr + stored * 33 + 32) if HAS_SCALE else 1.0
+    _mask_rows(out_ptr, num_keys, key, first_row, begin)
+    for i in range(end - begin):
+        row = begin + i  # a tensor also in the interpreter
+        query, weights = load_query(query_ptr, weights_ptr, row, HEADS, PADDED_HEADS, PRODUCT)
+        scores = score_tile(
+            keys, key_scale, query, weights, HEADS, PADDED_HEADS, BLOCK_KEYS, PRODUCT, WIDEN
+        )
+        seen = (key >= tl.load(start_ptr + row)) & (key < tl.load(end_ptr + row))
+        logits = tl.where(seen, scores, float("-inf"))
+        tl.store(out_ptr + row.to(tl.int64) * num_keys + key, logits, mask=held)
+    _mask_rows(out_ptr, num_keys, key, end, last_row)
+
+
+@triton.jit
+def _rows_that_see(
+    start_ptr,
+    end_ptr,
+    first_row,
+    last_row,
+    first_key,
+    BLOCK_KEYS: tl.constexpr,
+    MOST_ROWS: tl.constexpr,
+):
+    """The shortest run [begin, end) of the program's rows with all rows that see its tile."""
+    row = first_row + tl.arange(0, MOST_ROWS)
+    start = tl.load(start_ptr + row, mask=row < last_row, other=0)
+    end = tl.load(end_ptr + row, mask=row < last_row, other=0)
+    sees = (start < end) & (start < first_key + BLOCK_KEYS) & (end > first_key)
+    begin = tl.min(tl.where(sees, row, last_row))
+    return begin, tl.maximum(tl.max(tl.where(sees, row + 1, first_row)), begin)
+
+
+@triton.jit
+def _mask_rows(out_ptr, num_keys, key, begin, end):
+    """-inf at the tile's keys in rows [begin, end)."""
+    nothing = tl.full(key.shape, float("-inf"), dtype=tl.float32)
+    for i in range(end - begin):
+        row_ptr = out_ptr + (begin + i).to(tl.int64) * num_keys
+        tl.store(row_ptr + key, nothing, mask=key < num_keys)
+
+
+@triton.jit(do_not_specialize=["max_pages", "num_tiles", "tiles_per_program"])
+def _paged_kernel(
+    query_ptr,
+    weights_ptr,
+    codes_ptr,
+    scales_ptr,
+    table_ptr,
+    seq_ptr,
+    end_ptr,
+    out_ptr,
+    max_pages,
+    num_tiles,
+    tiles_per_program,
+    HEADS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    row = tl.program_id(0)
+    seq = tl.load(seq_ptr + row)
+    num_keys = max_pages * 64
+    end = tl.where(seq < 0, 0, tl.minimum(tl.load(end_ptr + row), num_keys))
+    first_tile = tl.program_id(1) * tiles_per_program
+    last_tile = tl.minimum(first_tile + tiles_per_program, num_tiles)
+    # at least first_tile: a row that ends before this program's tiles has none to score
+    end_tile = tl.maximum(tl.minimum(tl.cdiv(end, BLOCK_KEYS), last_tile), first_tile)
+    pages_ptr = table_ptr + tl.maximum(seq, 0).to(tl.int64) * max_pages
+    out_ptr += row.to(tl.int64) * num_keys
+    query, weights = load_query(query_ptr, weights_ptr, row, HEADS, PADDED_HEADS, PRODUCT)
+    for tile in range(first_tile, end_tile):
+        # -1 beyond the end reads some page of the pool, which the end then masks
+        page0 = tl.maximum(tl.load(pages_ptr + 2 * tile), 0)
+        second = tl.load(pages_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=0)
+        page1 = tl.maximum(second, 0)
+        keys, key_scale = load_page_keys(
+            codes_ptr, scales_ptr, page0, page1, False, BLOCK_KEYS, PRODUCT, HAS_SCALE
+        )
+        scores = score_tile(
+            keys, key_scale, query, weights, HEADS, PADDED_HEADS, BLOCK_KEYS, PRODUCT, WIDEN
+        )
+        key = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+        tl.store(out_ptr + key, tl.where(key < end, scores, float("-inf")), mask=key < num_keys)
+    nothing = tl.full([BLOCK_KEYS], float("-inf"), dtype=tl.float32)
+    for tile in range(end_tile, last_tile):
+        key = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+        tl.store(out_ptr + key, nothing, mask=key < num_keys)

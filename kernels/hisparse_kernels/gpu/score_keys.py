@@ -1,0 +1,186 @@
+"""Score a tile of keys with all heads of one row: the body of every op that scores.
+
+index_logits, paged_index_logits and refine_logits compile the same tile: one shape, one number of
+warps, one order of sums. So a row and a key give the same bits in each of them, wherever the key
+stands in its tile. Keys are the rows of the product: a thread then holds many heads of one key.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from hisparse_kernels.gpu.interpreter import interpreting
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+
+# Two pages: 128 rows are one tcgen05 product (64 would use half of it) and two wgmma, and with 64
+# heads the sums are 64 registers of each of 128 threads, so several programs share an SM and one
+# scores while another's product runs.
+BLOCK_KEYS = 2 * PAGE_TOKENS
+_PROGRAMS = 1024  # two rounds of four programs on each of some 130 SMs
+
+
+def tile_options(index_q: torch.Tensor, layout: IndexLayout) -> dict[str, object]:
+    """Compile-time values of the tile: they follow from heads, dtype and layout alone."""
+    heads = index_q.shape[1]
+    return {
+        "HEADS": heads,
+        "PADDED_HEADS": max(16, triton.next_power_of_2(heads)),
+        "BLOCK_KEYS": BLOCK_KEYS,
+        "PRODUCT": _product(index_q.dtype, layout),
+        "HAS_SCALE": layout.name == "fp8",
+        "WIDEN": interpreting(),
+        "num_warps": 4,
+        "num_stages": 3,
+        # which product fuses with which sum would differ from op to op: `_head_sum` says it
+        "enable_fp_fusion": False,
+    }
+
+
+def split_keys(stored: torch.Tensor, layout: IndexLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same bytes as codes and as fp32 scales; of an fp32 layout twice the fp32 values."""
+    scales = stored.view(torch.float32)
+    return (stored.view(torch.float8_e4m3fn), scales) if layout.name == "fp8" else (scales, scales)
+
+
+def tiles_per_program(rows: int, num_tiles: int) -> int:
+    """How many tiles of a row one program scores; more programs where there are few rows."""
+    return int(triton.cdiv(num_tiles, min(num_tiles, triton.cdiv(_PROGRAMS, rows))))
+
+
+def _product(dtype: torch.dtype, layout: IndexLayout) -> str:
+    if layout.name == "fp32" or dtype == torch.float32:
+        return "fp32"
+    return "bf16" if dtype == torch.bfloat16 else "fp8"
+
+
+@triton.jit
+def load_query(
+    query_ptr,
+    weights_ptr,
+    row,
+    HEADS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """One row's heads and weights, zeros in the padding; of an fp32 product only the pointers."""
+    head = tl.arange(0, PADDED_HEADS)
+    heads_ptr = query_ptr + (row.to(tl.int64) * HEADS + head) * 128
+    weights = tl.load(weights_ptr + row.to(tl.int64) * HEADS + head, mask=head < HEADS, other=0.0)
+    values_ptr = heads_ptr[:, None] + tl.arange(0, 128)[None, :]
+    if PRODUCT == "fp32":
+        query = heads_ptr
+    elif HEADS == PADDED_HEADS:
+        query = tl.load(values_ptr)
+    else:
+        query = tl.load(values_ptr, mask=(head < HEADS)[:, None], other=0.0)
+    return query, weights
+
+
+@triton.jit
+def load_page_keys(
+    codes_ptr,
+    scales_ptr,
+    page0,
+    page1,
+    ADJACENT: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Keys and scales of two pages; page1 is page0 + 1 where ADJACENT."""
+    key = tl.arange(0, BLOCK_KEYS)
+    # a page of codes ends in 64 fp32 scales: it is 64 * 132 codes or 64 * 33 scales long
+    page_values: tl.constexpr = 64 * 132 if HAS_SCALE else 64 * 128
+    within = (key % 64) * 128
+    if ADJACENT:  # the sum below is then the same for every tile, beside one scalar
+        first = page0.to(tl.int64) * page_values
+        keys_ptr = codes_ptr + first + (key // 64 * page_values + within)
+    else:
+        page = tl.where(key < 64, page0.to(tl.int64), page1.to(tl.int64))
+        keys_ptr = codes_ptr + (page * page_values + within)
+    keys = load_keys(keys_ptr, PRODUCT)
+    if HAS_SCALE:
+        if ADJACENT:
+            scale = key // 64 * (64 * 33) + 64 * 32 + key % 64
+            key_scale = tl.load(scales_ptr + page0.to(tl.int64) * (64 * 33) + scale)
+        else:
+            key_scale = tl.load(scales_ptr + (page * (64 * 33) + 64 * 32 + key % 64))
+    else:
+        key_scale = 1.0
+    return keys, key_scale
+
+
+@triton.jit
+def load_keys(keys_ptr, PRODUCT: tl.constexpr) -> tl.tensor:
+    """Values of the keys that start at `keys_ptr`; of an fp32 product only the pointers."""
+    if PRODUCT == "fp32":
+        keys = keys_ptr
+    else:
+        keys = tl.load(keys_ptr[:, None] + tl.arange(0, 128)[None, :])
+    return keys
+
+
+@triton.jit
+def score_tile(
+    keys,
+    key_scale,
+    query,
+    weights,
+    HEADS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    WIDEN: tl.constexpr,
+) -> tl.tensor:
+    """key_scale * sum_j weights[j] * relu(query[j] . key): [BLOCK_KEYS] fp32."""
+    if PRODUCT == "fp32":
+        dots = _fp32_dots(keys, query, HEADS, PADDED_HEADS, BLOCK_KEYS)
+    elif PRODUCT == "bf16":  # every e4m3 value is a bf16 value
+        if WIDEN:
+            dots = tl.dot(keys.to(tl.float32), tl.trans(query.to(tl.float32)))
+        else:
+            dots = tl.dot(keys.to(tl.bfloat16), tl.trans(query))
+    else:
+        dots = tl.dot(keys, tl.trans(query))
+    return _head_sum(tl.maximum(dots, 0.0), weights, PADDED_HEADS, BLOCK_KEYS) * key_scale
+
+
+@triton.jit
+def _head_sum(values, weights, PADDED_HEADS: tl.constexpr, BLOCK_KEYS: tl.constexpr):
+    """sum_j weights[j] * values[:, j]: four heads by fma, then a tree over the groups of four.
+
+    The four are j, j + 1, j + 8, j + 9, which lie in one thread of a wgmma or tcgen05 result.
+    """
+    v0, v1, v8, v9 = _quarters(values, BLOCK_KEYS, PADDED_HEADS)
+    w0, w1, w8, w9 = _quarters(weights[None, :], 1, PADDED_HEADS)
+    sums = tl.fma(v9, w9, tl.fma(v8, w8, tl.fma(v1, w1, v0 * w0)))
+    return tl.sum(tl.reshape(sums, [BLOCK_KEYS, PADDED_HEADS // 4]), axis=1)
+
+
+@triton.jit
+def _quarters(values, ROWS: tl.constexpr, PADDED_HEADS: tl.constexpr):
+    """Columns j, j + 1, j + 8 and j + 9 of [ROWS, PADDED_HEADS]: four [ROWS, heads / 16, 4]."""
+    eights = tl.reshape(values, [ROWS, PADDED_HEADS // 16, 2, 8])
+    low, high = tl.split(tl.permute(eights, (0, 1, 3, 2)))
+    v0, v1 = tl.split(tl.reshape(low, [ROWS, PADDED_HEADS // 16, 4, 2]))
+    v8, v9 = tl.split(tl.reshape(high, [ROWS, PADDED_HEADS // 16, 4, 2]))
+    return v0, v1, v8, v9
+
+
+@triton.jit
+def _fp32_dots(
+    keys_ptr,
+    heads_ptr,
+    HEADS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+):
+    """Dots of fp32 or widened values, 16 dimensions at a time: more would not fit the registers."""
+    real = (tl.arange(0, PADDED_HEADS) < HEADS)[:, None]
+    dots = tl.zeros([BLOCK_KEYS, PADDED_HEADS], dtype=tl.float32)
+    for start in range(0, 128, 16):
+        dim = start + tl.arange(0, 16)[None, :]
+        keys = tl.load(keys_ptr[:, None] + dim).to(tl.float32)
+        query = tl.load(heads_ptr[:, None] + dim, mask=real, other=0.0).to(tl.float32)
+        dots = tl.dot(keys, tl.trans(query), dots, input_precision="ieee")
+    return dots

@@ -1,0 +1,95 @@
+"""Exact top-k of each row's logits: ascending columns, ties to the lowest column."""
+
+import torch
+import triton
+import triton.language as tl
+
+from hisparse_kernels.gpu.select import best_columns, row_options
+
+_BLOCK_COLUMNS = 1024
+
+
+def topk_triton(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -> torch.Tensor:
+    """See `topk`. One program for each row."""
+    rows, num_columns = logits.shape
+    if out is None:
+        out = logits.new_empty((rows, k), dtype=torch.int32)
+    if rows:
+        options = row_options(num_columns)
+        _topk_kernel[(rows,)](logits, *logits.stride(), num_columns, k, out, **options)
+    return out
+
+
+def candidate_positions_triton(
+    columns: torch.Tensor,
+    block_ids: torch.Tensor,
+    block_tokens: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """See `candidate_positions`."""
+    rows, k = columns.shape
+    if out is None:
+        out = columns.new_empty(rows, k)
+    if columns.numel():
+        _positions_kernel[rows, triton.cdiv(k, _BLOCK_COLUMNS)](
+            columns,
+            *columns.stride(),
+            block_ids,
+            *block_ids.stride(),
+            out,
+            k,
+            block_tokens,
+            BLOCK=_BLOCK_COLUMNS,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+@triton.jit(do_not_specialize=["k"])  # 16-byte loads need the divisor of num_columns
+def _topk_kernel(
+    logits_ptr,
+    row_stride,
+    column_stride,
+    num_columns,
+    k,
+    out_ptr,
+    BLOCK: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    best_columns(
+        logits_ptr + row * row_stride,
+        column_stride,
+        num_columns,
+        -1,
+        k,
+        out_ptr + row * k,
+        False,
+        BLOCK,
+        ONE_BLOCK,
+    )
+
+
+@triton.jit
+def _positions_kernel(
+    columns_ptr,
+    columns_row_stride,
+    columns_stride,
+    ids_ptr,
+    ids_row_stride,
+    ids_stride,
+    out_ptr,
+    k,
+    block_tokens,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < k
+    columns_ptr += row * columns_row_stride
+    column = tl.load(columns_ptr + place * columns_stride, mask=inside, other=-1)
+    block_ptr = ids_ptr + row * ids_row_stride + column // block_tokens * ids_stride
+    block = tl.load(block_ptr, mask=column >= 0, other=0)
+    position = tl.where(column >= 0, block * block_tokens + column % block_tokens, -1)
+    tl.store(out_ptr + row * k + place, position, mask=inside)
