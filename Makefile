@@ -8,9 +8,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
 
 # The oldest Triton that we support, beside the one that PyTorch brings. Its interpreter cannot run
-# loops with bounds known at run time under NumPy 2.4.
+# loops with bounds known at run time under NumPy 2.4, and before that NumPy warns of it.
 OLD_TRITON := 3.6.0
 OLD_NUMPY := 2.4
+OLD_WARNING := -W "ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning"
 OLD := $(CURDIR)/.compat/triton-$(OLD_TRITON)
 
 export CARGO_BUILD_JOBS ?= $(JOBS)
@@ -20,8 +21,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 RUST_FILES := $(shell find rust \( -name tests -o -name benches \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-rust test-slow test-triton36 crosscompile
-.PHONY: crosscompile-triton36 lint format proto bench wheels clean
+.PHONY: help setup demo test test-python test-rust test-slow test-triton36 test-gpu sanitize
+.PHONY: crosscompile crosscompile-triton36 lint format proto bench wheels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,7 +57,17 @@ test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-triton36: $(OLD)/.stamp  ## the kernels in the interpreter of Triton 3.6, NumPy below 2.4
-	PYTHONPATH=$(OLD) $(BIN)/python -m pytest -m "not slow" tests/kernels $(ARGS)
+	PYTHONPATH=$(OLD) $(BIN)/python -m pytest -m "not slow" $(OLD_WARNING) tests/kernels $(ARGS)
+
+test-gpu: setup  ## what needs a GPU, the long ones too
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# Cases of an op's small sizes have `cuda` in their names; those of full sizes would take hours.
+sanitize: setup  ## the ops' small cases on a GPU under compute-sanitizer: memory, then races
+	for tool in memcheck racecheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(BIN)/python -m pytest -m gpu -k cuda tests/kernels/gpu $(ARGS) || exit 1; \
+	done
 
 crosscompile: setup  ## compile every kernel for sm_90 and sm_100, without a GPU, and check it
 	$(BIN)/python -m tools.crosscompile $(ARGS)
@@ -92,7 +103,7 @@ proto: setup  ## regenerate python/hisparse_sidecar/_proto from proto/
 	$(BIN)/python -m tools.generate_proto
 
 wheels: setup  ## build both wheels into dist/
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist kernels .
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./kernels .
 
 clean:  ## remove what was built, .venv and all
 	rm -rf $(VENV) .compat target dist
