@@ -140,7 +140,9 @@ def _append_kernel(
         # overwritten by the program of the sequence's last part.
         if is_head:
             dim = tl.arange(0, _DIM)
-            total = tl.load(open_ptr + dim, mask=pos % block_tokens != 0, other=0.0)
+            total = zeros
+            if pos % block_tokens != 0:
+                total = tl.load(open_ptr + dim)
             total = _sum_packed(total, rows_ptr, row, count, FP8)
             if closes:
                 _store_mean(pooled_ptr, pooled_row, total, block_tokens, FP8)
@@ -227,15 +229,16 @@ def _sum_rows(
     for start in range(0, count, _ROWS_AT_ONCE):
         for ahead in tl.static_range(_ROWS_AT_ONCE):
             row = start + ahead
+            held = row + 0 * dim < count  # a vector: the interpreter refuses to spread a scalar
             # The zeros of rows beyond the count change no bit: no sum is ever -0.
             if FP8:
                 codes_ptr = stored_ptr + (codes_at + row * CODES_STRIDE) * 4
-                codes = tl.load(codes_ptr + dim, mask=row < count, other=0)
+                codes = tl.load(codes_ptr + dim, mask=held, other=0)
                 scale_ptr = float_ptr + scale_at + row * SCALE_STRIDE
                 total += from_e4m3(codes) * tl.load(scale_ptr, mask=row < count, other=0.0)
             else:
                 key_ptr = float_ptr + codes_at + row * CODES_STRIDE
-                total += tl.load(key_ptr + dim, mask=row < count, other=0.0)
+                total += tl.load(key_ptr + dim, mask=held, other=0.0)
     return total
 
 

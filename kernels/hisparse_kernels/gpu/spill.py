@@ -21,7 +21,7 @@ def spill_triton(rows: torch.Tensor, dst_row_ids: torch.Tensor, host_rows: torch
         rows.contiguous(),
         dst_row_ids.contiguous(),
         host_rows,
-        num_rows * row_words,
+        num_rows,
         word,
         row_words,
         tile,
@@ -35,11 +35,12 @@ def _spill_kernel(
     rows_ptr,
     dst_ptr,
     host_ptr,
-    num_words,
+    num_rows,
     WORD: tl.constexpr,
     ROW_WORDS: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    num_words = num_rows * ROW_WORDS  # here, so that Triton sees that 16-byte accesses end with it
     word = tl.program_id(0) * TILE + tl.arange(0, TILE)
     row, column = word // ROW_WORDS, word % ROW_WORDS
     dst = tl.load(dst_ptr + row, mask=word < num_words, other=-1)  # int64

@@ -52,7 +52,7 @@ def _copy(
         page_table,
         plan.miss_item.contiguous(),
         plan.miss_dst.contiguous(),
-        plan.miss_count,
+        plan.miss_count.contiguous(),
         target,
         *page_table.stride(),
         page_table.shape[1],

@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from accuracy import assert_bits_equal
+from cases import PAGE_EDGES
+from hisparse_kernels.gpu.spill import spill_triton
+from hisparse_kernels.spill import spill_ref
+from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
+
+ROW_BYTES = pytest.mark.parametrize("row_bytes", [132, 528, 656, 1152, 2304])
+
+
+def random_rows(count: int, row_bytes: int, *, seed: int = 0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return torch.randint(0, 256, (count, row_bytes)).byte()
+
+
+@ROW_BYTES
+@pytest.mark.parametrize("count", [0, *PAGE_EDGES])
+def test_rows_arrive_where_the_reference_puts_them(row_bytes: int, count: int, device: str) -> None:
+    rows, expected = random_rows(count, row_bytes), random_rows(6 * 64, row_bytes, seed=1)
+    host, dst = expected.clone().to(device), torch.randperm(6 * 64)[:count]
+    dst[::7] = -1
+    spill_ref(rows, dst, expected)
+
+    spill_triton(rows.to(device), dst.to(device), host)
+
+    assert_bits_equal(host.cpu(), expected)
+
+
+@pytest.mark.parametrize("row_bytes", [1, 2, 3, 10])
+def test_rows_of_an_odd_number_of_bytes_are_copied(row_bytes: int, device: str) -> None:
+    rows, expected = random_rows(9, row_bytes), random_rows(64, row_bytes, seed=1)
+    host, dst = expected.clone().to(device), torch.randperm(64)[:9]
+    spill_ref(rows, dst, expected)
+
+    spill_triton(rows.to(device), dst.to(device), host)
+
+    assert_bits_equal(host.cpu(), expected)
+
+
+def test_strided_rows_and_slot_columns_are_copied(device: str) -> None:
+    rows, slots = random_rows(8, 656)[::2], torch.tensor([[5, 0], [-1, 0], [63, 0], [0, 0]])
+    expected = random_rows(64, 656, seed=1)
+    host = expected.clone().to(device)
+    spill_ref(rows, slots[:, 0], expected)
+
+    spill_triton(rows.to(device), slots.to(device)[:, 0], host)
+
+    assert_bits_equal(host.cpu(), expected)
+
+
+def test_padding_rows_alone_change_nothing(device: str) -> None:
+    host = random_rows(64, 656)
+
+    target = host.clone().to(device)
+    spill_triton(random_rows(3, 656).to(device), torch.full((3,), -1, device=device), target)
+
+    assert_bits_equal(target.cpu(), host)
+
+
+@pytest.mark.gpu
+@ROW_BYTES
+def test_rows_past_two_to_the_31_bytes_arrive(row_bytes: int) -> None:
+    num_rows = 2**31 // row_bytes + 65
+    host = torch.empty(num_rows, row_bytes, dtype=torch.uint8, device="cuda")
+    dst = torch.tensor([num_rows - 1, 0, num_rows - 64])
+    rows = random_rows(3, row_bytes)
+
+    spill_triton(rows.cuda(), dst.cuda(), host)
+
+    assert_bits_equal(host[dst.cuda()].cpu(), rows)
+
+
+@pytest.mark.gpu
+@ROW_BYTES
+def test_a_large_spill_is_the_same_in_every_run(row_bytes: int) -> None:
+    rows, dst = random_rows(4096, row_bytes), torch.randperm(100 * 64)[:4096]
+    dst[::5] = -1
+    before = random_rows(100 * 64, row_bytes, seed=1)
+    expected = before.clone()
+    spill_ref(rows, dst, expected)
+    rows, dst = rows.cuda(), dst.cuda()
+
+    for _ in range(20):
+        host = before.cuda()
+        spill_triton(rows, dst, host)
+        assert_bits_equal(host.cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_a_graph_spills_new_rows_to_new_places() -> None:
+    held = [random_rows(4, 656).cuda(), torch.tensor([3, -1, 7, 9]).cuda()]
+    wanted = [random_rows(4, 656, seed=2), torch.tensor([63, 2, -1, 0])]
+    expected = random_rows(64, 656, seed=1)
+    host = expected.cuda()
+
+    assert_allocates_nothing(lambda: spill_triton(*held, host))
+    replay(lambda: spill_triton(*held, host), [*held, host], [*wanted, expected])
+
+    spill_ref(*wanted, expected)
+    assert_bits_equal(host.cpu(), expected)
