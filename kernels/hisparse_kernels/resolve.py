@@ -80,8 +80,9 @@ def resolve(
         row_seq: [rows] int32, sequence of each row; -1 = padding row, which touches no state.
         state: slots of all sequences, changed in place.
         ranges: each sequence's part of `state`.
-        stamps: [2] int32, `stamp` and `protect_since`: the call's time, at least 0, and the first
-            stamp whose slots are not evicted. A tensor, so that a captured graph sees new ones.
+        stamps: [2] int32, `stamp` and `protect_since`: the call's time, from 0 to 2**31 - 2, and
+            the first stamp whose slots are not evicted. A tensor, so that a captured graph sees new
+            ones.
         plan: overwritten; the counts of a sequence without a row become 0.
         out: [rows, k] int32, overwritten: absolute slots, -1 where there is no item.
 
@@ -90,19 +91,24 @@ def resolve(
 
     Raises:
         ValueError: a sequence has too few victims, more misses than `plan` holds, or more slots
-            than the table's dtype can number; nothing was changed. On a GPU nothing is raised: such
-            a sequence keeps its state, its rows of `out` are -1, its `miss_count` is -1 and its
-            `item_count` 0; the other sequences are served.
+            than the table's dtype can number, or `stamp` is negative; nothing was changed. On a GPU
+            nothing is raised: such a sequence (with a negative `stamp`, each that has a row) keeps
+            its state, its rows of `out` are -1, its `miss_count` is -1 and its `item_count` 0; the
+            other sequences are served.
     """
     shapes = _check_state(state, ranges)
     shapes.check("items", items, "rows k", torch.int32)
-    shapes.check("row_seq", row_seq, "rows", torch.int32)
+    shapes.check_packed("row_seq", row_seq, "rows", torch.int32)
     shapes.check_packed("out", out, "rows k", torch.int32)
-    shapes.check("stamps", stamps, "2", torch.int32)
+    shapes.check_packed("stamps", stamps, "2", torch.int32)
     shapes.check_packed("miss_item", plan.miss_item, "num_seqs cap", torch.int32)
     shapes.check_packed("miss_dst", plan.miss_dst, "num_seqs cap", torch.int32)
     shapes.check_packed("miss_count", plan.miss_count, "num_seqs", torch.int32)
     shapes.check_packed("item_count", plan.item_count, "num_seqs", torch.int32)
+    if items.is_cuda:
+        from hisparse_kernels.gpu.resolve import resolve_triton
+
+        return resolve_triton(items, row_seq, state, ranges, stamps, plan, out)
     return resolve_ref(items, row_seq, state, ranges, stamps, plan, out)
 
 
@@ -149,7 +155,12 @@ def release_items(state: SlotState, ranges: SlotRanges, seq: int, first_item: in
     check_at_least("first_item", first_item, 0)
     check_at_least("seq", seq, 0)
     check_at_least("number of sequences", len(ranges.slot_base), seq + 1)
-    release_items_ref(state, ranges, seq, first_item)
+    if state.slot_item.is_cuda:
+        from hisparse_kernels.gpu.resolve import release_items_triton
+
+        release_items_triton(state, ranges, seq, first_item)
+    else:
+        release_items_ref(state, ranges, seq, first_item)
 
 
 def release_items_ref(state: SlotState, ranges: SlotRanges, seq: int, first_item: int) -> None:
@@ -218,7 +229,7 @@ def _check_state(state: SlotState, ranges: SlotRanges) -> Shapes:
     shapes.check_packed("slot_item", state.slot_item, "num_slots", torch.int32)
     shapes.check_packed("slot_stamp", state.slot_stamp, "num_slots", torch.int32)
     shapes.check_packed("slot_table", state.slot_table, "entries", torch.int16, torch.int32)
-    shapes.check("slot_base", ranges.slot_base, "num_seqs", torch.int64)
-    shapes.check("slot_count", ranges.slot_count, "num_seqs", torch.int64)
-    shapes.check("table_base", ranges.table_base, "num_seqs", torch.int64)
+    shapes.check_packed("slot_base", ranges.slot_base, "num_seqs", torch.int64)
+    shapes.check_packed("slot_count", ranges.slot_count, "num_seqs", torch.int64)
+    shapes.check_packed("table_base", ranges.table_base, "num_seqs", torch.int64)
     return shapes
