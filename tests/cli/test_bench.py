@@ -1,6 +1,7 @@
 """The benchmark harness: rows, files, suites, timing."""
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from cli.command import run_hisparse
 from hisparse_sidecar.cli import main
+from hisparse_sidecar.cli.bench import environment
 from hisparse_sidecar.cli.bench.environment import find_commit
 from hisparse_sidecar.cli.bench.rows import (
     COLUMNS,
@@ -19,7 +21,8 @@ from hisparse_sidecar.cli.bench.rows import (
     results_file,
     write_rows,
 )
-from hisparse_sidecar.cli.bench.suite import Suite, choose_suites, load_suites
+from hisparse_sidecar.cli.bench.run_suites import Results, draw_files, run_suites
+from hisparse_sidecar.cli.bench.suite import Suite, choose_suites, load_suites, runnable_suites
 from hisparse_sidecar.cli.bench.timing import Stopwatch, summarize
 
 ENVIRONMENT = Environment("cpu: A Fine CPU (2 cores)", "", "2.15.0", "3.9.0", "abc1234")
@@ -37,13 +40,38 @@ def _measure(stopwatch):
 
 SUITE = Suite("tiny", "does nothing", "cpu", _measure)
 '''
+GPU_SUITE_FILE = SUITE_FILE.replace('"tiny"', '"large"').replace('"cpu"', '"cuda"')
+CASES_SUITE_FILE = '''\
+"""A suite of two cases."""
+
+from hisparse_sidecar.cli.bench.rows import Measurement
+from hisparse_sidecar.cli.bench.suite import Suite
 
 
-def _suite(name: str) -> Suite:
+def _measure(stopwatch):
+    for case in ("copy 1", "copy 2"):
+        if stopwatch.wants(case):
+            yield Measurement(case, "runs", 1.0, "higher")
+
+
+SUITE = Suite("cases", "two cases", "cpu", _measure)
+'''
+
+
+def _suite(name: str, device: str = "cpu") -> Suite:
     def measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
         yield Measurement("a", "b", 1.0, "higher")
 
-    return Suite(name, "", "cpu", measure)
+    return Suite(name, "", device, measure)
+
+
+def _suites_folder(tmp_path: Path, **files: str) -> tuple[str, ...]:
+    """Options of `hisparse bench` for suites of that text, and for results beside them."""
+    folder = tmp_path / "suites"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / f"suite_{name}.py").write_text(text)
+    return "--suites-dir", str(folder), "--out", str(tmp_path / "out")
 
 
 def _row(case: str, ours: float, peer: str = "") -> Row:
@@ -134,15 +162,11 @@ def test_outside_of_a_repository_there_is_no_commit(tmp_path: Path) -> None:
 
 
 def test_bench_writes_the_rows_that_it_shows(tmp_path: Path) -> None:
-    suites, out = tmp_path / "suites", tmp_path / "out"
-    suites.mkdir()
-    (suites / "suite_tiny.py").write_text(SUITE_FILE)
-
-    options = ("--suites-dir", str(suites), "--out", str(out), "--runs", "4")
-    done = run_hisparse("bench", "tiny", "--json", *options)
+    options = _suites_folder(tmp_path, tiny=SUITE_FILE)
+    done = run_hisparse("bench", "tiny", "--json", "--runs", "4", *options)
 
     assert done.exit_code == 0, done.stderr
-    file = out / "tiny-cpu.csv"
+    file = tmp_path / "out" / "tiny-cpu.csv"
     assert done.json["files"] == [str(file)]
     with file.open(newline="") as lines:
         assert list(csv.DictReader(lines)) == done.json["rows"]
@@ -156,13 +180,114 @@ def test_bench_refuses_an_unknown_suite(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["bench", "speed"]) == 1
     written = capsys.readouterr()
     assert written.out == ""
-    assert "unknown suite speed; known suites: copy, core, demo, step" in written.err
+    assert "unknown suite speed; known suites: copy, core, demo, ops, step" in written.err
 
 
 def test_bench_lists_the_suites_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--list"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("copy", "core", "demo", "step"))
+    assert all(name in shown for name in ("copy", "core", "demo", "ops", "step"))
+
+
+def test_a_row_is_on_disk_before_the_next_one_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "s-cpu.csv"
+    write_rows(path, [_row("old", 1.0)])
+    seen: list[list[str]] = []
+
+    def measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
+        for case in ("a", "b"):
+            yield Measurement(case, "GB/s", 1.0, "higher")
+            seen.append([row.case for row in read_rows(path)])
+        raise KeyboardInterrupt
+
+    results = Results(tmp_path, replace=True, plot=False, checkout=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_suites([Suite("s", "", "cpu", measure)], Stopwatch(0, 1), results)
+    assert seen == [["a"], ["a", "b"]]
+
+
+def test_rows_name_the_commit_of_the_suites_wherever_they_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "find_commit", lambda checkout: f"of {checkout.name}")
+    results = Results(tmp_path, replace=False, plot=False, checkout=Path("benchmarks"))
+    (row,) = run_suites([_suite("s")], Stopwatch(0, 1), results).rows
+    assert row.commit == "of benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("cases", "run"), [("", ["copy 1", "copy 2"]), ("2$", ["copy 2"]), ("^opy", [])]
+)
+def test_cases_are_chosen_by_a_regular_expression(
+    cases: str, run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = _suites_folder(tmp_path, cases=CASES_SUITE_FILE)
+    assert main(["bench", "cases", "--json", "--cases", cases, *options]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["case"] for row in rows] == run
+
+
+def test_a_bad_regular_expression_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "core", "--cases", "("]) == 1
+    assert "'(' is no regular expression: missing )" in capsys.readouterr().err
+
+
+def test_suites_that_need_a_gpu_are_told_apart() -> None:
+    suites = [_suite("core"), _suite("ops", "cuda")]
+    assert runnable_suites(suites, has_gpu=True) == (suites, [])
+    assert runnable_suites(suites, has_gpu=False) == (suites[:1], ["ops"])
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_its_suites_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = _suites_folder(tmp_path, tiny=SUITE_FILE, large=GPU_SUITE_FILE)
+    assert main(["bench", "--json", *options]) == 0
+    written = capsys.readouterr()
+    assert {row["suite"] for row in json.loads(written.out)["rows"]} == {"tiny"}
+    assert "left out, no GPU found: large" in written.err
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_suite_that_is_asked_for_without_its_gpu_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = _suites_folder(tmp_path, large=GPU_SUITE_FILE)
+    assert main(["bench", "large", *options]) == 1
+    assert "the suite runs on a GPU: 0 found, 1 needed" in capsys.readouterr().err
+
+
+def test_draw_makes_an_image_of_a_file_and_measures_nothing(tmp_path: Path) -> None:
+    drawn: list[tuple[list[Row], Path]] = []
+    path = tmp_path / "s-nvidia.csv"
+    held = write_rows(path, [_row("a", 1.0)])
+
+    def measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
+        raise AssertionError("measured")
+
+    suite = Suite("s", "", "cuda", measure, plot=lambda rows, image: drawn.append((rows, image)))
+    report = draw_files({"s": suite}, [path])
+    assert drawn == [(held, tmp_path / "s-nvidia.png")]
+    assert (report.rows, report.files) == (held, [tmp_path / "s-nvidia.png"])
+    assert read_rows(path) == held
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"), [([], "0 rows to draw"), ([_row("a", 1.0)], "unknown suite s")]
+)
+def test_draw_refuses_a_file_without_rows_or_of_an_unknown_suite(
+    rows: list[Row], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s-cpu.csv"
+    write_rows(path, rows)
+    assert main(["bench", "--draw", str(path)]) == 1
+    assert reason in capsys.readouterr().err
 
 
 def test_a_plot_is_an_image_beside_the_file(tmp_path: Path) -> None:

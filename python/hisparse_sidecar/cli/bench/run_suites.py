@@ -1,6 +1,6 @@
 """Run suites, write their rows, and show them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from rich.table import Table
 
 from hisparse_sidecar.cli import output
 from hisparse_sidecar.cli.bench.environment import find_environment
-from hisparse_sidecar.cli.bench.plot import plot_rows
 from hisparse_sidecar.cli.bench.rows import (
     Measurement,
     Row,
     make_row,
+    read_rows,
     results_file,
     write_rows,
 )
-from hisparse_sidecar.cli.bench.suite import Suite
+from hisparse_sidecar.cli.bench.suite import Suite, choose_suites
 from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 _COLUMNS = ("case", "metric", "ours")
@@ -26,11 +26,19 @@ _WHOLE_FROM = 1000
 
 @dataclass(frozen=True)
 class Results:
-    """Where rows go: a folder, whether files start over, whether they are drawn."""
+    """Where rows go, and what they say of the code.
+
+    Attributes:
+        folder: of the CSV files.
+        replace: whether files start over.
+        plot: whether they are drawn.
+        checkout: folder in the repository whose commit the rows name.
+    """
 
     folder: Path
     replace: bool
     plot: bool
+    checkout: Path
 
 
 @dataclass(frozen=True)
@@ -72,23 +80,44 @@ class SuiteList:
 
 
 def run_suites(suites: Iterable[Suite], stopwatch: Stopwatch, results: Results) -> BenchReport:
-    """Measure suite after suite; each suite's rows are on disk before the next one starts."""
+    """Measure suite after suite. A row is on disk before the next one is measured.
+
+    So a suite that is interrupted, killed or crashes leaves the rows that it had.
+    """
     rows: list[Row] = []
     files: list[Path] = []
     for suite in suites:
-        environment = find_environment(suite.device, results.folder)
-        measured = [
-            make_row(suite.name, measurement, environment)
-            for measurement in _watch(suite, stopwatch)
-        ]
+        environment = find_environment(suite.device, results.checkout)
         path = results_file(results.folder, suite.name, environment.gpu)
-        held = write_rows(path, measured, replace=results.replace)
-        files.append(path)
+        held: list[Row] = []
+        for number, measurement in enumerate(_watch(suite, stopwatch)):
+            rows.append(make_row(suite.name, measurement, environment))
+            held = write_rows(path, rows[-1:], replace=results.replace and number == 0)
+        if held:
+            files.append(path)
         if results.plot:
             files.append(path.with_suffix(".png"))
-            plot_rows(held, files[-1])
-        rows += measured
+            suite.plot(held, files[-1])
     return BenchReport(rows, files)
+
+
+def draw_files(suites: Mapping[str, Suite], files: Iterable[Path]) -> BenchReport:
+    """Draw results files as PNGs beside them; measures nothing.
+
+    Raises:
+        ValueError: a file holds no rows, or rows of a suite that is not known.
+    """
+    rows: list[Row] = []
+    drawn: list[Path] = []
+    for path in files:
+        held = read_rows(path)
+        if not held:
+            raise ValueError(f"{path}: 0 rows to draw, at least 1 needed")
+        (suite,) = choose_suites(suites, [held[0].suite])
+        drawn.append(path.with_suffix(".png"))
+        suite.plot(held, drawn[-1])
+        rows += held
+    return BenchReport(rows, drawn)
 
 
 def _watch(suite: Suite, stopwatch: Stopwatch) -> Iterator[Measurement]:

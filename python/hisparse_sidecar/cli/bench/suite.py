@@ -5,11 +5,13 @@ file.
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hisparse_sidecar.cli.bench.rows import Measurement
+from hisparse_sidecar.cli.bench.plot import plot_rows
+from hisparse_sidecar.cli.bench.rows import Measurement, Row
 from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 
@@ -22,20 +24,25 @@ class Suite:
         summary: one line: what it measures, on what, beside which peers.
         device: "cpu" or "cuda": what its numbers were made on, whatever else the machine has.
         measure: yields measurements while it runs.
+        plot: draws the rows of its results file to a PNG.
     """
 
     name: str
     summary: str
     device: str
     measure: Callable[[Stopwatch], Iterator[Measurement]]
+    plot: Callable[[list[Row], Path], None] = plot_rows
 
 
 def load_suites(folder: Path) -> dict[str, Suite]:
-    """Suites of a folder, by name, sorted.
+    """Suites of a folder, by name, sorted. A suite may import the folder as a package.
 
     Raises:
         ValueError: a file defines no suite of its own name.
     """
+    parent = str(folder.resolve().parent)
+    if parent not in sys.path:
+        sys.path.insert(0, parent)
     suites = [_load_suite(path) for path in sorted(folder.glob("suite_*.py"))]
     return {suite.name: suite for suite in suites}
 
@@ -51,6 +58,12 @@ def choose_suites(suites: Mapping[str, Suite], names: list[str]) -> list[Suite]:
         known = ", ".join(sorted(suites)) or "none"
         raise ValueError(f"unknown suite {', '.join(unknown)}; known suites: {known}")
     return [suites[name] for name in names or sorted(suites)]
+
+
+def runnable_suites(suites: list[Suite], *, has_gpu: bool) -> tuple[list[Suite], list[str]]:
+    """Suites that can run here, and the names of those that need a GPU which is not there."""
+    left_out = [suite.name for suite in suites if suite.device == "cuda" and not has_gpu]
+    return [suite for suite in suites if suite.name not in left_out], left_out
 
 
 def _load_suite(path: Path) -> Suite:

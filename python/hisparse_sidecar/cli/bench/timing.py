@@ -1,6 +1,7 @@
 """Median and 99th percentile of warm runs."""
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +21,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Runs a function cold, then warm, and times the warm runs one by one."""
+    """Runs a function cold, then warm, and times the warm runs one by one.
+
+    Attributes:
+        num_warm_ups: untimed runs.
+        num_runs: timed runs.
+        cases: regular expression; of a suite with many cases only those that it finds are run.
+    """
 
     num_warm_ups: int
     num_runs: int
+    cases: str = ""
 
     def __post_init__(self) -> None:
         if self.num_warm_ups < 0 or self.num_runs < 1:
@@ -31,6 +39,14 @@ class Stopwatch:
                 f"{self.num_warm_ups} warm-ups and {self.num_runs} runs asked for, "
                 "at least 0 and 1 needed"
             )
+        try:
+            re.compile(self.cases)
+        except re.error as error:
+            raise ValueError(f"{self.cases!r} is no regular expression: {error}") from None
+
+    def wants(self, case: str) -> bool:
+        """Whether a case of that name is to be run."""
+        return re.search(self.cases, case) is not None
 
     def time(self, function: Callable[[], object]) -> Timing:
         """Time calls of `function`; on a GPU each call is waited for."""

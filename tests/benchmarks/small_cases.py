@@ -1,0 +1,85 @@
+"""Every kind of case of the suite `ops` at sizes for Triton's interpreter."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from benchmarks.ops import (
+    attention_cases,
+    copy_cases,
+    hot_buffers,
+    logits_cases,
+    pooled_cases,
+    refine_cases,
+    row_cases,
+    selection,
+    selection_cases,
+    swap_cases,
+    topk_cases,
+)
+from benchmarks.ops.case import Prepared
+from benchmarks.ops.inputs import BF16_ROWS, FP8_ROWS
+
+_SIZES: dict[ModuleType, dict[str, int]] = {
+    attention_cases: {"_TOPK": 512, "_CONTEXT": 2048, "_ROWS": 2, "_SPLIT_KEYS": 256},
+    copy_cases: {"TOPK": 32, "_CONTEXT": 512, "_WINDOW_BLOCKS": 4},
+    hot_buffers: {"TOPK": 32, "HOT_SLOTS": 64},
+    logits_cases: {"_ROWS": 6},
+    pooled_cases: {"_HEADS": 16, "_ROUTED": 4, "_CONTEXT": 128 * 64},
+    refine_cases: {"_PREFILL_ROWS": 6, "_KEPT": 4, "_CONTEXT": 1024},
+    row_cases: {"_HEADS": 4, "_POOL_PAGES": 8},
+    selection: {"HEADS": 16, "TOPK": 64, "KEPT": 4},
+    selection_cases: {"HEADS": 16, "TOPK": 64, "KEPT": 4, "_PREFILL_ROWS": 4},
+    swap_cases: {"TOPK": 32, "HOT_SLOTS": 64, "_CONTEXT": 512, "_STEPS": 3},
+    topk_cases: {"_TOPK": 32, "_KEPT": 4},
+}
+_BLOCKS = 64  # one page of pooled keys
+
+# what prepares each, of (peers, pinned pool)
+SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
+    "index_logits": lambda peers, pool: logits_cases._prefill(peers, 256, 16),
+    "paged_index_logits": lambda peers, pool: logits_cases._paged(peers, 2, 256, 16),
+    "refine_logits, prefill": lambda peers, pool: refine_cases._prefill(1024, 16),
+    "refine_logits, decode": lambda peers, pool: refine_cases._decode(2, 16),
+    "pack_kv_rows": lambda peers, pool: row_cases._pack_kv(5),
+    "unpack_kv_rows": lambda peers, pool: row_cases._unpack_kv(5),
+    "pack_index_rows": lambda peers, pool: row_cases._pack_index(5),
+    "unpack_index_rows": lambda peers, pool: row_cases._unpack_index(5),
+    "write_index_rows": lambda peers, pool: row_cases._write_index(5),
+    "read_index_rows": lambda peers, pool: row_cases._read_index(5),
+    "quantize_index_q": lambda peers, pool: row_cases._quantize(5),
+    "append_index_rows, decode": lambda peers, pool: pooled_cases._append(2, 2),
+    "append_index_rows, prefill": lambda peers, pool: pooled_cases._append(129, 1),
+    "rebuild_pooled_keys": lambda peers, pool: pooled_cases._rebuild(128),
+    "resum_open_blocks": lambda peers, pool: pooled_cases._resum(1),
+    "route_heads": lambda peers, pool: pooled_cases._route(2, 2),
+    "topk": lambda peers, pool: topk_cases._topk(peers, 3, 256, "ReLU"),
+    "block_topm": lambda peers, pool: topk_cases._block_topm(3, 64),
+    "candidate_positions": lambda peers, pool: topk_cases._candidate_positions(3),
+    "resolve + swap_in": lambda peers, pool: swap_cases._steps(peers, pool, 2, 5),
+    "resolve": lambda peers, pool: swap_cases._resolve(pool, 2, 5),
+    "release_items": lambda peers, pool: swap_cases._release(pool),
+    "swap_in": lambda peers, pool: copy_cases._swap_in(pool, 64),
+    "swap_in_blocks": lambda peers, pool: copy_cases._swap_in_blocks(pool, 2, 2),
+    "spill": lambda peers, pool: copy_cases._spill(pool, 70),
+    "sparse_mla, prefill": lambda peers, pool: attention_cases._prefill(
+        peers, 64, BF16_ROWS, "random"
+    ),
+    "sparse_mla, fp8": lambda peers, pool: attention_cases._prefill(
+        peers, 16, FP8_ROWS, "overlapping"
+    ),
+    "sparse_mla, decode": lambda peers, pool: attention_cases._decode(peers, 2, 16),
+    "selection, decode": lambda peers, pool: selection_cases._decode(peers, 2, _BLOCKS * 128),
+    "selection, prefill": lambda peers, pool: selection_cases._prefill(peers, _BLOCKS * 128),
+}
+
+
+def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the sizes for the time of one test; two sets of inputs for each case."""
+    for module, sizes in _SIZES.items():
+        for name, size in sizes.items():
+            monkeypatch.setattr(module, name, size)
+        if hasattr(module, "num_sets"):
+            monkeypatch.setattr(module, "num_sets", lambda bytes_each: 2)
