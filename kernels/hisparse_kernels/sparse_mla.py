@@ -66,18 +66,13 @@ def sparse_mla(
         shapes.check_packed("out", out[0], "rows heads latent_dim", query.dtype)
         shapes.check_packed("lse", out[1], "rows heads", torch.float32)
     _check_split(shapes, query, row_ids, layout, split_keys, workspace)
-    return sparse_mla_ref(
-        query,
-        kv_rows,
-        row_ids,
-        layout,
-        softmax_scale,
-        sink=sink,
-        valid_counts=valid_counts,
-        split_keys=split_keys,
-        out=out,
-        workspace=workspace,
-    )
+    args = query, kv_rows, row_ids, layout, softmax_scale
+    options = sink, valid_counts, split_keys, out, workspace
+    if query.is_cuda:
+        from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
+
+        return sparse_mla_triton(*args, *options)
+    return sparse_mla_ref(*args, *options)
 
 
 def split_workspace_size(

@@ -1,0 +1,185 @@
+"""Sparse attention in Triton: gather the listed rows tile by tile, online softmax, merge splits."""
+
+import torch
+import triton
+import triton.language as tl
+
+from hisparse_kernels.gpu.exact_mla import BLOCK_COLUMNS, attend_exactly_kernel
+from hisparse_kernels.gpu.merge_splits import merge_splits_kernel, store_results
+from hisparse_kernels.gpu.mla_tile import (
+    key_range,
+    key_rows,
+    load_codes,
+    load_query,
+    load_rope,
+    load_values,
+    softmax_step,
+    to_bf16,
+)
+from hisparse_kernels.layouts import KvLayout
+from hisparse_kernels.sparse_mla import split_workspace_size
+
+_LOG2_E = 1.4426950408889634
+_MAX_BLOCK_SPLITS = 64
+# Keys of one tile: below 64 heads, and with 64. The most that neither spill nor outgrow the shared
+# memory of sm_90 and sm_100, with the compilers of Triton 3.6 and 3.9.
+_BLOCK_K = {"fp8_ds_mla": (32, 64), "fp8": (32, 32), "bf16": (64, 32)}
+
+
+def sparse_mla_triton(
+    query: torch.Tensor,
+    kv_rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    layout: KvLayout,
+    softmax_scale: float,
+    sink: torch.Tensor | None = None,
+    valid_counts: torch.Tensor | None = None,
+    split_keys: int | None = None,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    workspace: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `sparse_mla`. One program for a row, a block of its heads, and a split of its keys."""
+    rows, heads, _ = query.shape
+    sink = None if sink is None else sink.contiguous()
+    topk = row_ids.shape[1]
+    if out is None:
+        lse = query.new_empty(rows, heads, dtype=torch.float32)
+        out = query.new_empty(rows, heads, layout.latent_dim), lse
+    if rows == 0 or heads == 0:
+        return out
+    split_keys = min(split_keys or topk, topk)
+    splits = triton.cdiv(topk, split_keys)
+    if splits == 1:
+        workspace = None
+    elif workspace is None:
+        size = split_workspace_size(rows, heads, topk, layout, split_keys)
+        workspace = query.new_empty(size, dtype=torch.float32)
+    parts = rows * heads * splits
+    most_at, total_at = parts * layout.latent_dim, parts * (layout.latent_dim + 1)
+    kernel, num_programs, tiles = _launch_of(query, layout)
+    kernel[(rows * num_programs, splits)](
+        query,
+        kv_rows,
+        row_ids.contiguous(),
+        None if valid_counts is None else valid_counts.contiguous(),
+        sink,
+        workspace,
+        most_at,
+        total_at,
+        *out,
+        heads,
+        topk,
+        split_keys,
+        *query.stride(),
+        kv_rows.stride(0),
+        softmax_scale * _LOG2_E,
+        LAYOUT=layout.name.removesuffix("_ds_mla"),
+        LATENT=layout.latent_dim,
+        ROPE=layout.rope_dim,
+        enable_fp_fusion=True,
+        **tiles,
+    )
+    if workspace is not None:
+        merge_splits_kernel[(rows * heads,)](
+            workspace,
+            most_at,
+            total_at,
+            sink,
+            *out,
+            heads,
+            splits,
+            LATENT=layout.latent_dim,
+            BLOCK_SPLITS=min(triton.next_power_of_2(splits), _MAX_BLOCK_SPLITS),
+            enable_fp_fusion=True,
+        )
+    return out
+
+
+def _launch_of(
+    query: torch.Tensor, layout: KvLayout
+) -> tuple[triton.JITFunction, int, dict[str, int]]:
+    """Kernel, its programs for one row and split, and its tiles: by dtype, layout and heads."""
+    heads = query.shape[1]
+    if query.dtype == torch.float32 or layout.name == "fp32":
+        head_blocks = triton.cdiv(heads, 16)
+        num_programs = head_blocks * (layout.latent_dim // BLOCK_COLUMNS)
+        return attend_exactly_kernel, num_programs, {"num_warps": 4, "num_stages": 1}
+    block_heads = min(max(triton.next_power_of_2(heads), 16), 64)
+    tiles = {"BLOCK_H": block_heads, "BLOCK_K": _BLOCK_K[layout.name][block_heads == 64]}
+    options = {"num_warps": 8, "num_stages": 3}  # 3: ids, then rows, then products
+    return _attend_kernel, triton.cdiv(heads, block_heads), tiles | options
+
+
+@triton.jit(do_not_specialize=["most_at", "total_at", "heads", "topk", "split_keys"])
+def _attend_kernel(
+    query_ptr,
+    kv_ptr,
+    ids_ptr,
+    counts_ptr,
+    sink_ptr,
+    workspace_ptr,
+    most_at,
+    total_at,
+    out_ptr,
+    lse_ptr,
+    heads,
+    topk,
+    split_keys,
+    query_row_stride,
+    query_head_stride,
+    query_dim_stride,
+    kv_row_stride,
+    scale_log2,
+    LAYOUT: tl.constexpr,
+    LATENT: tl.constexpr,
+    ROPE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program attends with a block of heads of one row to one split of its keys."""
+    head_blocks = tl.cdiv(heads, BLOCK_H)
+    row = (tl.program_id(0) // head_blocks).to(tl.int64)
+    split = tl.program_id(1)
+    head = tl.program_id(0) % head_blocks * BLOCK_H + tl.arange(0, BLOCK_H)
+    head_ptr = query_ptr + row * query_row_stride + head.to(tl.int64) * query_head_stride
+    latent_q = to_bf16(load_query(head_ptr, head < heads, query_dim_stride, 0, LATENT))
+    if ROPE > 0:
+        rope_q = to_bf16(load_query(head_ptr, head < heads, query_dim_stride, LATENT, ROPE))
+
+    row_ids_ptr = ids_ptr + row * topk
+    first, end = key_range(row_ids_ptr, counts_ptr, row, split, topk, split_keys)
+    most = tl.full([BLOCK_H], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_H], tl.float32)
+    sums = tl.zeros([BLOCK_H, LATENT], tl.float32)
+    # what the compiler moves out of this loop, it spills
+    # 64 heads fill the registers: what is moved out of their loop would spill
+    for start in tl.range(first, end, BLOCK_K, disable_licm=BLOCK_H == 64):
+        row_ptr, valid = key_rows(kv_ptr, row_ids_ptr, start, end, kv_row_stride, BLOCK_K)
+        if LAYOUT == "fp8":
+            latent = to_bf16(load_codes(row_ptr, valid, LATENT))
+        else:
+            latent = to_bf16(load_values(row_ptr, valid, 0, LATENT, tl.bfloat16))
+        dots = tl.dot(latent_q, tl.trans(latent))
+        if ROPE > 0:
+            rope = to_bf16(load_rope(row_ptr, valid, LAYOUT, LATENT, ROPE))
+            dots = tl.dot(rope_q, tl.trans(rope), dots)
+        logits = tl.where(valid[None, :], dots * scale_log2, float("-inf"))
+        weights, factor, most, total = softmax_step(logits, most, total)
+        sums = tl.dot(to_bf16(weights), latent, sums * factor[:, None])
+    store_results(
+        sums,
+        most,
+        total,
+        workspace_ptr,
+        most_at,
+        total_at,
+        sink_ptr,
+        out_ptr,
+        lse_ptr,
+        row,
+        split,
+        head,
+        heads,
+        tl.arange(0, LATENT),
+        LATENT,
+    )
