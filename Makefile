@@ -56,8 +56,9 @@ test-python: setup  ## pytest but for the long ones
 test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-triton36: $(OLD)/.stamp  ## the kernels in the interpreter of Triton 3.6, NumPy below 2.4
-	PYTHONPATH=$(OLD) $(BIN)/python -m pytest -m "not slow" $(OLD_WARNING) tests/kernels $(ARGS)
+test-triton36: $(OLD)/.stamp  ## what is interpreted, with Triton 3.6 and NumPy below 2.4
+	PYTHONPATH=$(OLD) $(BIN)/python -m pytest -m "not slow" $(OLD_WARNING) -k "gpu or interpreted" \
+	    tests/kernels tests/pipeline $(ARGS)
 
 test-gpu: setup  ## what needs a GPU, the long ones too
 	$(BIN)/python -m pytest -m gpu $(ARGS)

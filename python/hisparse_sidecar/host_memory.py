@@ -1,5 +1,7 @@
 """The host tier as tensors: views of the region that the core owns, one array for each layer."""
 
+import gc
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +9,7 @@ import torch
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import HostLayout, HostRegion
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.errors import HisparseError, WrongState
 from hisparse_sidecar.pinned_memory import CHUNK_BYTES, PinnedMemory
 
 
@@ -76,7 +79,8 @@ class HostMemory:
             self._pinned = PinnedMemory(self.region, device, chunk_bytes=pinned_chunk_bytes)
             self._arrays_of_ops = self._arrays(config, self._pinned.tensor)
         except BaseException:
-            self.close()
+            with suppress(HisparseError):  # the error's frames may hold views until it is handled
+                self.close()
             raise
 
     @property
@@ -124,6 +128,13 @@ class HostMemory:
         for arrays in (self._cpu, self._arrays_of_ops):
             arrays.clear()
         self._bytes = torch.empty(0, dtype=torch.uint8)
+        try:
+            self._give_back()
+        except WrongState:
+            gc.collect()  # garbage in a cycle may hold a view: Triton's interpreter leaves such
+            self._give_back()
+
+    def _give_back(self) -> None:
         if self._pinned is not None:
             self._pinned.close()
         self.region.close()

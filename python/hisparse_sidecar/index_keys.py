@@ -197,7 +197,8 @@ class LayerIndexKeys:
         items = torch.arange(tile.start, tile.stop, dtype=torch.int32, device=device)
         held = items * self.block_tokens < step.lengths[:, None]
         asked = torch.zeros(len(step.sequences) + 1, dtype=torch.bool, device=device)
-        asked[query.row_seq.long()] = True  # padding rows ask for the last entry, of no sequence
+        # -1 of a padding row asks for the last entry, of no sequence; index_put would wait
+        asked.index_fill_(0, (query.row_seq % asked.numel()).long(), True)
         items = torch.where(held & asked[:-1, None], items, -1)
         traffic = self._traffic
         counted = traffic.blocks if step.kind == "decode" else traffic.prefill_blocks

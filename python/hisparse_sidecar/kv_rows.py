@@ -98,7 +98,7 @@ class LayerKvRows:
     def _stage(self, number: int, positions: torch.Tensor) -> None:
         """Copies the rows at ascending `positions` to the first rows of the stage."""
         stage = self._tiers.device.stage
-        count = torch.tensor([positions.numel()], dtype=torch.int32, device=stage.device)
+        count = torch.full((1,), positions.numel(), dtype=torch.int32, device=stage.device)
         targets = torch.arange(positions.numel(), dtype=torch.int32, device=stage.device)
         plan = MissPlan(positions[None], targets[None], count, count)
         page_table = self._step.page_table[number : number + 1]

@@ -10,6 +10,7 @@ tensors by indexing or arithmetic, never with `copy_` or `clone` of more than on
 """
 
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -49,10 +50,14 @@ class PinnedMemory:
                 for start in range(0, region.num_bytes, chunk_bytes):
                     num_bytes = min(chunk_bytes, region.num_bytes - start)
                     self._register(region.address + start, num_bytes)
-            self._tensor, self._exported = _tensor_of(region, device)
+            self._tensor, exported = _tensor_of(region, device)
         except BaseException:
-            self._unregister()
+            _unregister(self.chunks, device)
             raise
+        self._exported = weakref.ref(exported)
+        # Also without a close: the last view's end undoes what else would outlive the mapping, and
+        # would make CUDA refuse the next region at the same address.
+        weakref.finalize(exported, _unregister, self.chunks, device).atexit = False
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -72,7 +77,6 @@ class PinnedMemory:
         if self._exported() is not None:
             held = f"{len(self.chunks)} chunks are registered"
             raise WrongState(f"a device tensor of the host memory is still held, {held}")
-        self._unregister()
 
     def synchronize(self) -> None:
         """Waits for everything that the device was asked to do."""
@@ -89,12 +93,6 @@ class PinnedMemory:
             )
         self.chunks.append((address, num_bytes))
 
-    def _unregister(self) -> None:
-        cudart: Any = torch.cuda.cudart()
-        with torch.cuda.device(self._device):
-            while self.chunks:
-                cudart.cudaHostUnregister(self.chunks.pop()[0])
-
 
 class _DeviceBytes:
     """What torch.as_tensor takes: the region's bytes, with its memory view to keep them mapped."""
@@ -109,10 +107,20 @@ class _DeviceBytes:
         }
 
 
+def _unregister(chunks: list[tuple[int, int]], device: torch.device) -> None:
+    """Waits for the device, then undoes the registrations and forgets them."""
+    cudart: Any = torch.cuda.cudart()
+    with torch.cuda.device(device):
+        with suppress(RuntimeError):  # of a device that is lost: nothing will write any more
+            torch.cuda.synchronize(device)
+        while chunks:
+            cudart.cudaHostUnregister(chunks.pop()[0])
+
+
 def _tensor_of(
     region: HostRegion, device: torch.device
-) -> tuple[torch.Tensor | None, "weakref.ref[_DeviceBytes]"]:
-    """The tensor, and a reference that is dead once the last view of it is gone."""
+) -> tuple[torch.Tensor | None, _DeviceBytes]:
+    """The tensor, and what lives as long as the last view of it."""
     exported = _DeviceBytes(region)
     try:
         tensor = torch.as_tensor(exported, device=device)
@@ -123,7 +131,7 @@ def _tensor_of(
     if tensor.device != device or tensor.data_ptr() != region.address:
         found = f"{tensor.device} at {tensor.data_ptr():#x}"
         raise RegionError(f"the host memory became {found}, need {device} at {region.address:#x}")
-    return tensor, weakref.ref(exported)
+    return tensor, exported
 
 
 def _forget_cuda_error(device: torch.device) -> None:

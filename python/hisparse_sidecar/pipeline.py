@@ -26,8 +26,9 @@ class LayerPipeline:
     def run_layer(self, step: Step, layer: int, inputs: LayerInputs) -> LayerOutputs:
         """Appends the rows of `layer`, selects, brings the selected rows in, attends, spills.
 
-        On CUDA a decode step without given positions never waits for the device: whether the index
-        inputs are finite, and what moved, is looked at when the step ends (`StepWatch`).
+        On CUDA, with the Triton backend and inputs that are there, a decode step without given
+        positions never waits for the device: whether the index inputs are finite, and what moved,
+        is looked at when the step ends (`StepWatch`).
 
         Raises:
             InvalidArgument: a shape, dtype or position does not fit; nothing has changed.

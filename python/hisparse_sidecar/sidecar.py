@@ -214,8 +214,8 @@ class Sidecar:
 
         Raises:
             WrongState: no step is open, or a layer has not run; the step stays open.
-            InvalidArgument: on CUDA, an index input was not finite, and says which. The step stays
-                open, and only `abort_step` is legal.
+            InvalidArgument: on CUDA, an index input was not finite, and says which; then only
+                `abort_step` is legal. So it is where a WrongState says to abort the step.
         """
         step = self._open_step("commit")
         num_layers, done = self.config.model.num_layers, len(step.layers_done)
@@ -347,4 +347,8 @@ class Sidecar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except WrongState:
+            if error is None:  # else its frames hold tensors until it is handled: let it through
+                raise

@@ -102,9 +102,9 @@ def _count(one: _Resolved, numbers: list[int]) -> HisparseError | None:
         one.traffic.bytes_in += moved * one.item_bytes
     if min(misses, default=0) >= 0:
         return None
-    number = misses.index(-1)
-    asked = f"sequence {number} of the step asked for {items[number]} {one.what}"
-    return WrongState(f"{asked}, and too few may be evicted: abort the step")
+    # how many it asked for is not known: a refused resolve counts 0 items
+    refused = f"sequence {misses.index(-1)} of the step got none of the {one.what} it asked for"
+    return WrongState(f"{refused}, too few of its slots may be evicted: abort the step")
 
 
 def _not_finite(inputs: list[tuple[int, str]], found: list[int]) -> HisparseError | None:

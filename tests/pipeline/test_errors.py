@@ -65,6 +65,7 @@ def test_bad_layer_inputs_are_refused_and_change_nothing(name: str) -> None:
         sidecar.check_integrity()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("layer", [-1, 3])
 def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
     config = small_config()
@@ -83,6 +84,7 @@ def test_a_shared_layer_refuses_a_selection_of_its_own() -> None:
             sidecar.run_layer(1, random_rows(config, 0, 1, 1))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("positions", "message"),
     [([0, 5], r"is 5, row 0 may see 0..3"), ([2, 1], r"\[2, 1\]"), ([-1, 1], r"\[-1, 1\]")],
@@ -167,6 +169,7 @@ def test_step_rows_are_checked_and_appended_together_or_not_at_all() -> None:
         run_step(sidecar, [Rows(one, 1, 2)], "decode")
 
 
+@pytest.mark.cpu_only  # on CUDA the end of the step finds it: test_cuda.py
 @pytest.mark.parametrize("name", ["index_q", "index_weights", "index_k"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_index_inputs_without_a_rank_are_refused(name: str, value: float) -> None:
@@ -189,6 +192,7 @@ def test_candidates_beyond_the_sequence_are_all_of_it() -> None:
     assert_same_bits(*outputs)
 
 
+@pytest.mark.interpreted
 def test_a_closed_sidecar_refuses_every_call_but_close() -> None:
     sidecar = Sidecar(small_config())
     sequence = sidecar.open(4, 0)
@@ -200,6 +204,7 @@ def test_a_closed_sidecar_refuses_every_call_but_close() -> None:
             call()
 
 
+@pytest.mark.interpreted
 def test_a_tensor_of_the_host_tier_keeps_it_until_it_is_let_go() -> None:
     sidecar = Sidecar(small_config())
     held = sidecar.host.kv_rows[0]
@@ -207,6 +212,22 @@ def test_a_tensor_of_the_host_tier_keeps_it_until_it_is_let_go() -> None:
         sidecar.close()
     del held
     sidecar.close()
+
+
+def test_an_error_is_not_hidden_by_the_tensors_that_its_frames_hold() -> None:
+    sidecars = []
+
+    def fail() -> None:
+        with Sidecar(small_config()) as sidecar:
+            sidecars.append(sidecar)
+            held = sidecar.host.kv_rows[0]
+            raise ZeroDivisionError(held.shape)
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    sidecars[0].close()
+    with pytest.raises(WrongState):
+        _ = sidecars[0].host.region.address
 
 
 def test_a_fork_of_a_long_sequence_needs_no_more_host_pages() -> None:
@@ -217,6 +238,7 @@ def test_a_fork_of_a_long_sequence_needs_no_more_host_pages() -> None:
         sidecar.check_integrity()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -258,6 +280,7 @@ def test_a_sequence_that_cannot_work_is_not_opened(
         sidecar.open(10, 1)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("anchor_of", "message"),
     [((0,), "1 entries for 2"), ((0, 5), "layer 1 selects with layer 5"), ((1, 1), "layer 0")],

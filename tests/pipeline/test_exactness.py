@@ -11,6 +11,7 @@ from tests.pipeline.world import (
     PlainDsa,
     Rows,
     assert_same_bits,
+    on_cpu,
     pack_rows,
     prefill,
     random_rows,
@@ -153,7 +154,7 @@ def test_padding_rows_change_nothing_and_give_nothing() -> None:
                 parts = [random_rows(config, layer, 1, 2)]
                 if padded_rows:
                     parts.append(random_rows(config, layer, padded_rows - 1, 77))
-                outputs.append(sidecar.run_layer(layer, pack_rows(parts)))
+                outputs.append(on_cpu(sidecar.run_layer(layer, pack_rows(parts))))
             sidecar.commit_step()
             sidecar.check_integrity()
             return outputs

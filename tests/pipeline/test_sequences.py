@@ -12,6 +12,7 @@ from tests.pipeline.world import (
     PlainDsa,
     Rows,
     assert_same_bits,
+    on_cpu,
     prefill,
     random_rows,
     run_step,
@@ -142,7 +143,8 @@ def test_given_positions_are_attended_to() -> None:
         for layer in range(3):
             rows = random_rows(config, layer, 200, 1)
             topk = wanted[layer].topk_indices if config.model.is_anchor(layer) else None
-            found.append(given.run_layer(layer, type(rows)(rows.query, rows.kv, topk_indices=topk)))
+            given_rows = type(rows)(rows.query, rows.kv, topk_indices=topk)
+            found.append(on_cpu(given.run_layer(layer, given_rows)))
         given.commit_step()
         assert_same_bits(found, wanted)
 
@@ -180,6 +182,7 @@ def test_traffic_counts_what_moved() -> None:
         assert held.hot_buffer == 101 * 656 * 3
 
 
+@pytest.mark.interpreted
 def test_steps_are_ended_before_the_next_begins() -> None:
     config = small_config()
     with Sidecar(config) as sidecar:

@@ -12,6 +12,16 @@ from hisparse_kernels.kv_rows import pack_kv_rows, unpack_kv_rows
 from hisparse_sidecar import LayerInputs, LayerOutputs, ModelShape, Sidecar, SidecarConfig
 from hisparse_sidecar.config import SelectionConfig
 
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test's sidecar runs, and with which ops."""
+
+    device: str
+    backend: str
+
+
+PLACE = Place("cpu", "reference")
 HEADS, INDEX_HEADS, TOPK = 3, 4, 48
 FLAT = SelectionConfig("flat")
 HISA = SelectionConfig("hisa", num_kept_blocks=4)
@@ -22,6 +32,8 @@ def small_config(**changes: object) -> SidecarConfig:
     model = ModelShape(3, (0, 0, 2), INDEX_HEADS, TOPK, 0.07)
     settings: dict[str, object] = {
         "model": model,
+        "device": PLACE.device,
+        "backend": PLACE.backend,
         "host_pages": 64,
         "max_sequences": 4,
         "hot_slots": 64,
@@ -68,14 +80,19 @@ class Rows:
 
 
 def run_step(sidecar: Sidecar, rows: list[Rows], kind: str, **options: int) -> list[LayerOutputs]:
-    """One committed step of random rows through every layer."""
+    """One committed step of random rows through every layer; the outputs come to the CPU."""
     sidecar.begin_step([(part.sequence, part.count) for part in rows], kind, **options)  # type: ignore[arg-type]
     outputs = []
     for layer in range(sidecar.config.model.num_layers):
         made = [random_rows(sidecar.config, layer, part.count, part.seed) for part in rows]
-        outputs.append(sidecar.run_layer(layer, pack_rows(made)))
+        outputs.append(on_cpu(sidecar.run_layer(layer, pack_rows(made))))
     sidecar.commit_step()
     return outputs
+
+
+def on_cpu(outputs: LayerOutputs) -> LayerOutputs:
+    """The same outputs as CPU tensors."""
+    return LayerOutputs(**{name: tensor.cpu() for name, tensor in vars(outputs).items()})
 
 
 def prefill(sidecar: Sidecar, sequence: int, length: int, seed: int) -> list[LayerOutputs]:
