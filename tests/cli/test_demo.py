@@ -29,9 +29,19 @@ RUN_KEYS = {
 SMALL = ("--prompt-tokens", "1500", "--window-blocks", "8", "--hot-slots", "520")
 
 
+BACKENDS = {"cpu": "reference", "cuda": "triton"}
+# Hopper's tensor cores sum e4m3 products in 14 bits: a few near-ties go the other way
+LEAST_RECALL = {"cpu": 1.0, "cuda": 0.99}
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def finished() -> Finished:
-    return run_hisparse("demo", "--json", *SMALL, timeout_seconds=300)
+def finished(device: str) -> Finished:
+    return run_hisparse("demo", "--json", *SMALL, "--device", device, timeout_seconds=300)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +49,14 @@ def found(finished: Finished) -> Any:
     return finished.json
 
 
-def test_the_demo_succeeds_and_writes_one_object(finished: Finished, found: Any) -> None:
+def test_the_demo_succeeds_and_writes_one_object(
+    finished: Finished, found: Any, device: str
+) -> None:
     assert finished.exit_code == 0, finished.stderr
     assert {"prompt_tokens", "backend", "plain_device_bytes_per_token"} <= set(found)
     assert found["prompt_tokens"] == 1500
-    assert found["backend"] == "reference"
+    assert found["backend"] == BACKENDS[device]
+    assert found["device"].split()[0] == device
     for run in ("flat", "hisa"):
         assert set(found[run]) >= RUN_KEYS
 
@@ -70,13 +83,15 @@ def test_the_plain_bytes_are_those_of_the_rows(found: Any) -> None:
     assert found["plain_device_bytes_per_token"] == 4 * (656 + 132)
 
 
-def test_flat_selects_what_a_flat_selection_of_its_own_state_selects(found: Any) -> None:
-    assert found["flat"]["recall_mean"] == 1.0
+def test_flat_selects_what_a_flat_selection_of_its_own_state_selects(
+    found: Any, device: str
+) -> None:
+    assert LEAST_RECALL[device] <= found["flat"]["recall_mean"] <= 1.0
     assert set(found["flat"]["recall_per_layer"]) == {"0", "1", "2", "3"}
 
 
-def test_hisa_is_exact_where_it_keeps_every_block(found: Any) -> None:
-    assert found["hisa"]["recall_mean"] == 1.0
+def test_hisa_is_exact_where_it_keeps_every_block(found: Any, device: str) -> None:
+    assert LEAST_RECALL[device] <= found["hisa"]["recall_mean"] <= 1.0
     assert found["hisa"]["tokens_equal_fraction"] == 1.0
 
 
@@ -106,6 +121,7 @@ def test_a_wrong_selection_fails_the_demo(monkeypatch: pytest.MonkeyPatch) -> No
         text=find_beside("examples/text"),
         prompt_tokens=1500,
         new_tokens=8,
+        device="cpu",
     )
     # 8 of 25 blocks, and every token of them: most of the flat selection is lost
     wrong = SelectionConfig("hisa", num_kept_blocks=8)
@@ -146,3 +162,22 @@ def test_what_cannot_run_is_refused_before_anything_runs(
     written = capsys.readouterr()
     assert written.out == ""
     assert message in written.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "gpu"], "device is 'gpu', must be cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "device is 'cuda:99', torch"),
+        (["--backend", "cuda"], "backend is 'cuda', must be one of auto, reference, triton"),
+    ],
+)
+def test_a_device_or_backend_that_is_not_there_is_refused_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--json", *arguments]) == 1
+    written = capsys.readouterr()
+    assert written.out == ""
+    said = written.err.strip()
+    assert said.startswith(f"hisparse demo: {message}")
+    assert "\n" not in said

@@ -75,6 +75,27 @@ def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     assert "key model is missing" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "cuda:99"], "device is 'cuda:99', torch"),
+        (["--device", "gpu"], "device is 'gpu', must be cpu, cuda or cuda:N"),
+        (["--backend", "cuda"], "backend is 'cuda', must be one of auto, reference, triton"),
+    ],
+)
+def test_a_device_or_backend_that_is_not_there_is_refused(
+    flags: list[str], message: str, tmp_path: Path
+) -> None:
+    socket = tmp_path / "s.sock"
+    where = ["--socket", str(socket), "--model-dir", str(find_beside("models/tiny-dsa"))]
+    sizes = ["--host-pages", "8", "--block-tokens", "64"]
+    done = run_hisparse("serve", *where, *sizes, *flags)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"hisparse serve: {message}")
+    assert done.stderr.count("\n") == 1
+    assert not socket.exists()
+
+
 def _await(path: Path, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():

@@ -1,6 +1,7 @@
 """The models that engine tests run: the trained one, and small random ones of both classes."""
 
 import functools
+import inspect
 from pathlib import Path
 
 import torch
@@ -14,6 +15,12 @@ from transformers import (
 
 ROOT = Path(__file__).parents[2]
 TINY_DSA = ROOT / "models" / "tiny-dsa"
+# what transformers' own `generate` calls the cache: newer and older versions differ
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(DeepseekV32ForCausalLM.forward).parameters
+)
 TEXT = ROOT / "examples" / "text" / "opticks.txt"
 
 # as in the large models where the row layouts ask for it, small everywhere else

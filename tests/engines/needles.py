@@ -4,14 +4,19 @@ A fork shares the host pages and nothing of the device tier, so what it reads co
 pool: where a test spoils stored bytes, the fork must notice.
 """
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from hisparse_sidecar import LocalSession, SelectionConfig
 from hisparse_sidecar.cli.demo.prompt import Prompt, build_prompt
-from hisparse_sidecar.engines.transformers import Attachment, SidecarCache
-from tests.engines.models import TEXT, tokenizer
+from hisparse_sidecar.engines.transformers import Attachment, SidecarCache, attach
+from hisparse_sidecar.engines.transformers.family import device_of
+from tests.engines.models import TEXT, tiny_dsa, tokenizer
+from tests.engines.sidecars import QUANTISED, Room, local_session
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class AskedPrompt:
         with SidecarCache(session, [child], [length]) as cache:
             token, logits, selected = self.prompt.token_ids[-1], [], []
             for _ in range(digits):
-                step = self.attached.model(torch.tensor([[token]]), past_key_values=cache)
+                ids = torch.tensor([[token]], device=device_of(self.attached.model))
+                step = self.attached.model(ids, past_key_values=cache)
                 selected = selected or [self.watched[layer] for layer in sorted(self.watched)]
                 logits.append(step.logits[0, 0])
                 token = int(logits[-1].argmax())
@@ -85,6 +91,25 @@ def prefill(
     """Prefills all but the last token, in chunks of 512."""
     length = len(prompt.token_ids) - 1
     cache = attached.open(length, 1, selection=selection)
-    for ids in torch.tensor([prompt.token_ids[:-1]]).split(512, dim=1):
+    ids_of_prompt = torch.tensor([prompt.token_ids[:-1]], device=device_of(attached.model))
+    for ids in ids_of_prompt.split(512, dim=1):
         attached.model(ids, past_key_values=cache, logits_to_keep=1)
     return AskedPrompt(attached, cache, prompt, watched)
+
+
+@contextmanager
+def asked(
+    num_tokens: int, selection: SelectionConfig, seed: int = 0, device: str = "cpu"
+) -> Iterator[AskedPrompt]:
+    """A needle prompt, prefilled with the model and the device tier on `device`."""
+    room = Room(num_tokens + 64, sequences=2, layouts=QUANTISED, hot_slots=512, device=device)
+    watched: dict[int, torch.Tensor] = {}
+
+    def watch(layer, _, outputs):
+        watched[layer] = outputs.topk_indices[-1]
+
+    model = copy.deepcopy(tiny_dsa()).to(device)
+    with local_session(model, room) as session, attach(model, session, on_layer=watch) as attached:
+        question = prefill(attached, watched, needle_prompt(num_tokens, seed), selection)
+        yield question
+        session.close()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hisparse_sidecar import LocalSession, SelectionConfig, Sidecar, SidecarConfig
+from hisparse_sidecar.config import Backend
 from hisparse_sidecar.engines.transformers import model_shape
 
 FLAT = SelectionConfig("flat")
@@ -21,6 +22,8 @@ class Room:
         layouts: of KV rows and of index rows.
         hot_slots: KV rows on the device; None = 2 * topk.
         window_blocks: 64-token blocks of index keys on the device.
+        device: where the device tier is.
+        backend: as in `SidecarConfig`.
     """
 
     tokens: int
@@ -28,6 +31,8 @@ class Room:
     layouts: tuple[str, str] = FP32
     hot_slots: int | None = None
     window_blocks: int = 8
+    device: str = "cpu"
+    backend: Backend = "auto"
 
 
 def sidecar_config(model, room: Room) -> SidecarConfig:
@@ -41,6 +46,8 @@ def sidecar_config(model, room: Room) -> SidecarConfig:
         hot_slots=room.hot_slots,
         window_blocks=room.window_blocks,
         stage_rows=65536,
+        device=room.device,
+        backend=room.backend,
         block_tokens=64,
         selection=FLAT,
     )

@@ -12,7 +12,7 @@ from hisparse_sidecar.engines.transformers import (
 )
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from tests.engines.dense_session import DenseSession
-from tests.engines.models import MODELS, deepseek_model, glm_shared_model, token_ids
+from tests.engines.models import CACHE, MODELS, deepseek_model, glm_shared_model, token_ids
 from tests.oracle.selections import SelectionRecord
 from tests.oracle.stock import stock_logits
 
@@ -51,6 +51,15 @@ def test_attached_logits_equal_the_stock_models_in_chunks_and_steps(model, sessi
     assert_stock_logits(model, ids, found[0], record.of())
 
 
+def test_the_cache_goes_by_the_old_and_the_new_name(model, session):
+    ids, found = token_ids(model, 20), []
+    for name in ("cache", "past_key_values"):
+        with attach(model, session) as attached, attached.open(20, 0) as cache:
+            found.append(model(ids, **{name: cache}).logits)
+            assert cache.get_seq_length() == 20
+    assert torch.equal(found[0], found[1])
+
+
 def test_transformers_generate_gives_the_stock_models_tokens(model, session):
     ids = token_ids(model, 150)
     options = {"max_new_tokens": 12, "do_sample": False}
@@ -58,9 +67,7 @@ def test_transformers_generate_gives_the_stock_models_tokens(model, session):
     with attach(model, session) as attached:
         for chunk in (None, 64):
             with attached.open(150, 12) as cache:
-                found = model.generate(
-                    ids, past_key_values=cache, prefill_chunk_size=chunk, **options
-                )
+                found = model.generate(ids, prefill_chunk_size=chunk, **{CACHE: cache}, **options)
             assert found.tolist() == expected.tolist()
 
 
@@ -226,6 +233,11 @@ class TestRefusals:
         with pytest.raises(InvalidArgument, match="DynamicCache, an attached"):
             attached.model.generate(token_ids(attached.model, 9), max_new_tokens=2)
 
+    def test_two_caches_are_refused(self, attached):
+        with attached.open(9, 0) as cache:
+            arguments = {"input_ids": token_ids(attached.model, 9), "past_key_values": cache}
+            self.refused(attached, "cache and past_key_values, needs one", cache=cache, **arguments)
+
     def test_a_cache_of_another_session_is_refused(self, attached, model):
         cache = SidecarCache.open(DenseSession(model_shape(model.config)), 9, 0)
         ids = token_ids(model, 9)
@@ -266,10 +278,9 @@ class TestRefusals:
             assert cache.get_seq_length() == 0
 
     def test_beam_search_is_refused(self, attached):
+        ids, options = token_ids(attached.model, 9), {"num_beams": 2, "max_new_tokens": 4}
         with attached.open(9, 4, batch_size=2) as cache, pytest.raises(InvalidArgument):
-            attached.model.generate(
-                token_ids(attached.model, 9), past_key_values=cache, num_beams=2, max_new_tokens=4
-            )
+            attached.model.generate(ids, **{CACHE: cache}, **options)
 
     def test_an_attached_model_is_not_attached_again(self, attached, model, session):
         forward = model.__dict__["forward"]

@@ -1,6 +1,5 @@
 """Needles: found through the offloaded tiers, lost or changed when a stored byte is wrong."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,29 +7,12 @@ import pytest
 import torch
 
 from hisparse_sidecar import SelectionConfig
-from hisparse_sidecar.engines.transformers import attach
-from tests.engines.models import tiny_dsa
-from tests.engines.needles import AskedPrompt, needle_prompt, prefill
-from tests.engines.sidecars import FLAT, QUANTISED, Room, local_session
+from tests.engines.needles import AskedPrompt, asked
+from tests.engines.sidecars import FLAT
 
 HISA = SelectionConfig("hisa", num_kept_blocks=32)  # of 64 tokens: four times topk
 TOKENS = 1500
 LAST_LAYERS = (2, 3)  # the layers that look far back
-
-
-@contextmanager
-def asked(num_tokens: int, selection: SelectionConfig, seed: int = 0) -> Iterator[AskedPrompt]:
-    room = Room(num_tokens + 64, sequences=2, layouts=QUANTISED, hot_slots=512)
-    watched: dict[int, torch.Tensor] = {}
-
-    def watch(layer, _, outputs):
-        watched[layer] = outputs.topk_indices[-1]
-
-    model = copy.deepcopy(tiny_dsa())
-    with local_session(model, room) as session, attach(model, session, on_layer=watch) as attached:
-        question = prefill(attached, watched, needle_prompt(num_tokens, seed), selection)
-        yield question
-        session.close()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import torch
 
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.engines.transformers import GivenLayer, ReferenceModel, RowLayouts, attach
+from hisparse_sidecar.engines.transformers.family import device_of
 from hisparse_sidecar.engines.transformers.reference import NearTies
 from hisparse_sidecar.engines.transformers.row_rounding import RowAgreement, larger_gap
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
@@ -79,6 +80,7 @@ def run_lockstep(
     watch, found = Watch(), Agreement()
 
     def forward(ids: torch.Tensor) -> None:
+        ids = ids.to(device_of(model))
         logits = model(ids, past_key_values=cache).logits[0]
         led = references[0].forward(ids, given=watch.led())
         free = references[1].forward(ids, given=watch.free(rounds))

@@ -43,6 +43,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="blocks of 64 index keys of a layer on the device (%(default)s)",
     )
     add("--hot-slots", type=int, metavar="N", help="KV rows of a layer on the device (2 * topk)")
+    add(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda or cuda:N (cuda if there is one)",
+    )
+    add("--backend", default="auto", metavar="NAME", help="auto, reference or triton (%(default)s)")
     add("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 
@@ -63,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         window_blocks=args.window_blocks,
         hot_slots=args.hot_slots,
+        device=args.device,
+        backend=args.backend,
     )
     with DemoProgress(output.progress_console()) as progress:
         report = run_demo(settings, progress)

@@ -55,6 +55,8 @@ class SelectionAudit:
     def recall(self) -> dict[int, float]:
         """Recall@topk of each anchor layer: share of the flat selection that was selected.
 
+        Computed on the CPU, wherever the run was.
+
         Returns:
             Mean over the decode steps; empty if there was none.
         """
@@ -65,7 +67,7 @@ class SelectionAudit:
         }
 
     def _recall(self, record: _LayerRecord) -> float:
-        selected = torch.cat(record.selected)  # [steps, topk]
+        selected = torch.cat(record.selected).cpu()  # [steps, topk]
         flat = self._select_flat(record)
         hits = [
             torch.isin(wanted[wanted >= 0], found).float().mean()
@@ -76,12 +78,12 @@ class SelectionAudit:
     def _select_flat(self, record: _LayerRecord) -> torch.Tensor:
         """[steps, topk] int32, the exact top-k of each recorded query over its prefix."""
         ops = reference_ops()
-        keys = ops.pack_index_rows(torch.cat(record.index_k), self._layout)
+        keys = ops.pack_index_rows(torch.cat(record.index_k).cpu(), self._layout)
         num_steps = len(record.selected)
         ends = torch.arange(num_steps, dtype=torch.int32) + self._prompt_tokens + 1
         logits = ops.index_logits(
-            torch.cat(record.index_q),
-            torch.cat(record.index_weights),
+            torch.cat(record.index_q).cpu(),
+            torch.cat(record.index_weights).cpu(),
             keys,
             torch.zeros_like(ends),
             ends,

@@ -98,6 +98,7 @@ class DemoReport:
     Attributes:
         prompt: what was asked.
         backend: the server's.
+        device: where the model and the server's device tier are.
         reference: the all-in-memory run that the others are compared with.
         flat, hisa: the runs through the sidecar.
         plain_device_bytes_per_token: what a plain DSA cache with the same rows holds, all layers.
@@ -107,6 +108,7 @@ class DemoReport:
 
     prompt: Prompt
     backend: str
+    device: str
     reference: Generation
     flat: RunReport
     hisa: RunReport
@@ -136,6 +138,7 @@ class DemoReport:
             "prompt_tokens": len(self.prompt.token_ids),
             "new_tokens": len(reference.token_ids),
             "backend": self.backend,
+            "device": self.device,
             "plain_device_bytes_per_token": self.plain_device_bytes_per_token,
             "stage_bytes": self.stage_bytes,
             "needles": [asdict(needle) for needle in self.prompt.needles],

@@ -3,6 +3,9 @@
 import time
 from typing import Any, cast
 
+import torch
+
+from hisparse_sidecar.backends import choose_ops, find_device
 from hisparse_sidecar.cli.demo.progress import DemoProgress
 from hisparse_sidecar.cli.demo.prompt import build_prompt, read_text
 from hisparse_sidecar.cli.demo.report import DemoReport
@@ -17,7 +20,7 @@ from hisparse_sidecar.cli.demo.settings import (
 )
 from hisparse_sidecar.config import SelectionConfig, SidecarConfig
 from hisparse_sidecar.engines.transformers import GreedyOptions, RowLayouts, model_shape
-from hisparse_sidecar.engines.transformers.checkpoint import load_checkpoint
+from hisparse_sidecar.engines.transformers.checkpoint import checkpoint_shape, load_checkpoint
 
 
 def run_demo(
@@ -35,6 +38,7 @@ def run_demo(
 
     Raises:
         ValueError: the prompt does not fit the model, or a size does not fit the selection.
+        InvalidArgument: this machine does not have the device or the backend.
         OSError: the model, the text or the server cannot be had.
     """
     start = time.perf_counter()
@@ -52,6 +56,7 @@ def run_demo(
     return DemoReport(
         prompt=workload.prompt,
         backend=backend,
+        device=device_words(config.device),
         reference=reference,
         flat=flat,
         hisa=hisa,
@@ -59,6 +64,11 @@ def run_demo(
         stage_bytes=config.stage_rows * config.kv.row_bytes,
         total_seconds=time.perf_counter() - start,
     )
+
+
+def device_words(device: str) -> str:
+    """A device as the report names it: "cpu", or the GPU's own name too."""
+    return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def plain_bytes_per_token(config: SidecarConfig) -> int:
@@ -73,12 +83,13 @@ def _prepare(settings: DemoSettings, progress: DemoProgress) -> Workload:
     vocabulary = settings.model_dir / "tokenizer.json"
     if not vocabulary.is_file():  # the tokenizer's own error names no file
         raise FileNotFoundError(f"{vocabulary} not found")
+    _check_early(settings)
     tokenizer = Tokenizer.from_file(str(vocabulary))
     prompt = build_prompt(
         tokenizer, read_text(settings.text), settings.prompt_tokens, seed=settings.seed
     )
     workload = Workload(
-        model=load_checkpoint(settings.model_dir),
+        model=load_checkpoint(settings.model_dir, settings.chosen_device),
         tokenizer=tokenizer,
         prompt=prompt,
         options=GreedyOptions(settings.new_tokens, settings.prefill_chunk),
@@ -90,6 +101,14 @@ def _prepare(settings: DemoSettings, progress: DemoProgress) -> Workload:
         found = f"{workload.total_tokens} tokens asked for"
         raise ValueError(f"{found}, the model's context has {context}")
     return workload
+
+
+def _check_early(settings: DemoSettings) -> None:
+    """Refuses a device or a backend that is not there, before a model is loaded for it."""
+    shape = checkpoint_shape(settings.model_dir)
+    config = demo_config(settings, shape, settings.prompt_tokens)
+    find_device(config.device)
+    choose_ops(config)
 
 
 def _announce(workload: Workload, config: SidecarConfig, progress: DemoProgress) -> None:

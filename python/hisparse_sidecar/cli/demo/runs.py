@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from hisparse_sidecar.cli.demo.audit import SelectionAudit
 from hisparse_sidecar.cli.demo.prompt import Prompt
@@ -13,13 +13,13 @@ from hisparse_sidecar.cli.demo.report import Generation, RunReport
 from hisparse_sidecar.cli.demo.traffic import traffic_between
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.engines.transformers import (
-    Attachment,
     GreedyOptions,
     ReferenceModel,
     RowLayouts,
     SidecarCache,
     attach,
     greedy,
+    next_logits_of,
 )
 from hisparse_sidecar.engines.transformers.greedy import NextLogits
 from hisparse_sidecar.session import Session
@@ -119,7 +119,7 @@ def run_session(
         attach(workload.model, session, on_layer=audit.on_layer) as attachment,
         attachment.open(0, workload.total_tokens, selection=selection) as cache,
     ):
-        next_logits = _next_logits(attachment, cache)
+        next_logits = next_logits_of(attachment, cache)
         generation = _generate(workload, next_logits, selection.index_source)
         after, held = session.stats(), session.tier_bytes(cache.sequences[0])
         audit.stop()
@@ -135,15 +135,6 @@ def run_session(
         held=held,
         num_tokens=len(prompt.token_ids) + generation.decode_steps,
     )
-
-
-def _next_logits(attachment: Attachment, cache: SidecarCache) -> NextLogits:
-    def next_logits(token_ids: Tensor) -> Tensor:
-        result = attachment.model(input_ids=token_ids, past_key_values=cache, logits_to_keep=1)
-        logits: Tensor = result.logits[0, -1]
-        return logits
-
-    return next_logits
 
 
 def _generate(workload: Workload, next_logits: NextLogits, run: str) -> Generation:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
+from hisparse_sidecar.config import Backend, ModelShape, SelectionConfig, SidecarConfig
 
 KV_LAYOUT, INDEX_LAYOUT = "fp8_ds_mla", "fp8"
 _BLOCK_TOKENS = 64
@@ -24,6 +26,8 @@ class DemoSettings:
         window_blocks: index-key blocks of one layer on the device.
         hot_slots: KV rows of one layer on the device; None = 2 * topk.
         prefill_chunk: prompt tokens of one forward.
+        device: of the model and of the sidecar's device tier; "auto" = cuda where there is one.
+        backend: the sidecar's, see `SidecarConfig`.
     """
 
     model_dir: Path
@@ -34,11 +38,20 @@ class DemoSettings:
     window_blocks: int = 48
     hot_slots: int | None = None
     prefill_chunk: int = 512
+    device: str = "auto"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "new_tokens", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be >= 1")
+
+    @property
+    def chosen_device(self) -> str:
+        """`device`, or the best that torch finds."""
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def demo_config(settings: DemoSettings, model: ModelShape, num_tokens: int) -> SidecarConfig:
@@ -54,6 +67,8 @@ def demo_config(settings: DemoSettings, model: ModelShape, num_tokens: int) -> S
         window_blocks=settings.window_blocks,
         stage_rows=max(model.topk, pages * PAGE_TOKENS),
         block_tokens=_BLOCK_TOKENS,
+        device=settings.chosen_device,
+        backend=settings.backend,
     )
 
 

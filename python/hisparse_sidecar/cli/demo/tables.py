@@ -55,7 +55,7 @@ def _texts(report: DemoReport) -> Panel:
 
 def _results(report: DemoReport) -> Table:
     tokens = f"{len(report.prompt.token_ids):,} + {len(report.reference.token_ids)} tokens"
-    title = f"{tokens}, backend {report.backend}"
+    title = f"{tokens}, backend {report.backend} on {report.device}"
     table = simple_table(title, "", "in memory", "flat, offloaded", "hisa, offloaded")
     reference = {
         "tokens equal to the reference": "reference",

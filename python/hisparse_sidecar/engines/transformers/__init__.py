@@ -2,7 +2,12 @@
 
 from hisparse_sidecar.engines.transformers.attach import Attachment, attach
 from hisparse_sidecar.engines.transformers.cache import SidecarCache
-from hisparse_sidecar.engines.transformers.greedy import GreedyOptions, generate, greedy
+from hisparse_sidecar.engines.transformers.greedy import (
+    GreedyOptions,
+    generate,
+    greedy,
+    next_logits_of,
+)
 from hisparse_sidecar.engines.transformers.model_shape import model_shape
 from hisparse_sidecar.engines.transformers.reference import GivenLayer, ReferenceModel
 from hisparse_sidecar.engines.transformers.row_rounding import RowLayouts
@@ -18,4 +23,5 @@ __all__ = [
     "generate",
     "greedy",
     "model_shape",
+    "next_logits_of",
 ]

@@ -22,7 +22,7 @@ from hisparse_sidecar.engines.transformers.index_rows import index_rows
 from hisparse_sidecar.engines.transformers.mla import hidden_of_latents, mla_rows
 from hisparse_sidecar.engines.transformers.model_shape import model_shape
 from hisparse_sidecar.engines.transformers.patches import ForwardPatches
-from hisparse_sidecar.engines.transformers.requests import checked_call
+from hisparse_sidecar.engines.transformers.requests import checked_call, with_own_cache_name
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.session import Session
@@ -122,7 +122,7 @@ class Attachment:
         @wraps(stock)
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             _require_eval(self.model)
-            bound = signature.bind(*args, **kwargs)
+            bound = signature.bind(*args, **with_own_cache_name(kwargs, signature))
             call = checked_call(bound.arguments, self.model, self.session)
             bound.arguments.update(call.arguments)
             self.session.begin_step(call.cache.step_rows(call.num_rows), call.kind)
@@ -152,7 +152,7 @@ class Attachment:
             outputs = self.session.run_layer(layer, inputs)
             if self._on_layer is not None:
                 self._on_layer(layer, inputs, outputs)
-            result = hidden_of_latents(attention, outputs.out)
+            result = hidden_of_latents(attention, outputs.out.to(hidden.device))
             return self._family.attention_result(result.view(hidden_states.shape))
 
         return forward

@@ -13,7 +13,7 @@ from hisparse_sidecar.session import Session
 
 
 class SidecarCache(Cache):
-    """Row i of every batch continues `sequences[i]`; pass it as `past_key_values`.
+    """Row i of every batch continues `sequences[i]`; pass it as `cache` or `past_key_values`.
 
     Attributes:
         session: where keys and values are.

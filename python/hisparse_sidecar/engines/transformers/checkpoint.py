@@ -21,8 +21,10 @@ def checkpoint_shape(folder: Path) -> ModelShape:
     return model_shape(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
-def load_checkpoint(folder: Path) -> nn.Module:
-    """The model of a checkpoint folder, in eval mode, weights as fp32. Nothing is downloaded.
+def load_checkpoint(folder: Path, device: str = "cpu") -> nn.Module:
+    """The model of a checkpoint folder on `device`, in eval mode, weights as fp32.
+
+    Nothing is downloaded.
 
     Raises:
         InvalidArgument: the checkpoint's class is not served.
@@ -32,4 +34,4 @@ def load_checkpoint(folder: Path) -> nn.Module:
         folder, dtype=torch.float32, local_files_only=True
     )
     family_of(model)
-    return model.eval()
+    return model.to(device).eval()

@@ -18,13 +18,14 @@ def index_scores(
         [rows, tokens] fp32, -inf at positions after the row's own.
     """
     rows, tokens = query.shape[0], keys.shape[0]
-    scores = torch.zeros(rows, tokens)
-    dots = torch.empty(rows, tokens)
+    scores = query.new_zeros(rows, tokens)
+    dots = query.new_empty(rows, tokens)
     for head in range(query.shape[1]):
         torch.mm(query[:, head], keys.T, out=dots)
         scores.addcmul_(dots.relu_(), weights[:, head, None])
-    positions = first_position + torch.arange(rows)
-    return scores.masked_fill_(torch.arange(tokens) > positions[:, None], -torch.inf)
+    positions = first_position + torch.arange(rows, device=scores.device)
+    later = torch.arange(tokens, device=scores.device) > positions[:, None]
+    return scores.masked_fill_(later, -torch.inf)
 
 
 def exact_topk(scores: torch.Tensor, topk: int) -> torch.Tensor:
@@ -54,6 +55,7 @@ def positions_of(mask: torch.Tensor, topk: int) -> torch.Tensor:
     rows, columns = mask.nonzero(as_tuple=True)
     counts = mask.sum(dim=1)
     starts = counts.cumsum(0) - counts
-    positions = torch.full((mask.shape[0], topk), -1, dtype=torch.int32)
-    positions[rows, torch.arange(rows.numel()) - starts[rows]] = columns.int()
+    positions = columns.new_full((mask.shape[0], topk), -1, dtype=torch.int32)
+    order = torch.arange(rows.numel(), device=rows.device)
+    positions[rows, order - starts[rows]] = columns.int()
     return positions

@@ -65,6 +65,11 @@ def family_of(model: nn.Module) -> ModelFamily:
     raise InvalidArgument(f"model is a {type(model).__name__}, need {served}")
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are, and its token ids must be."""
+    return next(model.parameters()).device
+
+
 def attention_modules(model: nn.Module) -> list[EngineModule]:
     """The attention module of every layer, in layer order."""
     layers: EngineModule = model.get_submodule("model.layers")

@@ -8,11 +8,13 @@ import torch
 
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.engines.transformers.attach import Attachment
+from hisparse_sidecar.engines.transformers.cache import SidecarCache
+from hisparse_sidecar.engines.transformers.family import device_of
 from hisparse_sidecar.errors import InvalidArgument
 
 # stage, tokens done, tokens of the stage
 Progress = Callable[[Literal["prefill", "decode"], int, int], None]
-# token ids [1, n] int64 -> logits of the token after the last one, [vocab] float
+# token ids [1, n] int64 on the CPU -> logits of the token after the last one, [vocab] float
 NextLogits = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -100,10 +102,18 @@ def generate(
         hot_slots=hot_slots,
         window_blocks=window_blocks,
     ) as cache:
+        return greedy(next_logits_of(attachment, cache), prompt_ids, options)
 
-        def next_logits(token_ids: torch.Tensor) -> torch.Tensor:
-            result = attachment.model(input_ids=token_ids, past_key_values=cache, logits_to_keep=1)
-            logits: torch.Tensor = result.logits[0, -1]
-            return logits
 
-        return greedy(next_logits, prompt_ids, options)
+def next_logits_of(attachment: Attachment, cache: SidecarCache) -> NextLogits:
+    """What `greedy` takes: forwards of an attached model that continue `cache`."""
+    device = device_of(attachment.model)
+
+    def next_logits(token_ids: torch.Tensor) -> torch.Tensor:
+        result = attachment.model(
+            input_ids=token_ids.to(device), past_key_values=cache, logits_to_keep=1
+        )
+        logits: torch.Tensor = result.logits[0, -1]
+        return logits
+
+    return next_logits

@@ -17,6 +17,7 @@ from hisparse_sidecar.engines.transformers.family import (
     EngineConfig,
     EngineModule,
     attention_modules,
+    device_of,
     family_of,
 )
 from hisparse_sidecar.engines.transformers.model_shape import model_shape
@@ -53,10 +54,13 @@ class NearTies:
     Attributes:
         differing_rows: rows whose set differed.
         worst_gap: largest |score - k-th score| / |k-th score| among positions of only one set.
+        worst_share: the same distance as a share of the row's largest |score|: where low-precision
+            sums differ, they do so in that unit, and a k-th score may be close to 0.
     """
 
     differing_rows: int = 0
     worst_gap: float = 0.0
+    worst_share: float = 0.0
 
 
 @dataclass
@@ -85,6 +89,7 @@ class ReferenceModel:
         self._shape, self._attentions = model_shape(model.config), attention_modules(model)
         self._memory = [_memory_for(attention, max_tokens) for attention in self._attentions]
         self._max_tokens, self._length = max_tokens, 0
+        self._device = device_of(model)
         self._given: Sequence[GivenLayer] = ()
         self._mask = torch.empty(0)
         self.selected: list[torch.Tensor] = []
@@ -140,8 +145,8 @@ class ReferenceModel:
         self.selected = []
         config: EngineConfig = self._model.config
         result = self._model(
-            input_ids=token_ids,
-            position_ids=torch.arange(self._length, end)[None],
+            input_ids=token_ids.to(self._device),
+            position_ids=torch.arange(self._length, end, device=self._device)[None],
             attention_mask=dict.fromkeys({*config.layer_types, "indexed_attention"}),
             use_cache=False,
             logits_to_keep=logits_to_keep,
@@ -249,7 +254,7 @@ def _memory_for(attention: EngineModule, max_tokens: int) -> _LayerMemory:
     return _LayerMemory(
         keys=weight.new_empty(heads, max_tokens, dims[0]),
         values=weight.new_empty(heads, max_tokens, dims[1]),
-        index_keys=torch.empty(indexed, attention.config.index_head_dim),
+        index_keys=torch.empty(indexed, attention.config.index_head_dim, device=weight.device),
     )
 
 
@@ -268,7 +273,8 @@ def _masked_attention(
 
 def _mask_of(positions: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """[rows, num_tokens] bool of [rows, topk] int32 positions, -1 = none."""
-    mask = torch.zeros(positions.shape[0], num_tokens + 1, dtype=torch.bool)
+    shape = positions.shape[0], num_tokens + 1
+    mask = torch.zeros(shape, dtype=torch.bool, device=positions.device)
     columns = torch.where(positions < 0, num_tokens, positions).long()
     return mask.scatter_(1, columns, True)[:, :num_tokens]
 
@@ -282,6 +288,10 @@ def _compare(
     if not bool(rows.any()):
         return
     kth = scores.masked_fill(~own, torch.inf).amin(dim=1, keepdim=True)
-    relative = torch.where(scores == kth, 0.0, (scores - kth).abs() / kth.abs())
+    distance = torch.where(scores == kth, 0.0, (scores - kth).abs())
+    relative = torch.where(scores == kth, 0.0, distance / kth.abs())
+    largest = scores.masked_fill(scores == -torch.inf, 0.0).abs().amax(dim=1, keepdim=True)
+    share = distance / largest.clamp(min=1e-30)
     near_ties.differing_rows += int(rows.sum())
     near_ties.worst_gap = larger_gap(near_ties.worst_gap, relative[different])
+    near_ties.worst_share = larger_gap(near_ties.worst_share, share[different])

@@ -1,6 +1,8 @@
 """Check one call of a model's forward, and complete it so that it can be a step of a session."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import Signature
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from hisparse_sidecar.engines.transformers.family import EngineConfig
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.session import Session
 from hisparse_sidecar.step import StepKind
+
+# what a forward calls its cache: from transformers 5.24 on, and before
+_CACHE_NAMES = ("cache", "past_key_values")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,19 @@ class CheckedCall:
     num_rows: int
     kind: StepKind
     arguments: dict[str, Any]
+
+
+def with_own_cache_name(kwargs: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
+    """Keyword arguments, the cache under the name that `signature` has: callers may use either.
+
+    Raises:
+        InvalidArgument: both names are given.
+    """
+    given = [name for name in _CACHE_NAMES if name in kwargs]
+    if len(given) > 1:
+        raise InvalidArgument(f"forward got {' and '.join(given)}, needs one of them")
+    own = next(name for name in _CACHE_NAMES if name in signature.parameters)
+    return {own if name in given else name: value for name, value in kwargs.items()}
 
 
 def checked_call(arguments: dict[str, Any], model: nn.Module, session: Session) -> CheckedCall:
@@ -55,12 +73,12 @@ def checked_call(arguments: dict[str, Any], model: nn.Module, session: Session) 
 
 
 def _cache_of(arguments: dict[str, Any], session: Session) -> SidecarCache:
-    cache = arguments.get("past_key_values")
+    cache = next((arguments[name] for name in _CACHE_NAMES if name in arguments), None)
     if not isinstance(cache, SidecarCache):
         found = type(cache).__name__
-        raise InvalidArgument(f"past_key_values is a {found}, an attached model needs SidecarCache")
+        raise InvalidArgument(f"cache is a {found}, an attached model needs SidecarCache")
     if cache.session is not session:
-        raise InvalidArgument("past_key_values is of another session than the attached one")
+        raise InvalidArgument("cache is of another session than the attached one")
     return cache
 
 
