@@ -97,7 +97,7 @@ def test_detach_restores_the_model_exactly(model, session):
     assert torch.equal(stock_logits(model, ids)[0], before)
 
 
-def test_a_failed_forward_leaves_the_sequence_as_it_was(model, session):
+def test_a_failed_forward_leaves_the_sequence_as_it_was(model, session, monkeypatch):
     ids = token_ids(model, 130)
     record = SelectionRecord()
     with attach(model, session, on_layer=record) as attached, attached.open(130, 0) as cache:
@@ -106,7 +106,10 @@ def test_a_failed_forward_leaves_the_sequence_as_it_was(model, session):
         session.fail_at_layer = 1
         with pytest.raises(RuntimeError, match="layer 1 fails on purpose"):
             model(ids[:, 100:], past_key_values=cache)
-        assert session.aborted_steps == 1
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(session, "end_step", lambda: 1 // 0)  # what a GPU finds, it finds here
+            model(ids[:, 100:], past_key_values=cache)
+        assert session.aborted_steps == 2
         assert cache.get_seq_length() == session.length(cache.sequences[0]) == 100
         second = model(ids[:, 100:], past_key_values=cache).logits
     selected = [torch.cat(parts) for parts in zip(before, record.last(), strict=True)]

@@ -148,6 +148,20 @@ def test_no_layer_of_a_decode_step_waits_for_the_device(
         sidecar.check_integrity()
 
 
+def test_the_end_of_a_step_waits_also_where_it_has_nothing_to_look_at() -> None:
+    config = small_config(selection=SelectionConfig("given"))
+    with Sidecar(config) as sidecar:
+        sidecar.begin_step([(sidecar.open(4, 0), 4)], "prefill")
+        none = torch.full((4, config.model.topk), -1, dtype=torch.int32)
+        for layer in range(config.model.num_layers):
+            rows = random_rows(config, layer, 4, 1)
+            given = none if config.model.is_anchor(layer) else None
+            sidecar.run_layer(layer, LayerInputs(rows.query, rows.kv, topk_indices=given))
+        torch.cuda._sleep(200_000_000)  # cycles, about a tenth of a second
+        sidecar.commit_step()
+        assert torch.cuda.current_stream().query()
+
+
 def test_a_host_pool_registered_in_small_chunks_gives_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,6 +10,7 @@ from hisparse_kernels.gpu.refine_logits import refine_logits_triton
 from hisparse_kernels.gpu.route_heads import route_heads_triton
 from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
 from hisparse_kernels.layouts import INDEX_LAYOUTS, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.refine_logits import HostBlocks
 from tools.crosscompile.case import Case, Expects
 from tools.crosscompile.tensors import (
     BLOCK_TOKENS,
@@ -27,6 +28,7 @@ from tools.crosscompile.tensors import (
 _E4M3 = torch.float8_e4m3fn
 _SCORED_ROWS = (1, 128, 4096)
 _MAX_LOGITS = 1 << 28  # bytes of one call's logits
+_MAX_KEYS = HOST_TOKENS * 4  # 2.2 GB of fp8 rows: past 2**31 bytes
 _FP8, _FP32 = INDEX_LAYOUTS["fp8"], INDEX_LAYOUTS["fp32"]
 _MATRIX = Expects(matrix_unit=True)
 
@@ -57,6 +59,14 @@ def cases() -> list[Case]:
         found.append(Case(f"route_heads, {name}", partial(_route, heads, dtype, layout)))
     return (
         found
+        + [
+            Case(
+                f"refine_logits from the host, {heads} heads",
+                partial(_refine, heads, _E4M3, _FP8, with_host=True),
+                Expects(matrix_unit=True, mostly_wide=("host_codes_ptr",)),
+            )
+            for heads in (32, 64)
+        ]
         + [Case(f"topk, k {k}", partial(_topk, k)) for k in (64, 512, 2048, 8192)]
         + [
             Case("block_topm", _block_topm),
@@ -71,7 +81,7 @@ def _queries(rows: int, heads: int, dtype: torch.dtype) -> tuple[torch.Tensor, t
 
 def _score_packed(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
     for rows in _SCORED_ROWS:
-        keys = _MAX_LOGITS // 4 // rows
+        keys = min(_MAX_LOGITS // 4 // rows, _MAX_KEYS)
         index_logits_triton(
             *_queries(rows, heads, dtype),
             index_rows(keys, layout),
@@ -96,7 +106,9 @@ def _score_pages(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
         )
 
 
-def _refine(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+def _refine(
+    heads: int, dtype: torch.dtype, layout: IndexLayout, *, with_host: bool = False
+) -> None:
     for rows in _SCORED_ROWS:
         for kept in (64, 128):
             refine_logits_triton(
@@ -108,7 +120,12 @@ def _refine(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
                 BLOCK_TOKENS,
                 layout,
                 fp32(rows, kept * BLOCK_TOKENS),
+                _host(rows, layout) if with_host else None,
             )
+
+
+def _host(rows: int, layout: IndexLayout) -> HostBlocks:
+    return HostBlocks(index_pages(HOST_TOKENS * 4, layout), page_table(), int32(rows))
 
 
 def _route(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:

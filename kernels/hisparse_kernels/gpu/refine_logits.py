@@ -6,6 +6,7 @@ import triton.language as tl
 
 from hisparse_kernels.gpu.score_keys import (
     BLOCK_KEYS,
+    load_keys_of_two,
     load_page_keys,
     load_query,
     score_tile,
@@ -14,6 +15,7 @@ from hisparse_kernels.gpu.score_keys import (
     tiles_per_program,
 )
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+from hisparse_kernels.refine_logits import HostBlocks
 
 _SCAN_ENTRIES = 128
 
@@ -28,6 +30,7 @@ def refine_logits_triton(
     block_tokens: int,
     layout: IndexLayout,
     out: torch.Tensor,
+    host: HostBlocks | None = None,
 ) -> torch.Tensor:
     """See `refine_logits`. A program keeps one row and goes over a run of its tiles."""
     rows, num_entries = block_slots.shape
@@ -48,6 +51,7 @@ def refine_logits_triton(
         num_entries,
         num_tiles,
         tiles,
+        *_host_arguments(host, layout),
         PAGES_PER_BLOCK=block_tokens // PAGE_TOKENS,
         SCAN_ENTRIES=_SCAN_ENTRIES,
         **tile_options(index_q, layout),
@@ -55,7 +59,15 @@ def refine_logits_triton(
     return out
 
 
-@triton.jit(do_not_specialize=["num_entries", "num_tiles", "tiles_per_program"])
+def _host_arguments(host: HostBlocks | None, layout: IndexLayout) -> tuple[object, ...]:
+    """Codes, scales, page table, its columns, sequence of each row; all None without a host."""
+    if host is None:
+        return (None,) * 5
+    table = host.page_table.contiguous()
+    return *split_keys(host.pages, layout), table, table.shape[1], host.row_seq.contiguous()
+
+
+@triton.jit(do_not_specialize=["num_entries", "num_tiles", "tiles_per_program", "max_host_pages"])
 def _refine_kernel(
     query_ptr,
     weights_ptr,
@@ -68,6 +80,11 @@ def _refine_kernel(
     num_entries,
     num_tiles,
     tiles_per_program,
+    host_codes_ptr,
+    host_scales_ptr,
+    host_table_ptr,
+    max_host_pages,
+    host_seq_ptr,
     PAGES_PER_BLOCK: tl.constexpr,
     SCAN_ENTRIES: tl.constexpr,
     HEADS: tl.constexpr,
@@ -84,11 +101,18 @@ def _refine_kernel(
     slots_ptr += row * num_entries
     ids_ptr += row * num_entries
     out_ptr += row * num_entries * (PAGES_PER_BLOCK * 64)
+    # the row's part of the host's page table and its columns; None and -1 where nothing is read
+    table_ptr, max_pages = host_table_ptr, -1
+    if host_table_ptr is not None:
+        seq = tl.load(host_seq_ptr + row)
+        max_pages = tl.where(seq >= 0, max_host_pages, -1)
+        table_ptr += tl.maximum(seq, 0).to(tl.int64) * max_host_pages
     begin, end, any_later = _tiles_to_score(
         slots_ptr,
         ids_ptr,
         row_pos,
         num_entries,
+        max_pages,
         first_tile,
         last_tile,
         PAGES_PER_BLOCK,
@@ -96,32 +120,99 @@ def _refine_kernel(
     )
     query, weights = load_query(query_ptr, weights_ptr, row, HEADS, PADDED_HEADS, PRODUCT)
     for tile in range(begin, end):
-        page0, page1, held, visible = _tile_pages(
-            slots_ptr, ids_ptr, row_pos, num_entries, tile, PAGES_PER_BLOCK, BLOCK_KEYS
-        )
-        keys, key_scale = load_page_keys(
-            codes_ptr,
-            scales_ptr,
-            page0,
-            page1,
-            PAGES_PER_BLOCK % 2 == 0,
+        half0, half1, held, visible = _tile_pages(
+            slots_ptr,
+            ids_ptr,
+            table_ptr,
+            row_pos,
+            num_entries,
+            max_pages,
+            tile,
+            PAGES_PER_BLOCK,
             BLOCK_KEYS,
-            PRODUCT,
-            HAS_SCALE,
         )
+        if host_table_ptr is None:
+            keys, key_scale = load_page_keys(
+                codes_ptr,
+                scales_ptr,
+                half0[0],
+                half1[0],
+                PAGES_PER_BLOCK % 2 == 0,
+                BLOCK_KEYS,
+                PRODUCT,
+                HAS_SCALE,
+            )
+        else:
+            keys, key_scale = load_keys_of_two(
+                tl.where(half0[1], host_codes_ptr, codes_ptr),
+                tl.where(half0[1], host_scales_ptr, scales_ptr),
+                half0[0],
+                tl.where(half1[1], host_codes_ptr, codes_ptr),
+                tl.where(half1[1], host_scales_ptr, scales_ptr),
+                half1[0],
+                BLOCK_KEYS,
+                PRODUCT,
+                HAS_SCALE,
+            )
         scores = score_tile(
             keys, key_scale, query, weights, HEADS, PADDED_HEADS, BLOCK_KEYS, PRODUCT, WIDEN
         )
         column = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
         tl.store(out_ptr + column, tl.where(visible, scores, float("-inf")), mask=held)
     if any_later:  # else the other tiles hold only blocks to leave alone
-        nothing = tl.full([BLOCK_KEYS], float("-inf"), dtype=tl.float32)
-        for tile in range(first_tile, last_tile):
-            _, _, held, _ = _tile_pages(
-                slots_ptr, ids_ptr, row_pos, num_entries, tile, PAGES_PER_BLOCK, BLOCK_KEYS
+        for tile in range(first_tile, begin):
+            _mask_tile(
+                slots_ptr,
+                ids_ptr,
+                table_ptr,
+                num_entries,
+                max_pages,
+                out_ptr,
+                tile,
+                PAGES_PER_BLOCK,
+                BLOCK_KEYS,
             )
-            column = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
-            tl.store(out_ptr + column, nothing, mask=held & ((tile < begin) | (tile >= end)))
+        for tile in range(end, last_tile):
+            _mask_tile(
+                slots_ptr,
+                ids_ptr,
+                table_ptr,
+                num_entries,
+                max_pages,
+                out_ptr,
+                tile,
+                PAGES_PER_BLOCK,
+                BLOCK_KEYS,
+            )
+
+
+@triton.jit
+def _mask_tile(
+    slots_ptr,
+    ids_ptr,
+    table_ptr,
+    num_entries,
+    max_pages,
+    out_ptr,
+    tile,
+    PAGES_PER_BLOCK: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+):
+    """-inf in the held columns of a tile that nobody sees."""
+    _, _, held, _ = _tile_pages(
+        slots_ptr,
+        ids_ptr,
+        table_ptr,
+        0,
+        num_entries,
+        max_pages,
+        tile,
+        PAGES_PER_BLOCK,
+        BLOCK_KEYS,
+    )
+    column = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+    nothing = tl.full([BLOCK_KEYS], float("-inf"), dtype=tl.float32)
+    tl.store(out_ptr + column, nothing, mask=held)
 
 
 @triton.jit
@@ -130,6 +221,7 @@ def _tiles_to_score(
     ids_ptr,
     row_pos,
     num_entries,
+    max_pages,
     first_tile,
     last_tile,
     PAGES_PER_BLOCK: tl.constexpr,
@@ -144,10 +236,10 @@ def _tiles_to_score(
     begin, end, any_later = last_entry, first_entry, 0
     for start in range(first_entry, last_entry, SCAN_ENTRIES):
         entry = start + tl.arange(0, SCAN_ENTRIES)
-        held = tl.load(slots_ptr + entry, mask=entry < last_entry, other=-1) >= 0
-        first_pos = tl.load(ids_ptr + entry, mask=entry < last_entry, other=0) * (
-            PAGES_PER_BLOCK * 64
-        )
+        slot = tl.load(slots_ptr + entry, mask=entry < last_entry, other=-1)
+        block = tl.load(ids_ptr + entry, mask=entry < last_entry, other=-1)
+        held = (slot >= 0) | ((block >= 0) & (max_pages >= 0))
+        first_pos = block * (PAGES_PER_BLOCK * 64)
         scored = held & (first_pos <= row_pos)
         begin = tl.minimum(begin, tl.min(tl.where(scored, entry, last_entry)))
         end = tl.maximum(end, tl.max(tl.where(scored, entry + 1, first_entry)))
@@ -161,25 +253,53 @@ def _tiles_to_score(
 def _tile_pages(
     slots_ptr,
     ids_ptr,
+    table_ptr,
     row_pos,
     num_entries,
+    max_pages,
     tile,
     PAGES_PER_BLOCK: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """Physical pages of a tile's two halves; [BLOCK_KEYS] which columns are held, and visible."""
+    """Pages of a tile's two halves; [BLOCK_KEYS] which columns are held, and visible."""
     key = tl.arange(0, BLOCK_KEYS)
-    page0, held0, pos0 = _half_page(slots_ptr, ids_ptr, num_entries, 2 * tile, PAGES_PER_BLOCK)
-    page1, held1, pos1 = _half_page(slots_ptr, ids_ptr, num_entries, 2 * tile + 1, PAGES_PER_BLOCK)
+    half0, held0, pos0 = _half_page(
+        slots_ptr, ids_ptr, table_ptr, num_entries, max_pages, 2 * tile, PAGES_PER_BLOCK
+    )
+    half1, held1, pos1 = _half_page(
+        slots_ptr, ids_ptr, table_ptr, num_entries, max_pages, 2 * tile + 1, PAGES_PER_BLOCK
+    )
     held = tl.where(key < 64, held0, held1) != 0
-    return page0, page1, held, tl.where(key < 64, pos0, pos1) + key % 64 <= row_pos
+    return half0, half1, held, tl.where(key < 64, pos0, pos1) + key % 64 <= row_pos
 
 
 @triton.jit
-def _half_page(slots_ptr, ids_ptr, num_entries, column_page, PAGES_PER_BLOCK: tl.constexpr):
-    """Physical page of 64 columns (any page where none is held), held (0, 1), first position."""
+def _half_page(
+    slots_ptr,
+    ids_ptr,
+    table_ptr,
+    num_entries,
+    max_pages,
+    column_page,
+    PAGES_PER_BLOCK: tl.constexpr,
+):
+    """Page of 64 columns (any page where none is held) and whether it is the host's.
+
+    Returns:
+        Both, whether the columns are held (0, 1), and their first position.
+    """
     entry, within = column_page // PAGES_PER_BLOCK, column_page % PAGES_PER_BLOCK
     slot = tl.load(slots_ptr + entry, mask=entry < num_entries, other=-1)
-    block = tl.load(ids_ptr + entry, mask=entry < num_entries, other=0)
+    block = tl.load(ids_ptr + entry, mask=entry < num_entries, other=-1)
     page = tl.maximum(slot, 0).to(tl.int64) * PAGES_PER_BLOCK + within
-    return page, (slot >= 0).to(tl.int32), (block * PAGES_PER_BLOCK + within) * 64
+    held, number = slot >= 0, block * PAGES_PER_BLOCK + within
+    from_host, first_pos = slot < 0, number * 64
+    if table_ptr is not None:
+        from_host = (slot < 0) & (block >= 0) & (max_pages >= 0)
+        is_listed = from_host & (number < max_pages)
+        found = tl.load(table_ptr + number, mask=is_listed, other=-1)
+        page = tl.where(from_host, tl.maximum(found, 0).to(tl.int64), page)
+        held |= from_host
+        # of a page that is not there no token is visible: it lies beyond every position
+        first_pos = tl.where(from_host & (found < 0), 2147483584, first_pos)
+    return (page, from_host), held.to(tl.int32), first_pos

@@ -111,6 +111,35 @@ def load_page_keys(
 
 
 @triton.jit
+def load_keys_of_two(
+    codes0_ptr,
+    scales0_ptr,
+    page0,
+    codes1_ptr,
+    scales1_ptr,
+    page1,
+    BLOCK_KEYS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Keys and scales of two pages, each of its own pool."""
+    key = tl.arange(0, BLOCK_KEYS)
+    page_values: tl.constexpr = 64 * 132 if HAS_SCALE else 64 * 128
+    first0_ptr = codes0_ptr + page0.to(tl.int64) * page_values
+    first1_ptr = codes1_ptr + page1.to(tl.int64) * page_values
+    keys_ptr = tl.where(key < 64, first0_ptr, first1_ptr) + (key % 64) * 128
+    # bytes: pages are multiples of it, which is lost where an address is chosen
+    keys = load_keys(tl.multiple_of(keys_ptr, 16), PRODUCT)
+    if HAS_SCALE:
+        first0_ptr = scales0_ptr + page0.to(tl.int64) * (64 * 33)
+        first1_ptr = scales1_ptr + page1.to(tl.int64) * (64 * 33)
+        key_scale = tl.load(tl.where(key < 64, first0_ptr, first1_ptr) + 64 * 32 + key % 64)
+    else:
+        key_scale = 1.0
+    return keys, key_scale
+
+
+@triton.jit
 def load_keys(keys_ptr, PRODUCT: tl.constexpr) -> tl.tensor:
     """Values of the keys that start at `keys_ptr`; of an fp32 product only the pointers."""
     if PRODUCT == "fp32":

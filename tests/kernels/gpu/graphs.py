@@ -1,6 +1,7 @@
-"""What only a GPU can show of an op: that a graph replays it, that it allocates nothing."""
+"""What only a GPU can show of an op: graph replay, no allocation, reads of pinned memory."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import torch
 
@@ -37,3 +38,16 @@ def assert_allocates_nothing(call: Callable[[], object]) -> None:
     torch.cuda.synchronize()
     made = torch.cuda.memory_stats()["allocation.all.allocated"] - before
     assert made == 0, f"{made} allocations, needs 0"
+
+
+def pinned_on_gpu(values: torch.Tensor) -> torch.Tensor:
+    """Pinned host memory as a CUDA tensor: the address is the same on both sides."""
+    pinned = values.pin_memory()
+    interface = {
+        "shape": tuple(pinned.shape),
+        "typestr": "|u1",
+        "data": (pinned.data_ptr(), False),
+        "version": 3,
+    }
+    owner = SimpleNamespace(__cuda_array_interface__=interface, pinned=pinned)
+    return torch.as_tensor(owner, device="cuda")

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -8,7 +6,7 @@ from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
 from hisparse_kernels.resolve import MissPlan
 from hisparse_kernels.swap_in import swap_in_blocks_ref, swap_in_ref
-from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
+from tests.kernels.gpu.graphs import assert_allocates_nothing, pinned_on_gpu, replay
 
 ROW_BYTES = pytest.mark.parametrize("row_bytes", [132, 528, 656, 1152, 2304])
 PAGE_BYTES = pytest.mark.parametrize("page_bytes", [8448, 32768])
@@ -178,19 +176,6 @@ def test_blocks_past_two_to_the_31_bytes_arrive(page_bytes: int) -> None:
     swap_in_blocks_triton(pool, page_table, plan, pool, 128)
 
     assert_bits_equal(pool[-4:-2].cpu(), pool[[-1, -2]].cpu())
-
-
-def pinned_on_gpu(values: torch.Tensor) -> torch.Tensor:
-    """Pinned host memory as a CUDA tensor: the address is the same on both sides."""
-    pinned = values.pin_memory()
-    interface = {
-        "shape": tuple(pinned.shape),
-        "typestr": "|u1",
-        "data": (pinned.data_ptr(), False),
-        "version": 3,
-    }
-    owner = SimpleNamespace(__cuda_array_interface__=interface, pinned=pinned)
-    return torch.as_tensor(owner, device="cuda")
 
 
 @pytest.mark.gpu
