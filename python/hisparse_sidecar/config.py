@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 from hisparse_kernels.layouts import (
@@ -58,14 +59,19 @@ class ModelShape:
             legal = 0 <= anchor <= layer and self.anchor_of[anchor] == anchor
             require(legal, f"layer {layer} selects with layer {anchor}, which is no earlier anchor")
 
-    @property
+    @cached_property
     def anchors(self) -> tuple[int, ...]:
         """The layers that select, ascending."""
         return tuple(layer for layer, anchor in enumerate(self.anchor_of) if layer == anchor)
 
+    @cached_property
+    def groups(self) -> tuple[int, ...]:
+        """For each layer the number of its anchor group: an anchor and those that share with it."""
+        return tuple(self.anchors.index(anchor) for anchor in self.anchor_of)
+
     def group(self, layer: int) -> int:
-        """Number of the anchor group of `layer`: an anchor and the layers that share with it."""
-        return self.anchors.index(self.anchor_of[layer])
+        """Number of the anchor group of `layer`."""
+        return self.groups[layer]
 
     def is_anchor(self, layer: int) -> bool:
         """Whether `layer` selects for itself."""

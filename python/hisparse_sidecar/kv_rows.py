@@ -63,13 +63,10 @@ class LayerKvRows:
         self._ops.resolve(
             items, step.row_seq, state, step.hot_ranges, step.select_stamps, plan, slots
         )
-        row_bytes = self._group_layers() * self._hot_rows.shape[1]
+        num_layers = self._tiers.config.model.groups.count(self._group)
+        row_bytes = num_layers * self._hot_rows.shape[1]
         step.watch.see_resolve("rows", plan, traffic, row_bytes)
         return slots
-
-    def _group_layers(self) -> int:
-        model = self._tiers.config.model
-        return sum(model.group(layer) == self._group for layer in range(model.num_layers))
 
     # -- prefill ------------------------------------------------------------------------------
 

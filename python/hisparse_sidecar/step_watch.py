@@ -70,7 +70,8 @@ class StepWatch:
         resolved, self._resolved = self._resolved, []
         wrong = _wrong_rows(largest, row_seq)
         counts = [count for one in resolved for count in (one.item_count, one.miss_count)]
-        numbers = iter(torch.cat([*wrong, *counts]).tolist() if wrong or counts else ())
+        # with a row of its own the transfer waits also where no layer left anything to look at
+        numbers = iter(torch.cat([*wrong, *counts, row_seq[:1]]).tolist())
         found = [next(numbers) for _ in range(2 * len(largest))]
         refused = [_count(one, [next(numbers) for _ in range(2 * _width(one))]) for one in resolved]
         self._failure = self._failure or _not_finite(list(largest), found) or _first(refused)

@@ -30,14 +30,24 @@ def poisoned(rows: int, kept: int, device: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["random", "ties", "constant", "not_finite", "all_lowest"])
-@pytest.mark.parametrize(("blocks", "kept"), [(1, 2), (255, 2), (256, 64), (257, 300), (1000, 64)])
+@pytest.mark.parametrize(
+    ("blocks", "kept"), [(0, 2), (1, 2), (255, 2), (256, 64), (257, 300), (1000, 64)]
+)
 def test_kept_blocks_are_the_references(kind: str, blocks: int, kept: int, device: str) -> None:
-    newest = int32(0, blocks - 1, blocks // 2, -1, min(kept - 1, blocks - 1), blocks - 1)
+    newest = int32(0, blocks - 1, blocks // 2, -1, min(kept - 1, blocks - 1), blocks + 5)
     scores, out = scores_of(kind, 6, blocks), poisoned(6, kept, device)
 
     assert block_topm_triton(scores.to(device), newest.to(device), kept, out=out) is out
 
     assert_bits_equal(out.cpu(), block_topm_ref(scores, newest, kept))
+
+
+def test_rows_of_several_blocks_of_scores_keep_the_references_blocks(device: str) -> None:
+    scores, newest = scores_of("not_finite", 2, 8200), int32(8195, -1)
+
+    found = block_topm_triton(scores.to(device), newest.to(device), 64)
+
+    assert_bits_equal(found.cpu(), block_topm_ref(scores, newest, 64))
 
 
 def test_scores_after_the_newest_block_are_not_looked_at(device: str) -> None:

@@ -49,6 +49,7 @@ def has_near_tie(
         ("fp8", BF16, 40, 7),
         ("fp8", F32, 40, 7),
         ("fp32", F8, 40, 7),
+        ("fp32", BF16, 32, 8),
         ("fp32", F32, 40, 39),
     ],
 )
@@ -64,9 +65,13 @@ def test_routed_heads_are_the_references(
     assert route_heads_triton(*on(device, *inputs), num_routed, rows, out=out) is out
 
     expected = route_heads_ref(*inputs, num_routed, rows)
-    for row, seq in enumerate(SEQ):
-        if seq < 0 or not has_near_tie(stored, index_q, weights, row, num_routed):
-            assert_bits_equal(out.cpu()[row], expected[row])
+    sure = [
+        row
+        for row, seq in enumerate(SEQ)
+        if seq < 0 or not has_near_tie(stored, index_q, weights, row, num_routed)
+    ]
+    assert len(sure) >= len(SEQ) - 1
+    assert_bits_equal(out.cpu()[sure], expected[sure])
 
 
 def test_heads_that_tie_are_taken_from_the_lowest(device: str) -> None:

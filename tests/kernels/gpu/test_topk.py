@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from accuracy import assert_bits_equal
+from cases import on
 from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
 from hisparse_kernels.topk import candidate_positions_ref, topk_ref
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
@@ -87,24 +90,22 @@ def test_rows_of_no_columns_give_padding(device: str) -> None:
     assert_bits_equal(columns.cpu(), torch.full((3, 2), -1).int())
 
 
-@pytest.mark.parametrize("view", ["every third column", "columns of a wider tensor", "transposed"])
-def test_logits_are_read_by_their_strides(view: str, device: str) -> None:
+VIEWS = {
+    "every third column": lambda wide: wide[:4, ::3],
+    "columns of a wider tensor": lambda wide: wide[:4, 7:290],
+    "transposed": lambda wide: wide[:, :3].T,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+def test_logits_are_read_by_their_strides(
+    view: Callable[[torch.Tensor], torch.Tensor], device: str
+) -> None:
     wide = rows_of("random", 300, 600)
-    logits = {
-        "every third column": wide[:4, ::3],
-        "columns of a wider tensor": wide[:4, 7:290],
-        "transposed": wide[:, :3].T,
-    }[view]
 
-    assert not logits.is_contiguous()
-    strided = logits.to(device) if device == "cpu" else _same_view(wide.cuda(), view)
-    assert_bits_equal(topk_triton(strided, 50).cpu(), topk_ref(logits, 50))
+    columns = topk_triton(view(wide.to(device)), 50)
 
-
-def _same_view(wide: torch.Tensor, view: str) -> torch.Tensor:
-    if view == "transposed":
-        return wide[:, :3].T
-    return wide[:4, ::3] if view == "every third column" else wide[:4, 7:290]
+    assert_bits_equal(columns.cpu(), topk_ref(view(wide), 50))
 
 
 @pytest.mark.parametrize(("rows", "k", "m", "block_tokens"), [(3, 70, 4, 64), (2, 1500, 9, 192)])
@@ -126,9 +127,28 @@ def test_positions_of_columns_are_the_references(
     assert_bits_equal(in_place.cpu(), expected)
 
 
+def test_columns_and_blocks_are_read_by_their_strides(device: str) -> None:
+    torch.manual_seed(0)
+    columns = torch.randint(-1, 5 * 64, (40, 6)).int()  # of three rows of 40
+    blocks = torch.randint(0, 999, (3, 10)).int()
+
+    args = columns.to(device)[:, ::2].T, blocks.to(device)[:, 1::2]
+    found = candidate_positions_triton(*args, 64)
+
+    expected = candidate_positions_ref(columns[:, ::2].T, blocks[:, 1::2], 64)
+    assert_bits_equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize(("rows", "k"), [(0, 3), (2, 0)])
+def test_no_columns_have_no_positions(rows: int, k: int, device: str) -> None:
+    columns, blocks = torch.zeros(rows, k).int(), torch.zeros(rows, 4).int()
+
+    assert candidate_positions_triton(*on(device, columns, blocks), 64).shape == (rows, k)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("columns", [8191, 8192, 131072, 1048577])
+@pytest.mark.parametrize("columns", [8191, 8192, 8193, 131072, 1048577])
 def test_production_rows_give_the_references_columns_twenty_times(kind: str, columns: int) -> None:
     logits = rows_of(kind, 3, columns)
     expected = topk_ref(logits, 2048).cuda()

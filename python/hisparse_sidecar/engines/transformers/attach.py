@@ -129,10 +129,10 @@ class Attachment:
             try:
                 with torch.no_grad():
                     result = stock(*bound.args, **bound.kwargs)
+                self.session.end_step()
             except BaseException:
                 self.session.abort_step()
                 raise
-            self.session.end_step()
             call.cache.advance(call.num_rows)
             return result
 
