@@ -23,15 +23,23 @@ class PagedKeys:
 
 
 def paged_keys(
-    lengths: tuple[int, ...], layout: IndexLayout, *, block_tokens: int = 64, seed: int = 0
+    lengths: tuple[int, ...],
+    layout: IndexLayout,
+    *,
+    block_tokens: int = 64,
+    seed: int = 0,
+    signs_only: bool = False,
 ) -> PagedKeys:
+    """Normal values; with `signs_only` -1, 0 and 1: their dots with whole numbers are exact."""
     torch.manual_seed(seed)
     pages_per_block = block_tokens // PAGE_TOKENS
     num_blocks = [-(-length // block_tokens) for length in lengths]
     shuffled = torch.randperm(sum(num_blocks) + 3)  # some blocks of the pool belong to nobody
     pages = torch.full((len(shuffled) * pages_per_block, layout.page_bytes), NAN_BYTE).byte()
     table = torch.full((len(lengths), max([1, *num_blocks]) * pages_per_block), -1).int()
-    all_rows = [pack_index_rows(torch.randn(length, 128), layout) for length in lengths]
+    values = [torch.randn(length, 128) for length in lengths]
+    values = [value.clamp(-1.4, 1.4).round() for value in values] if signs_only else values
+    all_rows = [pack_index_rows(value, layout) for value in values]
     taken = 0
     for seq, (rows, blocks) in enumerate(zip(all_rows, num_blocks, strict=True)):
         slots = shuffled[taken : taken + blocks]

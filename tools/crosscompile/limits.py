@@ -7,7 +7,12 @@ MIN_CODE_SHARE = 0.2  # machine instructions for each PTX instruction; usual is 
 MIN_WIDE_SHARE = 0.75  # of the bytes where a row holds its scales too
 
 # (kernel, arch): bytes of spill stores and loads together, over all its configurations
-PERMITTED_SPILLS: dict[tuple[str, int], int] = {}
+PERMITTED_SPILLS: dict[tuple[str, int], int] = {
+    # On an H100 the fastest tiles fill the registers: 64 heads with 64 keys of bf16 (1.3 times
+    # faster than 32 keys), 16 heads of fp8 rows in four warps (1.6 times faster than in eight).
+    ("sparse_mla._attend_kernel", 90): 112,
+    ("sparse_mla._attend_kernel", 100): 84,
+}
 
 
 def permitted_spill_bytes(kernel: str, arch: int) -> int:

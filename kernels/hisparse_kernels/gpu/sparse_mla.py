@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from hisparse_kernels.gpu.exact_mla import BLOCK_COLUMNS, attend_exactly_kernel
+from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_kernels.gpu.merge_splits import merge_splits_kernel, store_results
 from hisparse_kernels.gpu.mla_tile import (
     key_range,
@@ -21,9 +22,14 @@ from hisparse_kernels.sparse_mla import split_workspace_size
 
 _LOG2_E = 1.4426950408889634
 _MAX_BLOCK_SPLITS = 64
-# Keys of one tile: below 64 heads, and with 64. The most that neither spill nor outgrow the shared
-# memory of sm_90 and sm_100, with the compilers of Triton 3.6 and 3.9.
-_BLOCK_K = {"fp8_ds_mla": (32, 64), "fp8": (32, 32), "bf16": (64, 32)}
+# By heads of one program and layout: keys of a tile, warps, stages. The fastest on an H100 of those
+# that fit the registers and the shared memory of sm_90 and sm_100, with Triton 3.6 and 3.9.
+_TILES = {
+    16: {"fp8_ds_mla": (32, 4, 3), "fp8": (32, 4, 3), "bf16": (64, 4, 3)},
+    32: {"fp8_ds_mla": (32, 8, 3), "fp8": (32, 8, 3), "bf16": (64, 8, 3)},
+    64: {"fp8_ds_mla": (64, 8, 2), "fp8": (32, 8, 2), "bf16": (64, 8, 2)},
+}
+_WIDE_BF16_KEYS_SM100 = 32  # of 64 keys Triton 3.6 keeps two copies, which need 345 KiB
 
 
 def sparse_mla_triton(
@@ -105,9 +111,17 @@ def _launch_of(
         num_programs = head_blocks * (layout.latent_dim // BLOCK_COLUMNS)
         return attend_exactly_kernel, num_programs, {"num_warps": 4, "num_stages": 1}
     block_heads = min(max(triton.next_power_of_2(heads), 16), 64)
-    tiles = {"BLOCK_H": block_heads, "BLOCK_K": _BLOCK_K[layout.name][block_heads == 64]}
-    options = {"num_warps": 8, "num_stages": 3}  # 3: ids, then rows, then products
+    keys, num_warps, num_stages = _TILES[block_heads][layout.name]
+    if (block_heads, layout.name) == (64, "bf16") and not interpreting() and _arch() >= 100:
+        keys = _WIDE_BF16_KEYS_SM100
+    tiles = {"BLOCK_H": block_heads, "BLOCK_K": keys}
+    options = {"num_warps": num_warps, "num_stages": num_stages}
     return _attend_kernel, triton.cdiv(heads, block_heads), tiles | options
+
+
+def _arch() -> int:
+    """Compute capability that kernels are compiled for: 90, 100, ..."""
+    return int(triton.runtime.driver.active.get_current_target().arch)
 
 
 @triton.jit(do_not_specialize=["most_at", "total_at", "heads", "topk", "split_keys"])
@@ -151,7 +165,6 @@ def _attend_kernel(
     most = tl.full([BLOCK_H], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_H], tl.float32)
     sums = tl.zeros([BLOCK_H, LATENT], tl.float32)
-    # what the compiler moves out of this loop, it spills
     # 64 heads fill the registers: what is moved out of their loop would spill
     for start in tl.range(first, end, BLOCK_K, disable_licm=BLOCK_H == 64):
         row_ptr, valid = key_rows(kv_ptr, row_ids_ptr, start, end, kv_row_stride, BLOCK_K)

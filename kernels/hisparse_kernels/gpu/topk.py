@@ -88,8 +88,9 @@ def _positions_kernel(
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = place < k
     columns_ptr += row * columns_row_stride
-    column = tl.load(columns_ptr + place * columns_stride, mask=inside, other=-1)
-    block_ptr = ids_ptr + row * ids_row_stride + column // block_tokens * ids_stride
+    column = tl.load(columns_ptr + place.to(tl.int64) * columns_stride, mask=inside, other=-1)
+    block_of_row = (column // block_tokens).to(tl.int64)
+    block_ptr = ids_ptr + row * ids_row_stride + block_of_row * ids_stride
     block = tl.load(block_ptr, mask=column >= 0, other=0)
     position = tl.where(column >= 0, block * block_tokens + column % block_tokens, -1)
     tl.store(out_ptr + row * k + place, position, mask=inside)

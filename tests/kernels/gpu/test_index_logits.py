@@ -85,14 +85,17 @@ def test_paged_logits_match_the_reference_at_page_edges(
 
 @LAYOUTS
 @DTYPES
+@pytest.mark.parametrize("exact", [False, True], ids=["rounded_dots", "exact_dots"])
 def test_a_row_and_a_key_have_the_same_bits_packed_alone_and_paged(
-    layout: IndexLayout, dtype: torch.dtype, device: str
+    layout: IndexLayout, dtype: torch.dtype, exact: bool, device: str
 ) -> None:
     lengths = (130, 1, 64)
-    stored = paged_keys(lengths, layout)
+    stored = paged_keys(lengths, layout, signs_only=exact)
     base, seq = torch.tensor([0, 130, 131]), torch.tensor([0, 0, 0, 1, 2, 2])
     start, end = base[seq].int(), base[seq].int() + int32(130, 64, 7, 1, 64, 33)
     index_q, weights = queries_of(dtype, 6, 32)
+    if exact:
+        index_q = index_q.float().round().to(dtype)
     packed = index_logits_triton(
         *on(device, index_q, weights, torch.cat(stored.rows), start, end), layout
     ).cpu()
@@ -107,9 +110,9 @@ def test_a_row_and_a_key_have_the_same_bits_packed_alone_and_paged(
         args = index_q[one], weights[one], stored.rows[number], int32(0), end[one] - first
         alone = index_logits_triton(*on(device, *args), layout).cpu()
         for logits in packed[one, first : first + length], paged[one, :length]:
-            if device == "cuda":
+            if exact or device == "cuda":
                 assert_bits_equal(logits, alone)
-            else:  # BLAS sums a row by where it stands in its tile
+            else:  # BLAS sums a dot by where it stands in its tile
                 assert_near_largest(logits, alone, TOLERANCES[F32])
 
 
