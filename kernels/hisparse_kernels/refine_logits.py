@@ -24,8 +24,8 @@ class HostBlocks:
     """Where the blocks without a slot are read from, in place.
 
     Attributes:
-        pages: [num_host_pages, page_bytes] uint8, contiguous, from a multiple of 16 bytes on, at
-            least one page; on a GPU it may be pinned memory.
+        pages: [num_host_pages, page_bytes] uint8, contiguous, at least one; on a GPU it may be
+            pinned memory. Like the window it starts at a multiple of 16 bytes.
         page_table: [num_seqs, max_pages] int32, page of each 64 tokens; -1 = not there.
         row_seq: [rows] int32, sequence of each row; -1 = padding row, for which nothing is read.
     """
@@ -80,7 +80,6 @@ def refine_logits(
     shapes.check_packed("out", out, "rows columns", torch.float32)
     if host is not None:
         shapes.check_packed("host.pages", host.pages, "num_host_pages page_bytes", torch.uint8)
-        check_at_least("number of host.pages", len(host.pages), 1)
         check_at_least("number of host.pages", len(host.pages), 1)
         shapes.check("host.page_table", host.page_table, "num_seqs max_pages", torch.int32)
         shapes.check("host.row_seq", host.row_seq, "rows", torch.int32)

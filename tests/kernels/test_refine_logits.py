@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from accuracy import assert_bits_equal, assert_near
 from cases import PagedKeys, naive_scores, paged_keys, queries
 from hisparse_kernels.index_logits import paged_index_logits
 from hisparse_kernels.layouts import INDEX_LAYOUTS, PAGE_TOKENS, IndexLayout, index_layout
-from hisparse_kernels.refine_logits import refine_logits
+from hisparse_kernels.refine_logits import HostBlocks, refine_logits
 
 LAYOUTS = pytest.mark.parametrize("layout", INDEX_LAYOUTS.values(), ids=INDEX_LAYOUTS.keys())
 LENGTHS = (1, 63, 64, 65, 300, 640)
@@ -33,10 +35,11 @@ def refined(
     row_pos: torch.Tensor,
     block_tokens: int,
     layout: IndexLayout,
+    host: HostBlocks | None = None,
 ) -> torch.Tensor:
     out = torch.full((len(ids), ids.shape[1] * block_tokens), UNTOUCHED)
     returned = refine_logits(
-        index_q, weights, stored.index_pages, slots, ids, row_pos, block_tokens, layout, out
+        index_q, weights, stored.index_pages, slots, ids, row_pos, block_tokens, layout, out, host
     )
     assert returned.data_ptr() == out.data_ptr()
     return out
@@ -191,3 +194,83 @@ def test_no_rows_and_no_held_block_change_nothing() -> None:
 
     assert bool((out == UNTOUCHED).all())
     assert empty.shape == (0, 192)
+
+
+def host_of(stored: PagedKeys, row_seq: list[int]) -> HostBlocks:
+    """The same pages in another order, so that the pages of a block are not adjacent."""
+    order = torch.randperm(len(stored.index_pages))
+    pages = torch.empty_like(stored.index_pages)
+    pages[order] = stored.index_pages
+    table = order[stored.page_table.clamp(min=0).long()].masked_fill(stored.page_table < 0, -1)
+    return HostBlocks(pages, table.int(), torch.tensor(row_seq).int())
+
+
+@LAYOUTS
+@pytest.mark.parametrize("share_on_host", [0.5, 1.0])
+def test_blocks_on_the_host_have_the_bits_that_they_have_in_the_window(
+    layout: IndexLayout, share_on_host: float
+) -> None:
+    stored = paged_keys((640, 300), layout, block_tokens=128)
+    row_seq = [0] * 30 + [1] * 3  # many rows share a slot, and none of a copy from the host
+    row_pos = torch.tensor([639 - 20 * i for i in range(30)] + [299, 128, 5]).int()
+    index_q, weights = queries(33, 8)
+    slots, ids = all_blocks(stored, row_seq, 128)
+    kept = slots.masked_fill(torch.rand(slots.shape) < share_on_host, -1)
+    host = host_of(stored, row_seq)
+
+    found = refined(stored, index_q, weights, kept, ids, row_pos, 128, layout, host)
+
+    assert_bits_equal(found, refined(stored, index_q, weights, slots, ids, row_pos, 128, layout))
+
+
+def test_tokens_that_the_host_does_not_have_become_minus_infinity() -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys((256,), layout, block_tokens=128)
+    index_q, weights = queries(2, 8)
+    host = host_of(stored, [0, 0])
+    host.page_table[0, 1] = -1
+    ids = torch.tensor([[0, 1, 7], [0, 1, 7]]).int()  # no page of block 7 is listed
+    row_pos = torch.tensor([255, 200]).int()
+
+    out = refined(
+        stored, index_q, weights, torch.full_like(ids, -1), ids, row_pos, 128, layout, host
+    )
+
+    there = [[*range(64), *range(128, 256)], [*range(64), *range(128, 201)]]
+    assert [(row > -torch.inf).nonzero()[:, 0].tolist() for row in out] == there
+    assert not bool((out == UNTOUCHED).any())
+
+
+def test_blocks_without_an_id_and_rows_without_a_sequence_are_not_read_from_the_host() -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys((128,), layout)
+    index_q, weights = queries(2, 8)
+    host, ids = host_of(stored, [0, -1]), torch.tensor([[-1, 0], [0, 1]]).int()
+    row_pos = torch.tensor([127, -1]).int()
+
+    out = refined(
+        stored, index_q, weights, torch.full_like(ids, -1), ids, row_pos, 64, layout, host
+    )
+
+    assert (out == UNTOUCHED).sum(1).tolist() == [64, 128]
+    assert bool(out[0, 64:].isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "match"),
+    [
+        ("pages", torch.zeros(4, 132).byte(), "host.pages has 132 page_bytes, needs 8448"),
+        ("pages", torch.zeros(0, 8448).byte(), "number of host.pages is 0, needs at least 1"),
+        ("pages", torch.zeros(8448, 4).byte().T, "host.pages has strides"),
+        ("page_table", torch.zeros(1, 2), "host.page_table has dtype torch.float32"),
+        ("row_seq", torch.zeros(3).int(), "host.row_seq has 3 rows, needs 2"),
+    ],
+)
+def test_a_host_that_does_not_fit_is_refused(field: str, wrong: torch.Tensor, match: str) -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys((128,), layout)
+    query, ids = queries(2, 8), torch.zeros(2, 1).int()
+    host = replace(host_of(stored, [0, 0]), **{field: wrong})
+
+    with pytest.raises(ValueError, match=match):
+        refined(stored, *query, ids, ids, torch.zeros(2).int(), 64, layout, host)

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-_FILE_COLUMNS = 100
+_FILE_COLUMNS, _MOST_FILE_COLUMNS = 100, 200
 
 
 def write_json(result: Mapping[str, object]) -> None:
@@ -18,10 +18,17 @@ def write_json(result: Mapping[str, object]) -> None:
 
 
 def write_result(*renderables: RenderableType) -> None:
-    """Write tables and text to stdout; a file or a pipe gets a fixed width."""
-    console = Console() if sys.stdout.isatty() else Console(width=_FILE_COLUMNS)
+    """Write tables and text to stdout; in a file or a pipe a table is as wide as its rows."""
     for renderable in renderables:
+        console = Console() if sys.stdout.isatty() else Console(width=_file_columns(renderable))
         console.print(renderable)
+
+
+def _file_columns(renderable: RenderableType) -> int:
+    if not isinstance(renderable, Table):
+        return _FILE_COLUMNS
+    widest = Console(width=_MOST_FILE_COLUMNS).measure(renderable).maximum
+    return max(_FILE_COLUMNS, widest)
 
 
 def write_error(command: str, message: str) -> None:

@@ -2,72 +2,24 @@ import pytest
 import torch
 
 from accuracy import TOLERANCES, assert_bits_equal, assert_near_largest
-from cases import NAN_BYTE, PagedKeys, on, paged_keys, queries
+from cases import NAN_BYTE, on, paged_keys, queries
 from hisparse_kernels.gpu.index_logits import paged_index_logits_triton
 from hisparse_kernels.gpu.refine_logits import refine_logits_triton
-from hisparse_kernels.index_rows import quantize_index_q
-from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout, index_layout
-from hisparse_kernels.refine_logits import HostBlocks, refine_logits_ref
-from tests.kernels.gpu.graphs import assert_allocates_nothing, pinned_on_gpu, replay
-
-F8, BF16, F32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
-UNTOUCHED = 12345.0
-LENGTHS = (1, 63, 192, 700)
-PATHS = pytest.mark.parametrize(
-    ("layout", "dtype", "block_tokens", "heads"),
-    [
-        ("fp8", F8, 64, 64),
-        ("fp8", F8, 128, 1),
-        ("fp8", BF16, 128, 40),
-        ("fp8", F32, 192, 5),
-        ("fp32", F8, 192, 16),
-        ("fp32", F32, 64, 32),
-    ],
+from hisparse_kernels.layouts import PAGE_TOKENS, index_layout
+from hisparse_kernels.refine_logits import refine_logits_ref
+from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
+from tests.kernels.gpu.refining import (
+    F8,
+    F32,
+    LENGTHS,
+    PATHS,
+    UNTOUCHED,
+    chosen_blocks,
+    int32,
+    queries_of,
+    refined,
+    untouched,
 )
-
-
-def int32(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32)
-
-
-def queries_of(dtype: torch.dtype, rows: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    index_q, weights = queries(rows, heads)
-    if dtype == F8:
-        return quantize_index_q(index_q, weights)
-    return index_q.to(dtype), weights
-
-
-def chosen_blocks(
-    stored: PagedKeys, row_seq: torch.Tensor, m: int, block_tokens: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slots and ids [rows, m] of random distinct blocks, -1 beyond the sequence's end."""
-    ids = torch.full((len(row_seq), m), -1).int()
-    slots = ids.clone()
-    pages_per_block = block_tokens // PAGE_TOKENS
-    for row, seq in enumerate(row_seq.tolist()):
-        if seq >= 0:
-            blocks = torch.randperm(-(-int(stored.lengths[seq]) // block_tokens))[:m].int()
-            first = stored.page_table[seq, blocks.long() * pages_per_block]
-            ids[row, : len(blocks)], slots[row, : len(blocks)] = blocks, first // pages_per_block
-    return slots, ids
-
-
-def untouched(rows: int, columns: int, device: str = "cpu") -> torch.Tensor:
-    return torch.full((rows, columns), UNTOUCHED, device=device)
-
-
-def refined(
-    inputs: tuple[torch.Tensor, ...],
-    block_tokens: int,
-    layout: IndexLayout,
-    device: str,
-    host: HostBlocks | None = None,
-) -> torch.Tensor:
-    """What the kernel leaves in a tensor that it found full of another value."""
-    out = untouched(len(inputs[3]), inputs[3].shape[1] * block_tokens, device)
-    args = *on(device, *inputs), block_tokens, layout, out
-    assert refine_logits_triton(*args, host) is out
-    return out.cpu()
 
 
 @PATHS
@@ -97,75 +49,51 @@ def test_logits_are_the_references_and_other_columns_stay(
     )
 
 
-def on_host(stored: PagedKeys) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same pages in another order, so that a block's are not adjacent, and their table."""
-    order = torch.randperm(len(stored.index_pages))
-    pages = torch.empty_like(stored.index_pages)
-    pages[order] = stored.index_pages
-    table = order[stored.page_table.clamp(min=0).long()]
-    return pages, table.masked_fill(stored.page_table < 0, -1).int()
-
-
-def window_with(stored: PagedKeys, slots: torch.Tensor, block_tokens: int) -> torch.Tensor:
-    """The window with the blocks in those slots; all other bytes are NaN."""
-    window = torch.full_like(stored.index_pages, NAN_BYTE).view(
-        -1, block_tokens // PAGE_TOKENS * stored.index_pages.shape[1]
-    )
-    held = slots[slots >= 0].unique().long()
-    window[held] = stored.index_pages.view_as(window)[held]
-    return window.view_as(stored.index_pages)
-
-
 @PATHS
-def test_blocks_on_the_host_have_the_bits_that_they_have_in_the_window(
+def test_a_row_and_a_key_have_the_bits_of_the_paged_logits(
     layout: str, dtype: torch.dtype, block_tokens: int, heads: int, device: str
 ) -> None:
     rows = index_layout(layout)
     stored = paged_keys(LENGTHS, rows, block_tokens=block_tokens)
-    row_seq, row_pos = int32(3, 3, 2, 1, 0, 3), int32(699, 300, 191, 40, 0, 65)
+    row_seq, row_pos = int32(3, 2, 3, 3), int32(699, 191, 100, 64)
     slots, ids = chosen_blocks(stored, row_seq, 4, block_tokens)
-    index_q, weights = queries_of(dtype, len(row_seq), heads)
-    whole = index_q, weights, stored.index_pages, slots, ids, row_pos
-    kept = slots.masked_fill(torch.rand(slots.shape) < 0.6, -1)
-    parted = *whole[:2], window_with(stored, kept, block_tokens), kept, *whole[4:]
-    pages, table = on_host(stored)
+    query = queries_of(dtype, 4, heads)
+    found = refined((*query, stored.index_pages, slots, ids, row_pos), block_tokens, rows, device)
 
-    host = HostBlocks(*on(device, pages, table, row_seq))
-    found = refined(parted, block_tokens, rows, device, host)
+    inputs = on(device, *query, stored.index_pages, stored.page_table, row_seq, row_pos + 1)
+    flat = paged_index_logits_triton(*inputs, rows).cpu()
+    column = (ids[:, :, None].clamp(min=0) * block_tokens + torch.arange(block_tokens)).flatten(1)
+    flat = flat.gather(1, column.long()).masked_fill(found == UNTOUCHED, UNTOUCHED)
+    if device == "cuda":
+        assert_bits_equal(found, flat)
+    else:  # BLAS sums a dot by where it stands in its tile
+        assert_near_largest(found[found != UNTOUCHED], flat[flat != UNTOUCHED], TOLERANCES[F32])
 
-    assert bool((kept != slots).any())
-    assert_bits_equal(found, refined(whole, block_tokens, rows, device))
 
-
-@pytest.mark.parametrize("block_tokens", [64, 128, 192])
-def test_what_the_host_does_not_have_is_no_token_and_without_an_id_nothing(
-    block_tokens: int, device: str
+@pytest.mark.parametrize("tiles_of_one", [3, 100])
+def test_programs_of_any_number_of_tiles_give_the_same_bits(
+    tiles_of_one: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = index_layout("fp8")
-    stored = paged_keys((700, 700), layout, block_tokens=block_tokens)
-    pages, table = on_host(stored)
-    table[0, 1:3] = -1
-    table[1, 9:] = -1
-    row_seq, row_pos = int32(0, 1, -1, 1), int32(699, 699, -1, 250)
-    ids = torch.arange(4).int().repeat(4, 1)
-    ids[:, 2], ids[1, 3] = -1, 500  # a block beyond the table
-    slots = torch.full_like(ids, -1)
-    window = torch.full((block_tokens // 64, layout.page_bytes), NAN_BYTE).byte()
-    inputs = *queries(4, 8), window, slots, ids, row_pos
-    expected = untouched(4, 4 * block_tokens)
-    refine_logits_ref(*inputs, block_tokens, layout, expected, HostBlocks(pages, table, row_seq))
+    layout, m = index_layout("fp8"), 140  # more than a program looks at together
+    stored = paged_keys((m * PAGE_TOKENS,), layout)
+    row_pos = int32(m * PAGE_TOKENS - 1, 3000)
+    slots, ids = chosen_blocks(stored, int32(0, 0), m, 64)
+    ids[0], slots[0] = torch.arange(m).int(), stored.page_table[0]
+    slots[0, :30], slots[0, 50:53], slots[0, 120:] = -1, -1, -1  # as a stream holds them
+    slots[1, ::9] = -1
+    inputs = *queries_of(F8, 2, 4), stored.index_pages, slots, ids, row_pos
+    alone = refined(inputs, 64, layout, device)
 
-    host = HostBlocks(*on(device, pages, table, row_seq))
-    found = refined(inputs, block_tokens, layout, device, host)
-
-    assert_bits_equal((found == UNTOUCHED), (expected == UNTOUCHED))
-    assert_near_largest(
-        found.masked_fill(found == UNTOUCHED, 0.0),
-        expected.masked_fill(expected == UNTOUCHED, 0.0),
-        TOLERANCES[F32],
+    monkeypatch.setattr(
+        "hisparse_kernels.gpu.refine_logits.tiles_per_program", lambda *_: tiles_of_one
     )
-    assert bool((found[2] == UNTOUCHED).all())
-    assert bool((found[0, 64:128] == -torch.inf).all())
+    together = refined(inputs, 64, layout, device)
+
+    assert_bits_equal(together, alone)
+    expected = untouched(2, m * 64)
+    refine_logits_ref(*inputs, 64, layout, expected)
+    assert_bits_equal(together == UNTOUCHED, expected == UNTOUCHED)
+    assert_bits_equal(together == -torch.inf, expected == -torch.inf)
 
 
 @pytest.mark.parametrize(("rows", "m"), [(0, 3), (2, 0)])
@@ -210,24 +138,6 @@ def test_production_rows_have_the_bits_of_the_paged_logits_twenty_times(
 
 
 @pytest.mark.gpu
-def test_blocks_are_read_from_pinned_memory_in_place() -> None:
-    layout = index_layout("fp8")
-    stored = paged_keys((32768,), layout, block_tokens=128)
-    row_seq = torch.zeros(16).int()
-    slots, ids = chosen_blocks(stored, row_seq, 64, 128)
-    index_q, weights = queries_of(F8, 16, 64)
-    whole = index_q, weights, stored.index_pages, slots, ids, torch.full((16,), 32767).int()
-    kept = slots.masked_fill(torch.rand(slots.shape) < 0.3, -1)
-    parted = *whole[:2], window_with(stored, kept, 128), kept, *whole[4:]
-    pages, table = on_host(stored)
-
-    host = HostBlocks(pinned_on_gpu(pages), *on("cuda", table, row_seq))
-    found = refined(parted, 128, layout, "cuda", host)
-
-    assert_bits_equal(found, refined(whole, 128, layout, "cuda"))
-
-
-@pytest.mark.gpu
 def test_a_window_past_two_to_the_31_bytes_is_addressed() -> None:
     layout = index_layout("fp8")
     stored = paged_keys((128,), layout, block_tokens=128)
@@ -250,25 +160,19 @@ def test_a_window_past_two_to_the_31_bytes_is_addressed() -> None:
 
 
 @pytest.mark.gpu
-def test_a_graph_follows_new_blocks_and_positions_and_allocates_nothing() -> None:
+def test_a_graph_follows_new_slots_blocks_and_positions_and_allocates_nothing() -> None:
     layout = index_layout("fp8")
     stored = paged_keys((900, 300), layout, block_tokens=128)
-    row_seq, new_seq = int32(0, -1, -1, 1), int32(1, 0, -1, 0)
-    row_pos, new_pos = int32(40, -1, -1, 299), int32(299, 899, -1, 128)
-    old, new = (chosen_blocks(stored, seq, 4, 128) for seq in (row_seq, new_seq))
-    pages, table = on_host(stored)
-    pool = on("cuda", *queries_of(F8, 4, 64), stored.index_pages)
-    held = on("cuda", *old, row_pos, row_seq)
-    host = HostBlocks(*on("cuda", pages, table), held[3])
-    new_slots = new[0].masked_fill(torch.rand(4, 4) < 0.5, -1)
-    out = untouched(4, 512, "cuda")
+    old = *chosen_blocks(stored, int32(0, -1, -1, 1), 4, 128), int32(40, -1, -1, 299)
+    new = *chosen_blocks(stored, int32(1, 0, -1, 0), 4, 128), int32(299, 899, -1, 128)
+    new[0][1, 2] = -1
+    pool = *queries_of(F8, 4, 64), stored.index_pages
+    on_gpu, held, out = on("cuda", *pool), on("cuda", *old), untouched(4, 512, "cuda")
 
     def call() -> None:
-        refine_logits_triton(*pool, *held[:3], 128, layout, out, host)
+        refine_logits_triton(*on_gpu, *held, 128, layout, out)
 
-    replay(call, [*held, out], [new_slots, new[1], new_pos, new_seq, untouched(4, 512)])
+    replay(call, [*held, out], [*new, untouched(4, 512)])
 
-    again = untouched(4, 512, "cuda")
-    refine_logits_triton(*pool, *on("cuda", new_slots, new[1], new_pos), 128, layout, again, host)
-    assert_bits_equal(out, again)
+    assert_bits_equal(out.cpu(), refined((*pool, *new), 128, layout, "cuda"))
     assert_allocates_nothing(call)
