@@ -37,14 +37,14 @@ def _attention_kernel(
 
 
 @triton.jit
-def _product_kernel(left_ptr, right_ptr, out_ptr, DEPTH: tl.constexpr, WIDEN: tl.constexpr):
+def _product_kernel(left_ptr, right_ptr, out_ptr, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
     row, depth, column = tl.arange(0, 64), tl.arange(0, DEPTH), tl.arange(0, 16)
     left = tl.load(left_ptr + row[:, None] * DEPTH + depth[None, :])
     right = tl.load(right_ptr + depth[:, None] * 16 + column[None, :])
-    if WIDEN:
-        product = tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
-    else:
+    if PRECISION is None:
         product = tl.dot(left, right)
+    else:
+        product = tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision=PRECISION)
     tl.store(out_ptr + row[:, None] * 16 + column[None, :], product)
 
 
@@ -73,11 +73,11 @@ def _attention(heads: int) -> None:
     )
 
 
-def _product(*, widen: bool = False, num_warps: int = 4) -> None:
+def _product(*, precision: str | None = None, num_warps: int = 4) -> None:
     left = torch.empty(64, 64, dtype=torch.bfloat16)
     right = torch.empty(64, 16, dtype=torch.bfloat16)
     out = torch.empty(64, 16)
-    _product_kernel[(1,)](left, right, out, 64, widen, num_warps=num_warps, **FUSED)
+    _product_kernel[(1,)](left, right, out, 64, precision, num_warps=num_warps, **FUSED)
 
 
 def _spill() -> None:
@@ -97,7 +97,8 @@ def cases() -> list[Case]:
         Case("wide gather", partial(_attention, 64), Expects(True, ("rows_ptr", "out_ptr"))),
         Case("overflow", partial(_attention, 128), product),
         Case("scalar copy", partial(_copy, 165), copy),
-        Case("widened product", partial(_product, widen=True), product),
+        Case("widened product", partial(_product, precision="ieee"), product),
+        Case("tf32 product", partial(_product, precision="tf32")),
         Case("two warps", partial(_product, num_warps=2), product),
         Case("spill", _spill),
         Case("tall grid", partial(_copy, 512, grid=(1, 70_000))),

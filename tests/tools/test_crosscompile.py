@@ -25,6 +25,7 @@ FAULTS = {
     ),
     "scalar copy": (["moves src_ptr 4 bytes", "moves dst_ptr 4 bytes"],) * 2,
     "widened product": (["no kernel has a low-precision product"],) * 2,
+    "tf32 product": (["its fp32 product is rounded to tf32"],) * 2,
     "two warps": (["is not on wgmma"], ["is not on tcgen05.mma"]),
     "spill": (["_spilling_kernel: spills "],) * 2,
     "tall grid": (["grid[1] is 70000"],) * 2,

@@ -3,8 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 
+import triton
+
 from tools.crosscompile.case import Expects
 from tools.crosscompile.limits import (
+    KNOWN_TF32,
     MAX_GRID,
     MAX_SHARED_BYTES,
     MAX_TMEM_COLUMNS,
@@ -96,5 +99,7 @@ def _matrix_failures(kernel: KernelReport) -> Iterator[str]:
         yield f"its product of {kernel.products[0]} is not on {unit}"
     elif kernel.left_products:
         yield f"its product of {kernel.left_products[0]} is not on {unit}, others are"
+    if kernel.rounds_to_tf32 and (kernel.arch, triton.__version__) not in KNOWN_TF32:
+        yield "its fp32 product is rounded to tf32"
     if kernel.serial_wgmma:
         yield "wgmma is serialised: too few registers to overlap products"

@@ -14,6 +14,9 @@ PERMITTED_SPILLS: dict[tuple[str, int], int] = {
     ("sparse_mla._attend_kernel", 100): 84,
 }
 
+# (arch, Triton): compilers that give tf32 for input_precision="ieee" of widened e4m3 values
+KNOWN_TF32 = {(100, "3.6.0"), (103, "3.6.0")}
+
 
 def permitted_spill_bytes(kernel: str, arch: int) -> int:
     """How much the kernel may spill."""

@@ -46,6 +46,11 @@ class Ptx:
         """Whether some path ends in `trap`; a kernel that overflows TMEM is nothing else."""
         return any(opcode == "trap" for opcode, _ in self.instructions)
 
+    @property
+    def rounds_to_tf32(self) -> bool:
+        """Whether some product cuts fp32 operands down to 10 bits of mantissa."""
+        return any("tf32" in opcode for opcode, _ in self.instructions)
+
     def matrix_counts(self) -> dict[str, int]:
         """How many instructions of each matrix unit."""
         opcodes = [opcode for opcode, _ in self.instructions]
