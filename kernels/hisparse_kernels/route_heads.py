@@ -28,8 +28,8 @@ def route_heads(
     A group is the fp32 mean of up to `group_blocks` dequantised pooled keys, in ascending order.
 
     Args:
-        index_q: [rows, heads, 128] fp32, bf16 or e4m3.
-        index_weights: [rows, heads] fp32.
+        index_q: [rows, heads, 128] fp32, bf16 or e4m3, finite.
+        index_weights: [rows, heads] fp32, finite.
         pooled_pages: [num_pooled_pages, page_bytes] uint8, contiguous.
         page_table: [num_seqs, max_pages] int32, physical pooled page of each 64 blocks; -1 beyond
             the end.

@@ -66,6 +66,21 @@ def test_strided_keys_of_every_float_dtype_pack_alike(
     assert_bits_equal(unpacked.cpu(), unpack_index_rows_ref(expected[::3], layout))
 
 
+@LAYOUTS
+def test_twenty_runs_are_equal_bit_for_bit(layout: IndexLayout, device: str) -> None:
+    keys, weights = keys_of(70).to(device), torch.randn(7, 10).to(device)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        rows = pack_index_rows_triton(keys, layout)
+        codes, scaled = quantize_index_q_triton(keys.view(7, 10, 128), weights)
+        return rows, unpack_index_rows_triton(rows, layout), codes.view(torch.uint8), scaled
+
+    first = run()
+    for _ in range(19):
+        for again, found in zip(run(), first, strict=True):
+            assert_bits_equal(again, found)
+
+
 def test_every_finite_code_survives_unpack_and_pack(device: str) -> None:
     codes = torch.arange(256).byte().view(2, 128).clone()
     codes[:, 127] = torch.tensor([0x7E, 0xFE]).byte()  # in place of the NaN codes; pins the scale
@@ -214,11 +229,15 @@ def test_a_graph_writes_new_rows_to_new_places(layout: IndexLayout) -> None:
     pages, weights = pages_of(2, layout).cuda(), torch.randn(4, 8).cuda()
     rows = torch.empty(4, layout.row_bytes, dtype=torch.uint8, device="cuda")
     quantised = torch.empty_like(held[2], dtype=torch.float8_e4m3fn), torch.empty_like(weights)
+    read, unpacked = torch.empty_like(rows), torch.empty(4, 128, device="cuda")
+    written = torch.tensor([127, 2, 64, 2], device="cuda")
 
     def call() -> None:
         pack_index_rows_triton(held[0], layout, out=rows)
         write_index_rows_triton(pages, held[1], rows, layout)
         quantize_index_q_triton(held[2], weights, out=quantised)
+        read_index_rows_triton(pages, written, layout, out=read)
+        unpack_index_rows_triton(read, layout, out=unpacked)
 
     assert_allocates_nothing(call)
     replay(call, [*held, pages], [*wanted, pages_of(2, layout)])
@@ -226,5 +245,8 @@ def test_a_graph_writes_new_rows_to_new_places(layout: IndexLayout) -> None:
     expected = pages_of(2, layout)
     write_index_rows_ref(expected, second, pack_index_rows_ref(wanted[0], layout), layout)
     assert_bits_equal(pages.cpu(), expected)
+    found = read_index_rows_ref(expected, written.cpu(), layout)
+    assert_bits_equal(read.cpu(), found)
+    assert_bits_equal(unpacked.cpu(), unpack_index_rows_ref(found, layout))
     for actual, want in zip(quantised, quantize_index_q_ref(wanted[2], weights.cpu()), strict=True):
         assert_bits_equal(actual.cpu(), want)

@@ -1,11 +1,8 @@
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 from accuracy import assert_bits_equal
-from cases import NAN_BYTE, PAGE_EDGES, PagedKeys, paged_keys, row_ids_of
+from cases import NAN_BYTE, PAGE_EDGES, paged_keys
 from hisparse_kernels.gpu.pool_keys import (
     append_index_rows_triton,
     rebuild_pooled_keys_triton,
@@ -18,131 +15,17 @@ from hisparse_kernels.pool_keys import (
     rebuild_pooled_keys_ref,
     resum_open_blocks_ref,
 )
-from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
+from tests.kernels.gpu.pooling import (
+    State,
+    append,
+    rebuild,
+    resum,
+    rows_of,
+    state_rows,
+)
 
 LAYOUTS = pytest.mark.parametrize("layout", INDEX_LAYOUTS.values(), ids=INDEX_LAYOUTS.keys())
 LENGTHS = (*PAGE_EDGES, 0)
-Op = Callable[..., None]
-POOLED_ROWS = 64  # room of one sequence in the pooled pages
-
-
-@dataclass
-class State:
-    """What the ops change, full of NaN before the first write."""
-
-    index_pages: torch.Tensor
-    open_sums: torch.Tensor
-    pooled_pages: torch.Tensor
-
-    @staticmethod
-    def fresh(layout: IndexLayout, num_seqs: int, num_pages: int) -> "State":
-        return State(
-            torch.full((num_pages, layout.page_bytes), NAN_BYTE).byte(),
-            torch.full((num_seqs + 2, 128), torch.nan),
-            torch.full((num_seqs, layout.page_bytes), NAN_BYTE).byte(),
-        )
-
-    def to(self, device: str) -> "State":
-        return State(*(tensor.clone().to(device) for tensor in self.tensors()))
-
-    def tensors(self) -> list[torch.Tensor]:
-        return [self.index_pages, self.open_sums, self.pooled_pages]
-
-    def assert_same(self, expected: "State") -> None:
-        for actual, wanted in zip(self.tensors(), expected.tensors(), strict=True):
-            assert_bits_equal(actual.cpu(), wanted.cpu())
-
-
-def state_rows(num_seqs: int) -> torch.Tensor:
-    return torch.arange(num_seqs).flip(0) + 1
-
-
-def pooled_base(num_seqs: int) -> torch.Tensor:
-    return torch.arange(num_seqs) * POOLED_ROWS
-
-
-@dataclass
-class Rows:
-    """Rows of one call, on the CPU."""
-
-    rows: torch.Tensor
-    row_ids: torch.Tensor
-    row_seq: torch.Tensor
-    row_pos: torch.Tensor
-
-    def tensors(self) -> list[torch.Tensor]:
-        return [self.rows, self.row_ids, self.row_seq, self.row_pos]
-
-
-def rows_of(
-    stored: PagedKeys,
-    spans: Sequence[tuple[int, int, int]],
-    layout: IndexLayout,
-    *,
-    padding: int = 0,
-) -> Rows:
-    """Tokens [first, end) of each sequence named in `spans`, then padding rows of NaN."""
-    pos = [torch.arange(first, end) for _, first, end in spans]
-    row_ids = [row_ids_of(stored.page_table[s[0]], p) for s, p in zip(spans, pos, strict=True)]
-    seqs = [torch.full((end - first,), seq) for seq, first, end in spans]
-    none = torch.full((padding,), -1)
-    garbage = torch.full((padding, layout.row_bytes), NAN_BYTE).byte()
-    return Rows(
-        torch.cat([stored.rows[seq][first:end] for seq, first, end in spans] + [garbage]),
-        torch.cat([*row_ids, none]),
-        torch.cat([*seqs, none]).int(),
-        torch.cat([*pos, none]).int(),
-    )
-
-
-def append(op: Op, state: State, rows: Rows, bt: int, layout: IndexLayout) -> None:
-    num_seqs, device = len(state.pooled_pages), state.open_sums.device
-    on_device = Rows(*(tensor.to(device) for tensor in rows.tensors()))
-    op(
-        on_device.rows,
-        on_device.row_ids,
-        state.index_pages,
-        on_device.row_seq,
-        on_device.row_pos,
-        state.open_sums,
-        state_rows(num_seqs).to(device),
-        state.pooled_pages,
-        pooled_base(num_seqs).to(device),
-        bt,
-        layout,
-    )
-
-
-def rebuild(
-    op: Op, state: State, stored: PagedKeys, lengths: torch.Tensor, bt: int, layout: IndexLayout
-) -> None:
-    num_seqs, device = len(state.pooled_pages), state.open_sums.device
-    op(
-        stored.index_pages.to(device),
-        stored.page_table.to(device),
-        lengths.to(device),
-        state.open_sums,
-        state_rows(num_seqs).to(device),
-        state.pooled_pages,
-        pooled_base(num_seqs).to(device),
-        bt,
-        layout,
-    )
-
-
-def resum(
-    op: Op, state: State, stored: PagedKeys, lengths: torch.Tensor, bt: int, layout: IndexLayout
-) -> None:
-    device = state.open_sums.device
-    op(
-        stored.index_pages.to(device),
-        stored.page_table.to(device),
-        lengths.to(device),
-        state.open_sums,
-        state_rows(len(lengths)).to(device),
-        bt,
-        layout,
-    )
 
 
 def int32(*values: int) -> torch.Tensor:
@@ -340,33 +223,3 @@ def test_pages_past_two_to_the_31_bytes_are_summed(layout: IndexLayout) -> None:
     first = torch.tensor([0])
     held = read_index_rows_ref(pages[-2:-1].cpu(), first, layout)
     assert_bits_equal(held, read_index_rows_ref(expected.pooled_pages, first, layout))
-
-
-@pytest.mark.gpu
-@LAYOUTS
-def test_a_graph_appends_new_rows(layout: IndexLayout) -> None:
-    stored = paged_keys((200, 130), layout)
-    started = State.fresh(layout, 2, len(stored.index_pages))
-    append(
-        append_index_rows_ref,
-        started,
-        rows_of(stored, [(0, 0, 61), (1, 0, 128)], layout),
-        64,
-        layout,
-    )
-    held = Rows(*(t.cuda() for t in rows_of(stored, [(0, 61, 62)], layout, padding=3).tensors()))
-    wanted = rows_of(stored, [(0, 61, 64), (1, 128, 129)], layout)
-    state, ids = started.to("cuda"), (state_rows(2).cuda(), pooled_base(2).cuda())
-
-    def call() -> None:
-        rows, row_ids, row_seq, row_pos = held.tensors()
-        pages, sums, pooled = state.tensors()
-        append_index_rows_triton(
-            rows, row_ids, pages, row_seq, row_pos, sums, ids[0], pooled, ids[1], 64, layout
-        )
-
-    assert_allocates_nothing(call)
-    replay(call, [*held.tensors(), *state.tensors()], [*wanted.tensors(), *started.tensors()])
-
-    append(append_index_rows_ref, started, wanted, 64, layout)
-    state.assert_same(started)
