@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from hisparse_kernels.index_rows import pack_index_rows, unpack_index_rows, write_index_rows
+from hisparse_kernels.index_rows import (
+    pack_index_rows,
+    quantize_index_q,
+    unpack_index_rows,
+    write_index_rows,
+)
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 
 NAN_BYTE = 0xFF  # a NaN in e4m3, bf16 and fp32 alike
@@ -60,6 +65,14 @@ def queries(rows: int, heads: int, *, seed: int = 1) -> tuple[torch.Tensor, torc
     """index_q [rows, heads, 128] and index_weights [rows, heads] with both signs."""
     torch.manual_seed(seed)
     return torch.randn(rows, heads, 128), torch.randn(rows, heads) * heads**-0.5
+
+
+def queries_of(dtype: torch.dtype, rows: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`queries` in the dtype that an indexer hands over; e4m3 ones with their scales folded in."""
+    index_q, weights = queries(rows, heads)
+    if dtype == torch.float8_e4m3fn:
+        return quantize_index_q(index_q, weights)
+    return index_q.to(dtype), weights
 
 
 def naive_scores(

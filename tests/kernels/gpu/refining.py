@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from cases import PagedKeys, on, queries
+from cases import PagedKeys, on
 from hisparse_kernels.gpu.refine_logits import refine_logits_triton
-from hisparse_kernels.index_rows import quantize_index_q
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.refine_logits import HostBlocks
 
@@ -27,13 +26,6 @@ PATHS = pytest.mark.parametrize(
 
 def int32(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
-
-
-def queries_of(dtype: torch.dtype, rows: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    index_q, weights = queries(rows, heads)
-    if dtype == F8:
-        return quantize_index_q(index_q, weights)
-    return index_q.to(dtype), weights
 
 
 def chosen_blocks(

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from accuracy import TOLERANCES, assert_bits_equal, assert_near_largest
-from cases import PAGE_EDGES, naive_scores, on, paged_keys, queries
+from cases import PAGE_EDGES, naive_scores, on, paged_keys, queries_of
 from hisparse_kernels.gpu.index_logits import index_logits_triton, paged_index_logits_triton
 from hisparse_kernels.index_logits import index_logits_ref, paged_index_logits_ref
-from hisparse_kernels.index_rows import pack_index_rows, quantize_index_q, unpack_index_rows
+from hisparse_kernels.index_rows import pack_index_rows, unpack_index_rows
 from hisparse_kernels.layouts import INDEX_LAYOUTS, IndexLayout, index_layout
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
 
@@ -17,13 +17,6 @@ GPU = pytest.mark.gpu
 
 def int32(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
-
-
-def queries_of(dtype: torch.dtype, rows: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    index_q, weights = queries(rows, heads)
-    if dtype == F8:
-        return quantize_index_q(index_q, weights)
-    return index_q.to(dtype), weights
 
 
 def poisoned(rows: int, columns: int, device: str) -> torch.Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from accuracy import TOLERANCES, assert_bits_equal, assert_near_largest
-from cases import NAN_BYTE, PagedKeys, on, paged_keys, queries
+from cases import NAN_BYTE, PagedKeys, on, paged_keys, queries, queries_of
 from hisparse_kernels.gpu.refine_logits import refine_logits_triton
 from hisparse_kernels.layouts import PAGE_TOKENS, index_layout
 from hisparse_kernels.refine_logits import HostBlocks, refine_logits_ref
@@ -15,7 +15,6 @@ from tests.kernels.gpu.refining import (
     UNTOUCHED,
     chosen_blocks,
     int32,
-    queries_of,
     refined,
     untouched,
 )

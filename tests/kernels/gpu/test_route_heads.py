@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from accuracy import assert_bits_equal
-from cases import PagedKeys, on, paged_keys, queries
+from cases import PagedKeys, on, paged_keys, queries, queries_of
 from hisparse_kernels.gpu.route_heads import route_heads_triton
-from hisparse_kernels.index_rows import quantize_index_q
 from hisparse_kernels.layouts import index_layout
 from hisparse_kernels.route_heads import route_heads_ref
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
@@ -17,13 +16,6 @@ NEAR_TIE = 1e-5  # energies that fp32 sums in another order may swap
 
 def int32(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
-
-
-def queries_of(dtype: torch.dtype, rows: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    index_q, weights = queries(rows, heads)
-    if dtype == F8:
-        return quantize_index_q(index_q, weights)
-    return index_q.to(dtype), weights
 
 
 def has_near_tie(
