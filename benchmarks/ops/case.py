@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal
 
 import torch
 
+from benchmarks.ops.spread import ratio_spread
 from benchmarks.ops.timing import GpuTimer, Timed
 from benchmarks.ops.work import Ceilings, Work
 from hisparse_sidecar.cli.bench.rows import Measurement
 
 _REASON_LENGTH = 160
+_Value = Callable[[float], float]  # of seconds
 
 
 class PeerAbsentError(Exception):
@@ -18,10 +22,17 @@ class PeerAbsentError(Exception):
 
 @dataclass(frozen=True)
 class Contender:
-    """Ours or a peer, ready to run: `check` raises before anything is timed."""
+    """Ours or a peer, ready to run.
+
+    Attributes:
+        check: raises before anything is timed.
+        timed: what runs.
+        allowed_seconds: added to each call's time, where the peer is an aim: so much on top.
+    """
 
     check: Callable[[], None]
     timed: Timed
+    allowed_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -32,11 +43,13 @@ class Prepared:
         work: of one call.
         ours: the op of this project.
         peers: by name; made only after ours was checked, for their checks compare with ours.
+        facts: of ours besides its time, higher is better: values by metric, found after the check.
     """
 
     work: Work
     ours: Contender
     peers: Mapping[str, Callable[[], Contender]] = field(default_factory=dict)
+    facts: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,10 @@ def measure_case(case: Case, timer: GpuTimer, ceilings: Ceilings) -> Iterator[Me
     try:
         prepared = case.prepare()
         prepared.ours.check()
-        ours = timer.time(prepared.ours.timed)
+        facts = prepared.facts()
+        ours = _repeat(prepared.ours, timer)
+    except PeerAbsentError:
+        return  # ours calls a peer's op; said once, at the start of the suite
     except Exception as error:  # whatever a kernel raises: the other cases go on
         yield _error(case, "", error)
         return
@@ -61,9 +77,9 @@ def measure_case(case: Case, timer: GpuTimer, ceilings: Ceilings) -> Iterator[Me
         try:
             peer = make()
             peer.check()
-            peer_seconds = timer.time(peer.timed)
+            peer_seconds = _repeat(peer, timer)
         except PeerAbsentError:
-            continue  # said once, at the start of the suite
+            continue
         except Exception as error:
             yield _error(case, name, error)
             continue
@@ -71,32 +87,36 @@ def measure_case(case: Case, timer: GpuTimer, ceilings: Ceilings) -> Iterator[Me
         yield from _rows(case, prepared.work, ceilings, ours, name, peer_seconds)
     if not timed_peers:
         yield from _rows(case, prepared.work, ceilings, ours)
+    for metric, value in facts.items():
+        yield Measurement(case.name, metric, value, "higher")
+
+
+def _repeat(contender: Contender, timer: GpuTimer) -> list[float]:
+    return [contender.allowed_seconds + seconds for seconds in timer.repeat(contender.timed)]
 
 
 def _rows(
     case: Case,
     work: Work,
     ceilings: Ceilings,
-    ours: float,
+    ours: list[float],
     peer: str = "",
-    peer_seconds: float | None = None,
+    peer_runs: list[float] | None = None,
 ) -> Iterator[Measurement]:
-    def both(of: Callable[[float], float]) -> tuple[float, str, float | None]:
-        return of(ours), peer, None if peer_seconds is None else of(peer_seconds)
+    """Times, rates and shares; their ratios are the same, and so is how far these vary."""
+    spread = ratio_spread(ours, peer_runs) if peer_runs else None
 
-    yield _row(case, "median us", "lower", *both(lambda seconds: seconds * 1e6))
-    unit = work.rate(ours, ceilings)[0]
-    yield _row(case, unit, "higher", *both(lambda seconds: work.rate(seconds, ceilings)[1]))
+    def row(metric: str, better: Literal["higher", "lower"], of: _Value) -> Measurement:
+        theirs = of(median(peer_runs)) if peer_runs else None
+        return Measurement(case.name, metric, of(median(ours)), better, peer, theirs, spread)
+
+    yield row("median us", "lower", lambda seconds: seconds * 1e6)
+    unit = work.rate(median(ours), ceilings)[0]
+    yield row(unit, "higher", lambda seconds: work.rate(seconds, ceilings)[1])
     floor = work.floor_seconds(ceilings)
-    yield _row(case, "share of the ceiling", "higher", *both(lambda seconds: floor / seconds))
+    yield row("share of the ceiling", "higher", lambda seconds: floor / seconds)
     if work.operations:
         yield Measurement(case.name, "FLOP/B", work.intensity, "higher")
-
-
-def _row(
-    case: Case, metric: str, better: str, ours: float, peer: str, peer_value: float | None
-) -> Measurement:
-    return Measurement(case.name, metric, ours, better, peer, peer_value)  # type: ignore[arg-type]
 
 
 def _error(case: Case, peer: str, error: Exception) -> Measurement:

@@ -27,6 +27,12 @@ def logits_work(pairs: int, rows: int, heads: int, keys_read: int) -> Work:
     )
 
 
+def selection_work(pairs: int, rows: int, heads: int, keys_read: int, topk: int) -> Work:
+    """Whole selections: as index logits, but only what is chosen is written."""
+    logits = logits_work(pairs, rows, heads, keys_read)
+    return Work(logits.operations, logits.device_bytes - 4 * pairs + rows * 4 * topk)
+
+
 def topk_work(rows: int, columns: int, k: int) -> Work:
     """Choose: each score read once, each choice written once."""
     return moved_work(rows, 4 * columns, 4 * k)

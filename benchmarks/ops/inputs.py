@@ -35,10 +35,15 @@ def index_pages(num_pages: int) -> torch.Tensor:
     """[num_pages, page_bytes] uint8, all of them different."""
     pages = torch.empty(num_pages, INDEX.page_bytes, dtype=torch.uint8, device="cuda")
     for some in pages.split(_CHUNK_PAGES):
-        rows = index_keys(len(some) * PAGE_TOKENS).view(len(some), PAGE_TOKENS, -1)
-        some[:, : PAGE_TOKENS * INDEX_DIM] = rows[:, :, :INDEX_DIM].flatten(1)
-        some[:, PAGE_TOKENS * INDEX_DIM :] = rows[:, :, INDEX_DIM:].flatten(1)
+        fill_pages(some, index_keys(len(some) * PAGE_TOKENS))
     return pages
+
+
+def fill_pages(pages: torch.Tensor, rows: torch.Tensor) -> None:
+    """Writes index rows [pages * 64, 132] to whole pages [pages, page_bytes], in order."""
+    rows = rows.view(len(pages), PAGE_TOKENS, -1)
+    pages[:, : PAGE_TOKENS * INDEX_DIM] = rows[:, :, :INDEX_DIM].flatten(1)
+    pages[:, PAGE_TOKENS * INDEX_DIM :] = rows[:, :, INDEX_DIM:].flatten(1)
 
 
 def page_codes(pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,6 +98,12 @@ def block_lists(rows: int, count: int, newest_block: torch.Tensor) -> torch.Tens
     scores.masked_fill_((block == 0) | (block == newest), 2.0)
     scores.masked_fill_(block > newest, -1.0)
     return scores.topk(count, dim=1).indices.sort(1).values.int()
+
+
+def head_lists(rows: int, heads: int, count: int) -> torch.Tensor:
+    """[rows, count] int32, ascending heads, drawn for each row alone."""
+    drawn = torch.rand(rows, heads, device="cuda").topk(count, dim=1).indices
+    return drawn.sort(1).values.int()
 
 
 def sample_rows(rows: int, count: int = 8) -> torch.Tensor:

@@ -10,6 +10,7 @@ from benchmarks.ops.compare import check_logits
 from benchmarks.ops.count import INDEX_ROW_BYTES, logits_work, prefill_pairs
 from benchmarks.ops.inputs import (
     INDEX,
+    head_lists,
     index_keys,
     index_pages,
     index_queries,
@@ -32,12 +33,16 @@ def logits_cases(peers: Peers) -> Iterator[Case]:
         for heads in (64, 32):
             name = f"index_logits {_ROWS} rows, L={keys}K, {heads} heads"
             yield Case(name, partial(_prefill, peers, keys * 1024, heads))
+    for picked in (8, 16):
+        name = f"index_logits {_ROWS} rows, L=64K, MISA h={picked} of 64"
+        yield Case(name, partial(_prefill, peers, 64 * 1024, 64, picked))
     for batch, keys in _PAGED:
         name = f"paged_index_logits batch {batch}, L={keys}K, 64 heads"
         yield Case(name, partial(_paged, peers, batch, keys * 1024, 64))
 
 
-def _prefill(peers: Peers, keys: int, heads: int) -> Prepared:
+def _prefill(peers: Peers, keys: int, heads: int, picked: int | None = None) -> Prepared:
+    """All heads, or `picked` ones of each row; DeepGEMM scores with all."""
     index_logits = triton_op("index_logits")
     rows = index_keys(keys)
     query, weights = index_queries(_ROWS, heads)
@@ -45,14 +50,16 @@ def _prefill(peers: Peers, keys: int, heads: int) -> Prepared:
     end = keys - _ROWS + 1 + torch.arange(_ROWS, dtype=torch.int32, device="cuda")
     logits = torch.empty(_ROWS, keys, device="cuda")
     sample = sample_rows(_ROWS)
+    some = query[sample], weights[sample], rows, start[sample], end[sample]
+    lists = None if picked is None else head_lists(_ROWS, heads, picked)
 
     def call() -> object:
-        return index_logits(query, weights, rows, start, end, INDEX, out=logits)
+        return index_logits(query, weights, rows, start, end, INDEX, out=logits, heads=lists)
 
     def check() -> None:
         call()
-        some = query[sample], weights[sample], rows, start[sample], end[sample]
-        check_logits("logits", logits[sample], index_logits_ref(*some, INDEX))
+        few = None if lists is None else lists[sample]
+        check_logits("logits", logits[sample], index_logits_ref(*some, INDEX, heads=few))
 
     def deep_gemm() -> Contender:
         score = peers.deep_gemm().prefill
@@ -63,12 +70,12 @@ def _prefill(peers: Peers, keys: int, heads: int) -> Prepared:
         def check_peer() -> None:
             found = score(*arguments)[sample, :keys]
             outside = torch.arange(keys, device="cuda") >= end[sample, None]
-            expected = logits[sample]
+            expected = logits[sample] if lists is None else index_logits_ref(*some, INDEX)
             check_logits("DeepGEMM", found.masked_fill(outside, -torch.inf), expected)
 
         return Contender(check_peer, Timed([lambda: score(*arguments)], long=True))
 
-    work = logits_work(prefill_pairs(_ROWS, keys), _ROWS, heads, keys)
+    work = logits_work(prefill_pairs(_ROWS, keys), _ROWS, picked or heads, keys)
     return Prepared(work, Contender(check, Timed([call], long=True)), {"DeepGEMM": deep_gemm})
 
 

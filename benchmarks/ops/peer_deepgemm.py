@@ -43,11 +43,18 @@ class DeepGemm:
         weights: torch.Tensor,
         lengths: torch.Tensor,
         max_length: int,
+        next_n: int = 1,
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What scores the pages of a table; its schedule is made once, as an engine's step does."""
+        """What scores the pages of a table; its schedule is made once, as an engine's step does.
+
+        With `next_n` adjacent rows for each sequence a table has one row for all of them; beyond a
+        row's own length its logits are then anything.
+        """
         pages = index_pages.view(-1, PAGE_TOKENS, 1, INDEX_DIM + 4)
         processors = torch.cuda.get_device_properties(0).multi_processor_count
-        queries = query[:, None]
+        queries = query.view(-1, next_n, *query.shape[1:])
+        if next_n > 1:
+            lengths = lengths.view(-1, next_n)
         lengths, schedule = self._schedule(lengths, processors)
 
         def score(page_table: torch.Tensor) -> torch.Tensor:
@@ -76,11 +83,13 @@ class DeepGemm:
     def _schedule(
         self, lengths: torch.Tensor, processors: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lengths in the shape that this version takes, [batch] or [batch, 1], and the schedule."""
+        """Lengths as this version takes them, [batch] or [batch, next_n], and the schedule."""
         plan = self._module.get_paged_mqa_logits_metadata
         try:
             return lengths, _as_torch(plan(lengths, PAGE_TOKENS, processors))
         except Exception:  # its C++ assertions have a type of their own
+            if lengths.dim() == 2:
+                raise
             return lengths[:, None], _as_torch(plan(lengths[:, None], PAGE_TOKENS, processors))
 
 

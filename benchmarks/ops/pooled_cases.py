@@ -32,13 +32,15 @@ from hisparse_kernels.pool_keys import (
     rebuild_pooled_keys_ref,
     resum_open_blocks_ref,
 )
-from hisparse_kernels.route_heads import route_heads_ref
+from hisparse_kernels.route_heads import route_heads_ref, route_workspace_size
 
 _BLOCK_TOKENS, _GROUP_BLOCKS = 128, 8
 _HEADS, _ROUTED = 64, 8
 _CONTEXT = 128 * 1024
 _OPEN_TOKENS = 100  # of a block of 128
 _LONG_ROWS = 4096
+# rows, sequences, thousands of tokens
+_ROUTES = ((1, 1, 8), (1, 1, 128), (1, 1, 1024), (64, 64, 128), (4096, 1, 64), (4096, 1, 128))
 _NEAR_TIES = 0.05  # of the rows, whose last head may fall either way
 
 
@@ -50,9 +52,9 @@ def pooled_cases() -> Iterator[Case]:
     for sequences in (1, 64):
         name = f"resum_open_blocks {sequences} sequences, {_OPEN_TOKENS} tokens open"
         yield Case(name, partial(_resum, sequences))
-    for rows, sequences in ((1, 1), (64, 64), (4096, 1)):
-        name = f"route_heads {rows} rows of {sequences} sequences, L=128K, {_HEADS} heads"
-        yield Case(name, partial(_route, rows, sequences))
+    for rows, sequences, keys in _ROUTES:
+        name = f"route_heads {rows} rows of {sequences} sequences, L={keys}K, {_HEADS} heads"
+        yield Case(name, partial(_route, rows, sequences, keys * 1024))
 
 
 class _PoolState:
@@ -174,9 +176,9 @@ def _resum(sequences: int) -> Prepared:
     return Prepared(work, _contender(step, "resum_open_blocks", resum_open_blocks_ref, states))
 
 
-def _route(rows: int, sequences: int) -> Prepared:
+def _route(rows: int, sequences: int, context: int) -> Prepared:
     route_heads = triton_op("route_heads")
-    blocks = _CONTEXT // _BLOCK_TOKENS
+    blocks = context // _BLOCK_TOKENS
     sets = num_sets(sequences * blocks * INDEX_ROW_BYTES)
     pages_each = blocks // PAGE_TOKENS
     pooled_pages = index_pages(sets * sequences * pages_each)
@@ -185,10 +187,13 @@ def _route(rows: int, sequences: int) -> Prepared:
     row_seq = (torch.arange(rows, device="cuda") % sequences).int()
     complete = torch.full((rows,), blocks, dtype=torch.int32, device="cuda")
     routed = torch.empty(rows, _ROUTED, dtype=torch.int32, device="cuda")
+    size = route_workspace_size(rows, _HEADS, pages_each, _GROUP_BLOCKS)
+    workspace = torch.empty(size, device="cuda")
 
     def call(table: torch.Tensor) -> object:
         where = pooled_pages, table, row_seq, complete
-        return route_heads(query, weights, *where, _ROUTED, INDEX, _GROUP_BLOCKS, out=routed)
+        args = *where, _ROUTED, INDEX, _GROUP_BLOCKS, routed, workspace
+        return route_heads(query, weights, *args)
 
     def check() -> None:
         call(tables[0])

@@ -33,7 +33,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class GpuTimer:
-    """Median seconds of one call, of `num_runs` timed pieces after `num_warm_ups` untimed ones.
+    """Seconds of one call, in each of `num_runs` timed pieces after `num_warm_ups` untimed ones.
 
     Where the pieces would take over a second together, of fewer, but of 5 at least.
     """
@@ -42,7 +42,11 @@ class GpuTimer:
     num_runs: int
 
     def time(self, timed: Timed) -> float:
-        """Seconds of one call."""
+        """Seconds of one call, the median of the pieces."""
+        return median(self.repeat(timed))
+
+    def repeat(self, timed: Timed) -> list[float]:
+        """Seconds of one call in each piece."""
         _restore(timed)
         for call in timed.calls:  # compiles, and plans what is planned on the first call
             call()
@@ -52,11 +56,13 @@ class GpuTimer:
         graph = _capture([*timed.calls] * repeats, timed)
         return self._time_pieces(timed, graph.replay, repeats * len(timed.calls))
 
-    def _time_pieces(self, timed: Timed, piece: Callable[[], object], num_calls: int) -> float:
+    def _time_pieces(
+        self, timed: Timed, piece: Callable[[], object], num_calls: int
+    ) -> list[float]:
         flushed = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
         warm = _piece_seconds(timed, piece, flushed, max(self.num_warm_ups, 1))
         runs = runs_that_fit(self.num_runs, warm[-1])
-        return median(_piece_seconds(timed, piece, flushed, runs)) / num_calls
+        return [seconds / num_calls for seconds in _piece_seconds(timed, piece, flushed, runs)]
 
 
 def runs_that_fit(wanted: int, seconds: float) -> int:

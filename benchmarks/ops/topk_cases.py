@@ -13,10 +13,12 @@ from benchmarks.ops.ours import triton_op
 from benchmarks.ops.peers import Peers
 from benchmarks.ops.timing import Timed
 from hisparse_kernels.block_topm import block_topm_ref
+from hisparse_kernels.tail_share import tail_share_ref
 from hisparse_kernels.topk import candidate_positions_ref, topk_ref
 
 _TOPK, _KEPT = 2048, 64
 _BLOCK_TOKENS = 128
+_TAIL_SHARE = 0.05
 _LONG = ((1, 131072), (8, 131072), (64, 131072), (4096, 65536), (4096, 131072))
 _LONG_ROWS = 4096
 _Choose = Callable[[torch.Tensor], torch.Tensor]
@@ -36,6 +38,31 @@ def topk_cases(peers: Peers) -> Iterator[Case]:
     for rows in (1, 64, 4096):
         name = f"candidate_positions {rows} x {_TOPK} of {_KEPT} blocks"
         yield Case(name, partial(_candidate_positions, rows))
+        name = f"tail_share {rows} x {_TOPK} of {_KEPT} blocks"
+        yield Case(name, partial(_tail_share, rows))
+
+
+def _tail_share(rows: int) -> Prepared:
+    tail_share = triton_op("tail_share")
+    blocks = 1024
+    newest = torch.full((rows,), blocks - 1, dtype=torch.int32, device="cuda")
+    ids = block_topm_ref(_scores(rows, blocks, "normal"), newest, _KEPT)
+    columns = positions(rows, _TOPK, _KEPT * _BLOCK_TOKENS)
+    chosen = candidate_positions_ref(columns, ids, _BLOCK_TOKENS)
+    work = moved_work(rows, 4 * _TOPK, 8 * _KEPT, 5)
+    logits = [_scores(rows, blocks, "normal") for _ in range(num_sets(work.device_bytes))]
+    found = torch.empty(rows, device="cuda"), torch.empty(rows, dtype=torch.bool, device="cuda")
+
+    def call(scores: torch.Tensor) -> object:
+        return tail_share(chosen, ids, scores, newest, _BLOCK_TOKENS, _TAIL_SHARE, out=found)
+
+    def check() -> None:
+        call(logits[0])
+        wanted = tail_share_ref(chosen, ids, logits[0], newest, _BLOCK_TOKENS, _TAIL_SHARE)
+        check_equal("shares", found[0], wanted[0])
+        check_equal("rows that need more", found[1], wanted[1])
+
+    return Prepared(work, Contender(check, _timed(call, logits)))
 
 
 def _topk(peers: Peers, rows: int, columns: int, kind: str) -> Prepared:

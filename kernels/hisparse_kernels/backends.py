@@ -14,9 +14,13 @@ from hisparse_kernels import (
     refine_logits,
     resolve,
     route_heads,
+    score_positions,
+    select_blocks,
+    select_tokens,
     sparse_mla,
     spill,
     swap_in,
+    tail_share,
     topk,
 )
 
@@ -45,7 +49,11 @@ class Ops:
     refine_logits: _Op
     topk: _Op
     candidate_positions: _Op
+    select_blocks: _Op
+    select_tokens: _Op
+    tail_share: _PairOp
     route_heads: _Op
+    score_positions: _Op
     resolve: _Op
     release_items: _InPlaceOp
     swap_in: _InPlaceOp
@@ -73,7 +81,11 @@ def reference_ops() -> Ops:
         refine_logits=refine_logits.refine_logits_ref,
         topk=topk.topk_ref,
         candidate_positions=topk.candidate_positions_ref,
+        select_blocks=select_blocks.select_blocks_ref,
+        select_tokens=select_tokens.select_tokens_ref,
+        tail_share=tail_share.tail_share_ref,
         route_heads=route_heads.route_heads_ref,
+        score_positions=score_positions.score_positions_ref,
         resolve=resolve.resolve_ref,
         release_items=resolve.release_items_ref,
         swap_in=swap_in.swap_in_ref,

@@ -5,7 +5,7 @@ import torch
 from hisparse_kernels.index_rows import split_pages, split_rows
 from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
 from hisparse_kernels.score_keys import KEY_ALIGN, score_keys
-from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes
+from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
 
 _CHUNK_KEYS = 8192
 
@@ -18,6 +18,7 @@ def index_logits(
     key_end: torch.Tensor,
     layout: IndexLayout,
     out: torch.Tensor | None = None,
+    heads: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits of packed keys: scale[s] * sum_j w[t, j] * relu(q[t, j] . k[s]).
 
@@ -29,17 +30,19 @@ def index_logits(
         key_end: [rows] int32, one past the last; <= key_start for a padding row.
         layout: how index rows are stored.
         out: [rows, T] fp32, contiguous, to write to and return; None = allocate.
+        heads: [rows, h] int32, the heads of each row that score, in this order; -1 = any head: it
+            may stand in padding rows alone. None = all heads.
 
     Returns:
         [rows, T] fp32, -inf outside [key_start, key_end).
     """
-    shapes = _check_queries(index_q, index_weights, layout)
+    shapes = _check_queries(index_q, index_weights, layout, heads)
     shapes.check("index_rows", index_rows, "T row_bytes", torch.uint8)
     shapes.check("key_start", key_start, "rows", torch.int32)
     shapes.check("key_end", key_end, "rows", torch.int32)
     if out is not None:
         shapes.check_packed("out", out, "rows T", torch.float32)
-    args = index_q, index_weights, index_rows, key_start, key_end, layout, out
+    args = index_q, index_weights, index_rows, key_start, key_end, layout, out, heads
     if index_q.is_cuda:
         from hisparse_kernels.gpu.index_logits import index_logits_triton
 
@@ -55,15 +58,16 @@ def index_logits_ref(
     key_end: torch.Tensor,
     layout: IndexLayout,
     out: torch.Tensor | None = None,
+    heads: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_keys = index_rows.shape[0]
     padding = index_rows.new_zeros(-num_keys % KEY_ALIGN, layout.row_bytes)
     padded = torch.cat([index_rows, padding])
-    query = index_q.float()
-    logits = index_weights.new_empty(len(query), padded.shape[0])
+    query, weights = _pick_heads(index_q, index_weights, heads)
+    logits = weights.new_empty(len(query), padded.shape[0])
     for start in range(0, padded.shape[0], _CHUNK_KEYS):
         keys, scale = split_rows(padded[start : start + _CHUNK_KEYS], layout)
-        score_keys(query, index_weights, keys, scale, logits[:, start : start + _CHUNK_KEYS])
+        score_keys(query, weights, keys, scale, logits[:, start : start + _CHUNK_KEYS])
     key = torch.arange(num_keys, device=logits.device)
     outside = (key < key_start[:, None]) | (key >= key_end[:, None])
     logits = logits[:, :num_keys].masked_fill_(outside, -torch.inf)
@@ -79,6 +83,7 @@ def paged_index_logits(
     row_end: torch.Tensor,
     layout: IndexLayout,
     out: torch.Tensor | None = None,
+    heads: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits of the keys in each row's own pages; scores pooled pages too (a key is then a block).
 
@@ -91,18 +96,20 @@ def paged_index_logits(
         row_end: [rows] int32, keys [0, row_end) are scored.
         layout: how index rows are stored.
         out: [rows, max_pages * 64] fp32, contiguous, to write to and return; None = allocate.
+        heads: [rows, h] int32, the heads of each row that score, in this order; -1 = any head: it
+            may stand in padding rows alone. None = all heads.
 
     Returns:
         [rows, max_pages * 64] fp32, -inf from row_end on and in padding rows.
     """
-    shapes = _check_queries(index_q, index_weights, layout)
+    shapes = _check_queries(index_q, index_weights, layout, heads)
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
     shapes.check("page_table", page_table, "num_seqs max_pages", torch.int32)
     shapes.check("row_seq", row_seq, "rows", torch.int32)
     shapes.check("row_end", row_end, "rows", torch.int32)
     if out is not None:
         shapes.check_packed("out", out, f"rows {page_table.shape[1] * PAGE_TOKENS}", torch.float32)
-    args = index_q, index_weights, index_pages, page_table, row_seq, row_end, layout, out
+    args = index_q, index_weights, index_pages, page_table, row_seq, row_end, layout, out, heads
     if index_q.is_cuda:
         from hisparse_kernels.gpu.index_logits import paged_index_logits_triton
 
@@ -119,9 +126,11 @@ def paged_index_logits_ref(
     row_end: torch.Tensor,
     layout: IndexLayout,
     out: torch.Tensor | None = None,
+    heads: torch.Tensor | None = None,
 ) -> torch.Tensor:
     num_keys = page_table.shape[1] * PAGE_TOKENS
-    logits = index_weights.new_full((index_q.shape[0], num_keys), -torch.inf)
+    query, weights = _pick_heads(index_q, index_weights, heads)
+    logits = weights.new_full((len(query), num_keys), -torch.inf)
     for seq in row_seq[row_seq >= 0].unique().tolist():
         rows = (row_seq == seq).nonzero()[:, 0]
         end = int(row_end[rows].max())
@@ -130,7 +139,7 @@ def paged_index_logits_ref(
             pages = index_pages.index_select(0, page_table[seq, held])
             keys, scale = split_pages(pages, layout)
             scores = keys.new_empty(len(rows), keys.shape[0])
-            score_keys(index_q[rows].float(), index_weights[rows], keys, scale, scores)
+            score_keys(query[rows], weights[rows], keys, scale, scores)
             logits[rows, start : start + keys.shape[0]] = scores
     key = torch.arange(num_keys, device=logits.device)
     logits.masked_fill_(key >= row_end[:, None], -torch.inf)
@@ -138,9 +147,26 @@ def paged_index_logits_ref(
 
 
 def _check_queries(
-    index_q: torch.Tensor, index_weights: torch.Tensor, layout: IndexLayout
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    layout: IndexLayout,
+    picked: torch.Tensor | None,
 ) -> Shapes:
     shapes = Shapes(page_bytes=layout.page_bytes, row_bytes=layout.row_bytes)
     shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
     shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    if picked is not None:
+        shapes.check("heads", picked, "rows h", torch.int32)
+        check_at_least("number of heads", picked.shape[1], 1)
     return shapes
+
+
+def _pick_heads(
+    index_q: torch.Tensor, index_weights: torch.Tensor, heads: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries in fp32, and weights, of each row's `heads`."""
+    if heads is None:
+        return index_q.float(), index_weights
+    picked = heads.clamp(min=0).long()
+    wide = picked[:, :, None].expand(-1, -1, index_q.shape[2])
+    return index_q.float().gather(1, wide), index_weights.gather(1, picked)

@@ -78,11 +78,7 @@ def refine_logits(
     shapes.check("block_ids", block_ids, "rows m", torch.int32)
     shapes.check("row_pos", row_pos, "rows", torch.int32)
     shapes.check_packed("out", out, "rows columns", torch.float32)
-    if host is not None:
-        shapes.check_packed("host.pages", host.pages, "num_host_pages page_bytes", torch.uint8)
-        check_at_least("number of host.pages", len(host.pages), 1)
-        shapes.check("host.page_table", host.page_table, "num_seqs max_pages", torch.int32)
-        shapes.check("host.row_seq", host.row_seq, "rows", torch.int32)
+    check_host(shapes, host)
     args = (
         index_q,
         index_weights,
@@ -100,6 +96,16 @@ def refine_logits(
 
         return refine_logits_triton(*args)
     return refine_logits_ref(*args)
+
+
+def check_host(shapes: Shapes, host: HostBlocks | None) -> None:
+    """Refuses host blocks that do not fit the call's `page_bytes` and `rows`."""
+    if host is None:
+        return
+    shapes.check_packed("host.pages", host.pages, "num_host_pages page_bytes", torch.uint8)
+    check_at_least("number of host.pages", len(host.pages), 1)
+    shapes.check("host.page_table", host.page_table, "num_seqs max_pages", torch.int32)
+    shapes.check("host.row_seq", host.row_seq, "rows", torch.int32)
 
 
 def refine_logits_ref(

@@ -9,6 +9,13 @@ from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
 from hisparse_kernels.topk import topk_ref
 
 _CHUNK_ROWS = 64
+CHUNK_GROUPS = 32  # full groups whose sum is taken in one piece
+
+
+def route_workspace_size(rows: int, heads: int, max_pages: int, group_blocks: int = 8) -> int:
+    """fp32 values that `route_heads` keeps between its passes: a sum for each chunk of groups."""
+    num_groups = max_pages * PAGE_TOKENS // group_blocks
+    return -(-num_groups // CHUNK_GROUPS) * rows * heads
 
 
 def route_heads(
@@ -22,6 +29,7 @@ def route_heads(
     layout: IndexLayout,
     group_blocks: int = 8,
     out: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Heads with the largest sum over groups of |w[j] * relu(q[j] . group)|.
 
@@ -39,6 +47,7 @@ def route_heads(
         layout: how pooled rows are stored.
         group_blocks: blocks in one group.
         out: [rows, num_routed] int32, contiguous, to write to and return; None = allocate.
+        workspace: [at least `route_workspace_size`] fp32, contiguous; None = allocate if needed.
 
     Returns:
         [rows, num_routed] int32, head ids, ascending; -1 in padding rows. Ties: the lowest head
@@ -56,6 +65,11 @@ def route_heads(
     check_at_least("number of heads", index_q.shape[1], num_routed)
     if out is not None:
         shapes.check_packed("out", out, "rows num_routed", torch.int32)
+    if workspace is not None:
+        shapes.check_packed("workspace", workspace, "values", torch.float32)
+        rows, heads = index_weights.shape
+        needed = route_workspace_size(rows, heads, page_table.shape[1], group_blocks)
+        check_at_least("number of workspace values", workspace.numel(), needed)
     args = (
         index_q,
         index_weights,
@@ -67,6 +81,7 @@ def route_heads(
         layout,
         group_blocks,
         out,
+        workspace,
     )
     if index_q.is_cuda:
         from hisparse_kernels.gpu.route_heads import route_heads_triton
@@ -86,6 +101,7 @@ def route_heads_ref(
     layout: IndexLayout,
     group_blocks: int = 8,
     out: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
     routed = row_seq.new_empty(len(row_seq), num_routed) if out is None else out
     routed.fill_(-1)

@@ -58,6 +58,13 @@ class DeviceTier:
         self.pooled_pages = [rows(pooled_pages, page_bytes) for _ in groups]
         self.open_sums = [torch.zeros(capacity.sequences, 128, device=device) for _ in groups]
         self.stage = rows(config.stage_rows, row_bytes)
+        self._arrivals = torch.zeros(0, dtype=torch.int32, device=device)
+
+    def arrivals(self, rows: int) -> torch.Tensor:
+        """[rows] int32 of zeros, which every op that counts in them leaves at zero."""
+        if rows > len(self._arrivals):
+            self._arrivals = torch.zeros(rows, dtype=torch.int32, device=self.device)
+        return self._arrivals[:rows]
 
     def reset(self, ranges: SequenceRanges) -> None:
         """Makes a newly owned range cold: no slot holds anything, every sum is zero."""

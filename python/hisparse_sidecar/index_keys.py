@@ -2,11 +2,18 @@
 
 import torch
 
+from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_kernels.refine_logits import HostBlocks
+from hisparse_kernels.select_blocks import BlockScratch
+from hisparse_sidecar.block_window import BlockWindow
 from hisparse_sidecar.errors import WrongState
-from hisparse_sidecar.selection import SelectionQuery
-from hisparse_sidecar.stats import GroupTraffic, Traffic
+from hisparse_sidecar.selection import KeptBlocks, SelectionQuery
+from hisparse_sidecar.stats import GroupTraffic
 from hisparse_sidecar.step import Step
 from hisparse_sidecar.tiers import Tiers
+
+# a link that few rows hardly use is read twice, beside the layer, rather than waited for
+_MOST_ROWS_IN_PLACE = 8
 
 
 class LayerIndexKeys:
@@ -15,7 +22,8 @@ class LayerIndexKeys:
     def __init__(self, tiers: Tiers, step: Step, group: int, traffic: GroupTraffic) -> None:
         self._tiers, self._step, self._group, self._traffic = tiers, step, group, traffic
         self._ops, self._layout = tiers.ops, tiers.config.index
-        self._window_pages = tiers.device.window_pages[group]
+        self._window = BlockWindow(tiers, step, group, traffic)
+        self._is_fetching = False
         self._pooled_pages = tiers.device.pooled_pages[group]
         self._host_pages = tiers.host.index_pages[group]
         self.block_tokens = tiers.config.block_tokens
@@ -32,7 +40,7 @@ class LayerIndexKeys:
         """
         self._check_complete()
         if self._step.kind == "decode":
-            self._append_to(self._window_pages, self._window_row_ids(), index_rows)
+            self._append_to(self._window.pages, self._window_row_ids(), index_rows)
         else:
             self._forget_touched_blocks()
             self._append_to(self._host_pages, self._step.host_row_ids, index_rows)
@@ -52,10 +60,13 @@ class LayerIndexKeys:
         """Row of the window for each new row, whose block becomes resident; -1 = padding row."""
         step, block_tokens = self._step, self.block_tokens
         blocks = torch.div(step.row_pos, block_tokens, rounding_mode="floor")[:, None]
-        slots = self._make_resident(blocks, step.row_seq, step.select_stamps, None)[:, 0].long()
+        slots = self._window.make_resident(blocks, step.row_seq, step.select_stamps, None)[
+            :, 0
+        ].long()
         return torch.where(slots >= 0, slots * block_tokens + step.row_pos % block_tokens, -1)
 
     def _forget_touched_blocks(self) -> None:
+        self._window.forget_loaded()
         state, ranges = self._tiers.device.window[self._group], self._step.window_ranges
         for number, sequence in enumerate(self._step.sequences):
             first = sequence.start // self.block_tokens
@@ -98,37 +109,94 @@ class LayerIndexKeys:
 
     # -- what selectors ask for ---------------------------------------------------------------
 
-    def pooled_logits(self, query: SelectionQuery) -> torch.Tensor:
+    @property
+    def all_resident(self) -> bool:
         """See `selection.IndexKeys`."""
-        complete = torch.div(query.row_pos, self.block_tokens, rounding_mode="floor").clamp(min=0)
-        return self._ops.paged_index_logits(
-            query.index_q,
-            query.index_weights,
-            self._pooled_pages,
-            self._step.pooled_table,
-            query.row_seq,
-            complete,
-            self._layout,
+        return self._window.has_room_for_all
+
+    @property
+    def scores_positions(self) -> bool:
+        """See `selection.IndexKeys`."""
+        return self._step.kind == "decode" and self._window.has_room_for_all
+
+    def is_resident(self, row: int) -> bool:
+        """See `selection.IndexKeys`."""
+        for sequence in self._step.sequences:
+            if row < sequence.num_rows:
+                return self._window.has_room(sequence)
+            row -= sequence.num_rows
+        return False
+
+    def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
+        """See `selection.IndexKeys`."""
+        self._settle()
+        table, rows = self._step.pooled_table, query.num_rows
+        logits = query.index_weights.new_empty(rows, table.shape[1] * PAGE_TOKENS)
+        scratch = BlockScratch(logits, self._tiers.device.arrivals(rows))
+        slots = self._window.slots_to_find(rows, kept) if self._step.kind == "decode" else None
+        pooled = self._pooled_pages, table, query.row_seq, self._block_of(query.row_pos)
+        ids = self._ops.select_blocks(
+            query.index_q, query.index_weights, *pooled, kept, self._layout, scratch, slots=slots
+        )
+        return KeptBlocks(ids, logits, None if slots is None else slots.out)
+
+    def more_blocks(self, query: SelectionQuery, blocks: KeptBlocks, kept: int) -> KeptBlocks:
+        """See `selection.IndexKeys`."""
+        assert blocks.pooled_logits is not None
+        newest = self._block_of(query.row_pos)
+        return KeptBlocks(
+            self._ops.block_topm(blocks.pooled_logits, newest, kept), blocks.pooled_logits
         )
 
-    def routed_heads(self, query: SelectionQuery, num_routed: int) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        complete = torch.div(query.row_pos + 1, self.block_tokens, rounding_mode="floor")
-        return self._ops.route_heads(
-            query.index_q,
-            query.index_weights,
-            self._pooled_pages,
-            self._step.pooled_table,
-            query.row_seq,
-            complete,
-            num_routed,
-            layout=self._layout,
-        )
+    def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
+        """See `selection.IndexKeys`.
 
-    def top_blocks(self, logits: torch.Tensor, query: SelectionQuery, kept: int) -> torch.Tensor:
+        In a decode step, blocks outside the window are read by the scores themselves if rows are
+        few or the window is too small, and else copied to it first; a prefill chunk streams.
+        """
+        if self._step.kind == "prefill":
+            return self._best_streamed(query, blocks.ids, topk)
+        self._settle()
+        ids, slots = blocks.ids, blocks.slots
+        if self._window.has_room_for_all:
+            if self._window.load_all() or slots is None:
+                slots = self._window.look_up(query.row_seq, ids)
+            return self._select_tokens(query, ids, slots, topk)
+        self._window.forget_loaded()
+        fits = self._window.fits(ids.shape[1])
+        if fits and query.num_rows > _MOST_ROWS_IN_PLACE:
+            return self._select_tokens(query, ids, self._fetched(query, ids), topk)
+        if slots is None:
+            slots = self._window.look_up(query.row_seq, ids)
+        self._count_reads(ids, slots, also_items=not fits)
+        host = HostBlocks(self._host_pages, self._step.page_table, query.row_seq)
+        found = self._select_tokens(query, ids, slots, topk, host)
+        if fits:
+            self._fetch_beside(query, ids)
+        return found
+
+    def token_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
+        """See `selection.IndexKeys`. Blocks stream through the window."""
+        self._settle()
+        shape = (query.num_rows, block_ids.shape[1] * self.block_tokens)
+        logits = torch.full(shape, float("-inf"), device=query.row_pos.device)
+        for tile in self._window.tiles():
+            slots = self._window.stream(query, block_ids, tile)
+            lists = self._window.pages, slots, block_ids, query.row_pos
+            queries = query.index_q, query.index_weights
+            self._ops.refine_logits(*queries, *lists, self.block_tokens, self._layout, logits)
+        return logits
+
+    def position_logits(self, query: SelectionQuery, positions: torch.Tensor) -> torch.Tensor:
         """See `selection.IndexKeys`."""
-        newest = torch.div(query.row_pos, self.block_tokens, rounding_mode="floor")
-        return self._ops.block_topm(logits, newest, kept)
+        self._settle()
+        self._window.load_all()
+        lists = self._window.pages, self._window.page_table(), query.row_seq, positions
+        return self._ops.score_positions(query.index_q, query.index_weights, *lists, self._layout)
+
+    def top_columns(self, logits: torch.Tensor, topk: int) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        return self._ops.topk(logits, topk)
 
     def top_positions(
         self, logits: torch.Tensor, block_ids: torch.Tensor, topk: int
@@ -137,92 +205,95 @@ class LayerIndexKeys:
         columns = self._ops.topk(logits, topk)
         return self._ops.candidate_positions(columns, block_ids, self.block_tokens)
 
-    def token_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
-        """See `selection.IndexKeys`. Blocks that fit are kept in the window; others stream."""
-        shape = (query.num_rows, block_ids.shape[1] * self.block_tokens)
-        logits = torch.full(shape, float("-inf"), device=query.row_pos.device)
-        if self._step.kind == "decode" and self._fits(block_ids.shape[1]):
-            traffic = self._traffic.blocks
-            slots = self._make_resident(block_ids, query.row_seq, self._step.select_stamps, traffic)
-            self._refine(query, slots, block_ids, logits)
-        else:
-            for tile in self._tiles():
-                self._refine(query, self._stream(query, block_ids, tile), block_ids, logits)
-        return logits
-
-    def _fits(self, num_scored: int) -> bool:
-        """Whether every sequence's window holds what its rows may score and its new rows touch."""
-        return all(
-            min(sequence.num_rows * num_scored, self.num_blocks) + self._tiers.config.touched_blocks
-            <= sequence.ranges.window_count
-            for sequence in self._step.sequences
-        )
-
-    def _refine(
-        self,
-        query: SelectionQuery,
-        slots: torch.Tensor,
-        block_ids: torch.Tensor,
-        logits: torch.Tensor,
-    ) -> None:
-        self._ops.refine_logits(
+    def routed_heads(self, query: SelectionQuery, num_routed: int) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        return self._ops.route_heads(
             query.index_q,
             query.index_weights,
-            self._window_pages,
-            slots,
-            block_ids,
-            query.row_pos,
-            self.block_tokens,
-            self._layout,
-            logits,
+            self._pooled_pages,
+            self._step.pooled_table,
+            query.row_seq,
+            self._block_of(query.row_pos + 1),
+            num_routed,
+            layout=self._layout,
         )
 
-    # -- the block window ---------------------------------------------------------------------
-
-    def _tiles(self) -> list[range]:
-        """Runs of block ids that fit every window beside the blocks that the step protects.
-
-        Every other step goes backwards, so that it finds what the last one left.
-        """
-        windows = [sequence.ranges.window_count for sequence in self._step.sequences]
-        room = max(1, min(windows, default=1) - self._tiers.config.touched_blocks)
-        starts = range(0, self.num_blocks, room)
-        tiles = [range(start, min(start + room, self.num_blocks)) for start in starts]
-        return tiles[::-1] if self._step.number % 2 else tiles
-
-    def _stream(self, query: SelectionQuery, block_ids: torch.Tensor, tile: range) -> torch.Tensor:
-        """Brings a tile of blocks in; slots [rows, m] int32 of `block_ids`, -1 outside the tile."""
-        step, device = self._step, block_ids.device
-        numbers = torch.arange(len(step.sequences), dtype=torch.int32, device=device)
-        items = torch.arange(tile.start, tile.stop, dtype=torch.int32, device=device)
-        held = items * self.block_tokens < step.lengths[:, None]
-        asked = torch.zeros(len(step.sequences) + 1, dtype=torch.bool, device=device)
-        # -1 of a padding row asks for the last entry, of no sequence; index_put would wait
-        asked.index_fill_(0, (query.row_seq % asked.numel()).long(), True)
-        items = torch.where(held & asked[:-1, None], items, -1)
-        traffic = self._traffic
-        counted = traffic.blocks if step.kind == "decode" else traffic.prefill_blocks
-        slots = self._make_resident(items, numbers, step.stream_stamps, counted)
-        inside = (block_ids >= tile.start) & (block_ids < tile.stop) & (query.row_seq >= 0)[:, None]
-        columns = torch.where(inside, block_ids - tile.start, 0).long()
-        found = slots[query.row_seq.clamp(min=0).long()].gather(1, columns)
-        return torch.where(inside, found, -1)
-
-    def _make_resident(
+    def needs_more(
         self,
-        items: torch.Tensor,
-        row_seq: torch.Tensor,
-        stamps: torch.Tensor,
-        traffic: Traffic | None,
+        query: SelectionQuery,
+        positions: torch.Tensor,
+        blocks: KeptBlocks,
+        tail_share: float,
     ) -> torch.Tensor:
-        """Slots of `items` [rows, k] int32, -1 = none; the missing blocks are copied in."""
-        step, state = self._step, self._tiers.device.window[self._group]
-        plan = step.window_plan()
-        slots = torch.empty_like(items)
-        self._ops.resolve(items, row_seq, state, step.window_ranges, stamps, plan, slots)
-        self._ops.swap_in_blocks(
-            self._host_pages, step.page_table, plan, self._window_pages, self.block_tokens
-        )
+        """See `selection.IndexKeys`."""
+        lists = positions, blocks.ids, blocks.pooled_logits, self._block_of(query.row_pos)
+        return self._ops.tail_share(*lists, self.block_tokens, tail_share)[1]
+
+    def count(self, what: str, amounts: torch.Tensor | int) -> None:
+        """See `selection.IndexKeys`."""
+        counts = self._traffic.selection
+        if isinstance(amounts, int):
+            setattr(counts, what, getattr(counts, what) + amounts)
+        else:
+            self._step.watch.see_amounts(counts, what, amounts)
+
+    # -- how tokens are chosen ----------------------------------------------------------------
+
+    def _best_streamed(
+        self, query: SelectionQuery, block_ids: torch.Tensor, topk: int
+    ) -> torch.Tensor:
+        tiles = self._window.tiles()
+        if len(tiles) > 1:
+            return self.top_positions(self.token_logits(query, block_ids), block_ids, topk)
+        slots = self._window.stream(query, block_ids, tiles[0])
+        return self._select_tokens(query, block_ids, slots, topk)
+
+    def _select_tokens(
+        self,
+        query: SelectionQuery,
+        block_ids: torch.Tensor,
+        slots: torch.Tensor,
+        topk: int,
+        host: HostBlocks | None = None,
+    ) -> torch.Tensor:
+        columns = block_ids.shape[1] * self.block_tokens
+        logits = query.index_weights.new_empty(query.num_rows, columns)
+        lists = self._window.pages, slots, block_ids, query.row_pos
+        how = self.block_tokens, topk, self._layout, logits
+        queries = query.index_q, query.index_weights
+        return self._ops.select_tokens(*queries, *lists, *how, host=host)
+
+    def _fetched(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
+        """Slots of the blocks, once the missing ones were copied to the window."""
+        stamps, traffic = self._step.select_stamps, self._traffic.blocks
+        return self._window.make_resident(block_ids, query.row_seq, stamps, traffic)
+
+    def _fetch_beside(self, query: SelectionQuery, block_ids: torch.Tensor) -> None:
+        """Copies missing blocks to the window for the next step; nothing in this layer waits."""
+        with self._tiers.side.beside():
+            slots = self._fetched(query, block_ids)
+        self._step.held += [query.row_seq, block_ids, slots]
+        self._is_fetching = True
+
+    def _settle(self) -> None:
+        """Waits, on the device, until the window is as the host thinks it is."""
+        if self._is_fetching:
+            self._tiers.side.join()
+            self._is_fetching = False
+
+    def _count_reads(
+        self, block_ids: torch.Tensor, slots: torch.Tensor, *, also_items: bool
+    ) -> None:
+        """Counts bytes that are read where they lie; and items, where no resolve counts them."""
+        watch, traffic = self._step.watch, self._traffic.blocks
+        asked = block_ids >= 0
+        missing = (asked & (slots < 0)).sum(1)
         block_bytes = self._tiers.config.pages_per_block * self._layout.page_bytes
-        step.watch.see_resolve("blocks", plan, traffic, block_bytes)
-        return slots
+        watch.see_amounts(traffic, "bytes_read_in_place", missing * block_bytes)
+        if also_items:
+            watch.see_amounts(traffic, "requests", asked.sum(1))
+            watch.see_amounts(traffic, "misses", missing)
+
+    def _block_of(self, positions: torch.Tensor) -> torch.Tensor:
+        """[rows] int32, the block of each position; -1 for -1."""
+        return torch.div(positions, self.block_tokens, rounding_mode="floor")

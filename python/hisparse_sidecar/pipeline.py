@@ -8,7 +8,8 @@ from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.index_keys import LayerIndexKeys
 from hisparse_sidecar.kv_rows import LayerKvRows
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.selection import SelectionQuery, selector_for
+from hisparse_sidecar.selection import SelectionQuery
+from hisparse_sidecar.selection.policy import SelectionPolicy
 from hisparse_sidecar.stats import GroupTraffic
 from hisparse_sidecar.step import Step
 from hisparse_sidecar.tiers import Tiers
@@ -20,8 +21,8 @@ _DECODE_SPLIT_KEYS = 256
 class LayerPipeline:
     """Runs layers of a step over the tiers; holds no state of its own."""
 
-    def __init__(self, tiers: Tiers, traffic: list[GroupTraffic]) -> None:
-        self._tiers, self._traffic = tiers, traffic
+    def __init__(self, tiers: Tiers, traffic: list[GroupTraffic], policy: SelectionPolicy) -> None:
+        self._tiers, self._traffic, self._policy = tiers, traffic, policy
 
     def run_layer(self, step: Step, layer: int, inputs: LayerInputs) -> LayerOutputs:
         """Appends the rows of `layer`, selects, brings the selected rows in, attends, spills.
@@ -69,15 +70,17 @@ class LayerPipeline:
         if inputs.index_k is not None:
             index_rows = self._tiers.ops.pack_index_rows(inputs.index_k, self._tiers.config.index)
             keys.append(index_rows)
-        step.groups[group].topk_indices = self._selected(step, keys, inputs)
+        step.groups[group].topk_indices = self._selected(step, layer, keys, inputs)
         if index_rows is not None and step.kind == "decode":
             keys.spill(index_rows)
 
-    def _selected(self, step: Step, keys: LayerIndexKeys, inputs: LayerInputs) -> torch.Tensor:
+    def _selected(
+        self, step: Step, layer: int, keys: LayerIndexKeys, inputs: LayerInputs
+    ) -> torch.Tensor:
         """[rows, topk] int32; rows of sequences with different selections are done in turn."""
         result = None
         for selection, mine in step.selections:
-            found = self._selected_by(selection, step, keys, inputs, mine)
+            found = self._selected_by(selection, step, layer, keys, inputs, mine)
             result = torch.where(mine[:, None], found, -1 if result is None else result)
         assert result is not None
         return result
@@ -86,6 +89,7 @@ class LayerPipeline:
         self,
         selection: SelectionConfig,
         step: Step,
+        layer: int,
         keys: LayerIndexKeys,
         inputs: LayerInputs,
         mine: torch.Tensor,
@@ -102,12 +106,7 @@ class LayerPipeline:
             step.row_pos,
             self._tiers.config.model.topk,
         ).only(mine)
-        selector = selector_for(selection)
-        row_bytes = 4 * selector.scored_blocks(keys.num_blocks) * keys.block_tokens
-        room = max(1, self._tiers.config.max_logits_bytes // max(1, row_bytes))
-        starts = range(0, step.num_rows, room)
-        parts = [selector.select(query.rows(slice(at, at + room)), keys) for at in starts]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._policy.select(step, layer, selection, query, keys)
 
     # -- attention ----------------------------------------------------------------------------
 

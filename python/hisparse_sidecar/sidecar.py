@@ -18,6 +18,7 @@ from hisparse_sidecar.integrity import check_sequence
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.pipeline import LayerPipeline
 from hisparse_sidecar.rollback import forget_touched, resum_open_blocks, roll_back
+from hisparse_sidecar.selection.policy import policy_for
 from hisparse_sidecar.sequence_options import SequenceOptions
 from hisparse_sidecar.stats import GroupTraffic, SidecarStats, TierBytes, add_tier_bytes, tier_bytes
 from hisparse_sidecar.step import MAX_STEPS, Step, StepKind, StepSequence
@@ -38,10 +39,11 @@ class Sidecar:
     def __init__(self, config: SidecarConfig) -> None:
         """Makes both tiers, see `build_tiers`; on CUDA the host pool is pinned until `close`."""
         self.config = config
+        policy = policy_for(config)  # first: what it refuses must not leave a host pool behind
         self._tiers = build_tiers(config)
         self._manager, self.device = self._tiers.manager, self._tiers.device.device
         self._traffic = [GroupTraffic() for _ in config.model.anchors]
-        self._pipeline = LayerPipeline(self._tiers, self._traffic)
+        self._pipeline = LayerPipeline(self._tiers, self._traffic, policy)
         self._options: dict[int, SequenceOptions] = {}
         self._step: Step | None = None
         self._closed = False
@@ -141,6 +143,7 @@ class Sidecar:
         if self._step and any(member.handle == sequence for member in self._step.sequences):
             raise WrongState(f"sequence {sequence} is in step {self._step.number}, end it first")
         self._manager.close(sequence)
+        self._tiers.loaded.forget(sequence)
         del self._options[sequence]
 
     def length(self, sequence: int) -> int:
@@ -221,6 +224,7 @@ class Sidecar:
         num_layers, done = self.config.model.num_layers, len(step.layers_done)
         if done != num_layers:
             raise WrongState(f"step {step.number} ran {done} layers, the model has {num_layers}")
+        self._tiers.side.join()
         step.watch.read(step.row_seq)
         self._step = None
         self._steps_committed += 1
@@ -235,10 +239,12 @@ class Sidecar:
         step = self._open_step("abort")
         self._step = None
         self._steps_aborted += 1
+        self._tiers.side.join()
         with suppress(HisparseError):  # whatever was wrong is put back
             step.watch.read(step.row_seq)
         forget_touched(self._tiers, step)
         for member in step.sequences:
+            self._tiers.loaded.forget(member.handle)
             roll_back(self._tiers, member.handle, member.start)
 
     def _require_open(self) -> None:

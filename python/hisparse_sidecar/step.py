@@ -84,6 +84,7 @@ class Step:
         groups: for each anchor group, what its anchor left.
         layers_done: layers that ran.
         watch: what is looked at when the step ends.
+        held: tensors that work beside the layers uses; they live as long as the step.
     """
 
     kind: StepKind
@@ -107,6 +108,7 @@ class Step:
     groups: list[GroupStep]
     layers_done: set[int] = field(default_factory=set)
     watch: StepWatch = field(default_factory=StepWatch)
+    held: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def num_rows(self) -> int:

@@ -23,6 +23,15 @@ class _Resolved:
     item_bytes: int
 
 
+@dataclass(frozen=True)
+class _Amounts:
+    """What is to be added, as one sum, to the attribute `name` of `counts`."""
+
+    counts: object
+    name: str
+    amounts: torch.Tensor
+
+
 @dataclass
 class StepWatch:
     """Collects tensors while layers run; `read` looks at all of them in one transfer.
@@ -33,6 +42,7 @@ class StepWatch:
 
     _largest: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
     _resolved: list[_Resolved] = field(default_factory=list)
+    _amounts: list[_Amounts] = field(default_factory=list)
     _failure: HisparseError | None = None
 
     def see_inputs(self, layer: int, inputs: LayerInputs) -> None:
@@ -56,6 +66,10 @@ class StepWatch:
         counts = plan.item_count, plan.miss_count
         self._resolved.append(_Resolved(what, *counts, traffic, item_bytes))
 
+    def see_amounts(self, counts: object, name: str, amounts: torch.Tensor) -> None:
+        """Notes bools or integers, whose sum is added to the attribute `name` of `counts`."""
+        self._amounts.append(_Amounts(counts, name, amounts))
+
     def read(self, row_seq: torch.Tensor) -> None:
         """Waits for the device, counts the traffic, and raises what went wrong, now and ever after.
 
@@ -68,6 +82,8 @@ class StepWatch:
         """
         largest, self._largest = self._largest, {}
         resolved, self._resolved = self._resolved, []
+        amounts, self._amounts = self._amounts, []
+        _add_amounts(amounts)
         wrong = _wrong_rows(largest, row_seq)
         counts = [count for one in resolved for count in (one.item_count, one.miss_count)]
         # with a row of its own the transfer waits also where no layer left anything to look at
@@ -106,6 +122,17 @@ def _count(one: _Resolved, numbers: list[int]) -> HisparseError | None:
     # how many it asked for is not known: a refused resolve counts 0 items
     refused = f"sequence {misses.index(-1)} of the step got none of the {one.what} it asked for"
     return WrongState(f"{refused}, too few of its slots may be evicted: abort the step")
+
+
+def _add_amounts(amounts: list[_Amounts]) -> None:
+    """Adds every sum; tensors of one size are summed and read together."""
+    alike: dict[tuple[int, torch.dtype], list[_Amounts]] = {}
+    for one in amounts:
+        alike.setdefault((one.amounts.numel(), one.amounts.dtype), []).append(one)
+    for group in alike.values():
+        sums = torch.stack([one.amounts.flatten() for one in group]).sum(1, dtype=torch.int64)
+        for one, added in zip(group, sums.tolist(), strict=True):
+            setattr(one.counts, one.name, getattr(one.counts, one.name) + added)
 
 
 def _not_finite(inputs: list[tuple[int, str]], found: list[int]) -> HisparseError | None:

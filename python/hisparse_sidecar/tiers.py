@@ -8,6 +8,8 @@ from hisparse_sidecar.backends import choose_ops, find_device
 from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.device_tier import DeviceTier, device_capacity
 from hisparse_sidecar.host_memory import HostMemory
+from hisparse_sidecar.loaded_windows import LoadedWindows
+from hisparse_sidecar.side_stream import SideStream
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Tiers:
     host: HostMemory
     device: DeviceTier
     ops: Ops
+    side: SideStream
+    loaded: LoadedWindows
 
 
 def build_tiers(config: SidecarConfig) -> Tiers:
@@ -36,4 +40,4 @@ def build_tiers(config: SidecarConfig) -> Tiers:
     except BaseException:
         host.close()
         raise
-    return Tiers(config, manager, host, tier, ops)
+    return Tiers(config, manager, host, tier, ops, SideStream(device), LoadedWindows())

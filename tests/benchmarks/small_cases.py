@@ -13,9 +13,8 @@ from benchmarks.ops import (
     logits_cases,
     pooled_cases,
     refine_cases,
+    rerank_cases,
     row_cases,
-    selection,
-    selection_cases,
     swap_cases,
     topk_cases,
 )
@@ -29,20 +28,21 @@ _SIZES: dict[ModuleType, dict[str, int]] = {
     logits_cases: {"_ROWS": 6},
     pooled_cases: {"_HEADS": 16, "_ROUTED": 4, "_CONTEXT": 128 * 64},
     refine_cases: {"_PREFILL_ROWS": 6, "_KEPT": 4, "_CONTEXT": 1024},
+    rerank_cases: {"_HEADS": 16, "_CANDIDATES": 70, "_CONTEXT": 256, "_PREFILL_ROWS": 5},
     row_cases: {"_HEADS": 4, "_POOL_PAGES": 8},
-    selection: {"HEADS": 16, "TOPK": 64, "KEPT": 4},
-    selection_cases: {"HEADS": 16, "TOPK": 64, "KEPT": 4, "_PREFILL_ROWS": 4},
     swap_cases: {"TOPK": 32, "HOT_SLOTS": 64, "_CONTEXT": 512, "_STEPS": 3},
     topk_cases: {"_TOPK": 32, "_KEPT": 4},
 }
-_BLOCKS = 64  # one page of pooled keys
 
 # what prepares each, of (peers, pinned pool)
 SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
     "index_logits": lambda peers, pool: logits_cases._prefill(peers, 256, 16),
+    "index_logits, MISA": lambda peers, pool: logits_cases._prefill(peers, 256, 16, 8),
     "paged_index_logits": lambda peers, pool: logits_cases._paged(peers, 2, 256, 16),
     "refine_logits, prefill": lambda peers, pool: refine_cases._prefill(1024, 16),
     "refine_logits, decode": lambda peers, pool: refine_cases._decode(2, 16),
+    "tail_share": lambda peers, pool: topk_cases._tail_share(3),
+    "score_positions": lambda peers, pool: rerank_cases._score(5, 2),
     "pack_kv_rows": lambda peers, pool: row_cases._pack_kv(5),
     "unpack_kv_rows": lambda peers, pool: row_cases._unpack_kv(5),
     "pack_index_rows": lambda peers, pool: row_cases._pack_index(5),
@@ -54,7 +54,7 @@ SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
     "append_index_rows, prefill": lambda peers, pool: pooled_cases._append(129, 1),
     "rebuild_pooled_keys": lambda peers, pool: pooled_cases._rebuild(128),
     "resum_open_blocks": lambda peers, pool: pooled_cases._resum(1),
-    "route_heads": lambda peers, pool: pooled_cases._route(2, 2),
+    "route_heads": lambda peers, pool: pooled_cases._route(2, 2, 128 * 64),
     "topk": lambda peers, pool: topk_cases._topk(peers, 3, 256, "ReLU"),
     "block_topm": lambda peers, pool: topk_cases._block_topm(3, 64),
     "candidate_positions": lambda peers, pool: topk_cases._candidate_positions(3),
@@ -71,8 +71,6 @@ SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
         peers, 16, FP8_ROWS, "overlapping"
     ),
     "sparse_mla, decode": lambda peers, pool: attention_cases._decode(peers, 2, 16),
-    "selection, decode": lambda peers, pool: selection_cases._decode(peers, 2, _BLOCKS * 128),
-    "selection, prefill": lambda peers, pool: selection_cases._prefill(peers, _BLOCKS * 128),
 }
 
 

@@ -78,8 +78,9 @@ class StandInPeers:
         weights: torch.Tensor,
         lengths: torch.Tensor,
         most: int,
+        next_n: int = 1,
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        row_seq = torch.arange(len(lengths), dtype=torch.int32)
+        row_seq = torch.arange(len(lengths), dtype=torch.int32) // next_n
 
         def score(table: torch.Tensor) -> torch.Tensor:
             where = pages, table, row_seq, lengths
@@ -119,6 +120,13 @@ class NoPeers:
             raise PeerAbsentError(name)
 
         return absent
+
+
+class IdleOps:
+    """A file of ops of which none does anything."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
 
 
 class _GatheredRows:

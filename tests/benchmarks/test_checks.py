@@ -1,6 +1,6 @@
 """Each case of the suite `ops`, small and in the interpreter: its checks pass, and can fail."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from benchmarks.ops.case import PeerAbsentError
 from benchmarks.ops.compare import WrongResultError
 from hisparse_kernels.gpu.interpreter import interpreting
 from tests.benchmarks.small_cases import SMALL, shrink
-from tests.benchmarks.stand_ins import CudaIsCpu, HostPool, NoPeers, StandInPeers
+from tests.benchmarks.stand_ins import CudaIsCpu, HostPool, IdleOps, NoPeers, StandInPeers
 
 CASES = pytest.mark.parametrize("kind", SMALL)
 PEERED = pytest.mark.parametrize(
@@ -19,8 +19,6 @@ PEERED = pytest.mark.parametrize(
         "index_logits",
         "paged_index_logits",
         "resolve + swap_in",
-        "selection, decode",
-        "selection, prefill",
         "sparse_mla, decode",
         "sparse_mla, fp8",
         "sparse_mla, prefill",
@@ -79,10 +77,3 @@ def test_a_peer_that_did_not_load_is_absent(kind: str) -> None:
     for name in foreign:
         with pytest.raises(PeerAbsentError):
             prepared.peers[name]()
-
-
-class IdleOps:
-    """A file of ops of which none does anything."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None

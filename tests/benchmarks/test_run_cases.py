@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 
 import pytest
 
-from benchmarks.ops import run_cases as run_file
+from benchmarks.ops import run_suite as run_file
 from benchmarks.ops.case import Case, Contender, PeerAbsentError, Prepared, measure_case
 from benchmarks.ops.compare import WrongResultError
 from benchmarks.ops.ours import triton_op
 from benchmarks.ops.peers import Peers
-from benchmarks.ops.run_cases import all_cases, run_cases
+from benchmarks.ops.run_cases import all_cases
+from benchmarks.ops.run_suite import run_suite
 from benchmarks.ops.timing import GpuTimer, Timed
 from benchmarks.ops.work import Ceilings, Work
+from benchmarks.select.all_cases import all_cases as select_cases
 from hisparse_kernels.backends import Ops
 from hisparse_sidecar.cli.bench.rows import Measurement
 from hisparse_sidecar.cli.bench.timing import Stopwatch
@@ -21,6 +24,7 @@ from tests.benchmarks.stand_ins import HostPool, NoPeers
 CEILINGS = Ceilings(fp8=1e12, bf16=5e11, device=1e9, to_device=1e8, to_host=1e8)
 OPS = [field.name for field in fields(Ops)]
 NAMES = [case.name for case in all_cases(NoPeers(), HostPool())]  # type: ignore[arg-type]
+SELECT_NAMES = [case.name for case in select_cases(NoPeers(), HostPool())]  # type: ignore[arg-type]
 
 
 class Clock(GpuTimer):
@@ -29,12 +33,12 @@ class Clock(GpuTimer):
     def __init__(self) -> None:
         super().__init__(1, 1)
 
-    def time(self, timed: Timed) -> float:
-        return float(timed.calls[0]())  # type: ignore[arg-type]
+    def repeat(self, timed: Timed) -> list[float]:
+        return [float(call()) for call in timed.calls]  # type: ignore[arg-type]
 
 
-def takes(seconds: float, check: Callable[[], None] = lambda: None) -> Contender:
-    return Contender(check, Timed([lambda: seconds]))
+def takes(*seconds: float, check: Callable[[], None] = lambda: None) -> Contender:
+    return Contender(check, Timed([partial(float, one) for one in seconds]))
 
 
 def fails(error: Exception) -> Callable[[], None]:
@@ -54,7 +58,7 @@ def measured(ours: Contender, **peers: Callable[[], Contender]) -> list[tuple[ob
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_has_a_case_and_a_launcher(op: str) -> None:
-    parts = [part.split()[0] for name in NAMES for part in name.split(" + ")]
+    parts = [part.split()[0] for name in NAMES + SELECT_NAMES for part in name.split(" + ")]
     assert op in parts
     assert callable(triton_op(op))
 
@@ -66,9 +70,6 @@ def test_no_two_cases_have_one_name() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "selection batch 1, L=128K, 64 heads",
-        "selection batch 8, L=1024K, 64 heads",
-        "selection 4096 rows, L=64K, 64 heads",
         "index_logits 4096 rows, L=64K, 32 heads",
         "resolve + swap_in batch 128, 10 % misses, L=64K",
         "sparse_mla 4096 rows, L=64K, bf16, 128 heads, random lists",
@@ -99,7 +100,7 @@ def test_each_peer_gets_rows_beside_ours() -> None:
 
 
 def test_a_wrong_result_of_ours_is_a_row_and_nothing_is_timed() -> None:
-    wrong = takes(1e-3, fails(WrongResultError("rows: 3 of 9 differ")))
+    wrong = takes(1e-3, check=fails(WrongResultError("rows: 3 of 9 differ")))
     rows = measured(wrong, fast=lambda: takes(1e-3))
     assert rows == [("error: WrongResultError: rows: 3 of 9 differ", 0.0, "", None)]
 
@@ -115,7 +116,7 @@ def test_a_case_that_cannot_be_made_is_a_row() -> None:
 
 
 def test_a_wrong_peer_is_a_row_and_the_next_one_is_timed() -> None:
-    wrong = takes(1e-3, fails(WrongResultError("far")))
+    wrong = takes(1e-3, check=fails(WrongResultError("far")))
     rows = measured(takes(2e-3), bad=lambda: wrong, good=lambda: takes(1e-3))
     assert rows[0] == ("error of bad: WrongResultError: far", 0.0, "", None)
     assert [row[2] for row in rows[1:]] == ["good"] * 3
@@ -128,6 +129,37 @@ def test_of_an_absent_peer_there_is_no_row() -> None:
     assert [row[2] for row in measured(takes(2e-3), gone=absent)] == [""] * 3
 
 
+def test_a_ratio_comes_with_its_spread() -> None:
+    peers = {"peer": lambda: takes(4e-3, 8e-3)}
+    case = Case("copy", lambda: Prepared(Work(device_bytes=1e6), takes(1e-3, 2e-3), peers))
+    for row in measure_case(case, Clock(), CEILINGS):
+        assert row.ratio == pytest.approx(4.0)
+        assert row.ratio_spread == pytest.approx((2.6, 6.8))  # of 2, 4, 4 and 8
+
+
+def test_of_one_repetition_there_is_no_spread() -> None:
+    case = Case("copy", lambda: Prepared(Work(), takes(1e-3), {"peer": lambda: takes(4e-3)}))
+    assert {row.ratio_spread for row in measure_case(case, Clock(), CEILINGS)} == {None}
+
+
+def test_an_aim_is_a_peers_time_and_what_is_allowed_on_top() -> None:
+    aim = Contender(lambda: None, Timed([lambda: 1e-3]), allowed_seconds=2e-3)
+    assert measured(takes(2e-3), aim=lambda: aim)[0][2:] == ("aim", pytest.approx(3000.0))
+
+
+def test_facts_of_a_case_are_rows_behind_its_times() -> None:
+    case = Case("hisa", lambda: Prepared(Work(), takes(1e-3), facts=lambda: {"recall": 0.9}))
+    last = list(measure_case(case, Clock(), CEILINGS))[-1]
+    assert (last.case, last.metric, last.ours, last.peer) == ("hisa", "recall", 0.9, "")
+
+
+def test_a_case_of_ours_that_needs_an_absent_peer_has_no_rows() -> None:
+    def prepare() -> Prepared:
+        raise PeerAbsentError("no module")
+
+    assert list(measure_case(Case("flat", prepare), Clock(), CEILINGS)) == []
+
+
 def test_work_with_products_shows_its_intensity() -> None:
     work = Work(operations=1e9, device_bytes=1e6)
     case = Case("dots", lambda: Prepared(work, takes(2e-3)))
@@ -138,24 +170,25 @@ def test_work_with_products_shows_its_intensity() -> None:
 
 @pytest.fixture
 def suite(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A suite of three cases on no GPU; names of the cases that were prepared."""
-    prepared: list[str] = []
-
-    def case(name: str) -> Case:
-        def prepare() -> Prepared:
-            prepared.append(name)
-            return Prepared(Work(device_bytes=1e6), takes(1e-3))
-
-        return Case(name, prepare)
-
-    cases = [case(name) for name in ("topk 1 x 8", "spill 64 rows", "topk 2 x 8")]
-    monkeypatch.setattr(run_file, "all_cases", lambda peers, pool: cases)
+    """A machine without a GPU; names of the cases of `_rows` that were prepared."""
+    _prepared.clear()
     monkeypatch.setattr(run_file, "PinnedPool", HostPool)
     monkeypatch.setattr(run_file, "Peers", lambda: Peers({"Gone": _cannot_load}))
     monkeypatch.setattr(run_file, "measure_ceilings", lambda timer, pinned: CEILINGS)
     monkeypatch.setattr(run_file, "GpuTimer", lambda warm_ups, runs: Clock())
     monkeypatch.setattr(run_file, "context_is_lost", lambda: False)
-    return prepared
+    return _prepared
+
+
+_prepared: list[str] = []
+
+
+def _case(name: str) -> Case:
+    def prepare() -> Prepared:
+        _prepared.append(name)
+        return Prepared(Work(device_bytes=1e6), takes(1e-3))
+
+    return Case(name, prepare)
 
 
 def _cannot_load() -> object:
@@ -163,7 +196,8 @@ def _cannot_load() -> object:
 
 
 def _rows(cases: str = "") -> list[Measurement]:
-    return list(run_cases(Stopwatch(1, 1, cases)))
+    names = ("topk 1 x 8", "spill 64 rows", "topk 2 x 8")
+    return list(run_suite(Stopwatch(1, 1, cases), lambda peers, pool: map(_case, names)))
 
 
 def test_absent_peers_and_ceilings_come_first(suite: list[str]) -> None:

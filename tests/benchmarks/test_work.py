@@ -13,6 +13,7 @@ from benchmarks.ops.count import (
     resolve_work,
     resum_work,
     route_work,
+    selection_work,
     spill_work,
     swap_in_blocks_work,
     swap_in_work,
@@ -41,6 +42,12 @@ def test_logits_multiply_every_pair_and_read_every_key_once() -> None:
     assert work.operations == 1000 * 64 * 128 * 2
     assert work.device_bytes == 10 * 64 * (128 + 4) + 100 * 132 + 1000 * 4
     assert (work.link_bytes, work.precision) == (0, "fp8")
+
+
+def test_a_selection_writes_what_it_chose_and_no_logits() -> None:
+    work = selection_work(pairs=1000, rows=10, heads=64, keys_read=100, topk=7)
+    assert work.operations == 1000 * 64 * 128 * 2
+    assert work.device_bytes == 10 * 64 * (128 + 4) + 100 * 132 + 10 * 7 * 4
 
 
 def test_attention_reads_each_listed_row_once() -> None:

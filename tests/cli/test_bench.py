@@ -81,7 +81,7 @@ def _row(case: str, ours: float, peer: str = "") -> Row:
 
 def test_the_columns_are_the_agreed_ones() -> None:
     agreed = "suite,case,metric,ours,peer,peer_value,ratio,gpu,driver,torch,triton,commit"
-    assert ",".join(COLUMNS) == agreed
+    assert ",".join(COLUMNS) == f"{agreed},ratio_p10,ratio_p90"
 
 
 @pytest.mark.parametrize(("better", "ratio"), [("higher", 0.5), ("lower", 2.0)])
@@ -94,6 +94,25 @@ def test_a_ratio_above_one_means_ours_is_better(better: str, ratio: float) -> No
 def test_without_a_peer_its_columns_are_empty() -> None:
     row = _row("c", 3.0)
     assert (row.ours, row.peer, row.peer_value, row.ratio) == ("3", "", "", "")
+
+
+def test_the_spread_of_a_ratio_is_written_where_it_is_known() -> None:
+    spread = Measurement("c", "us", 2.0, "lower", "p", 6.0, ratio_spread=(2.5, 3.25))
+    row = make_row("s", spread, ENVIRONMENT)
+    assert (row.ratio, row.ratio_p10, row.ratio_p90) == ("3", "2.5", "3.25")
+    assert (_row("c", 3.0).ratio_p10, _row("c", 3.0, peer="p").ratio_p90) == ("", "")
+
+
+def test_a_file_from_before_the_spread_is_read_and_gains_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "s-cpu.csv"
+    write_rows(path, [_row("a", 1.0, peer="p")])
+    path.write_text(path.read_text().replace(",ratio_p10,ratio_p90", "").replace("1234,,", "1234"))
+    assert path.read_text().endswith(",abc1234\n")
+
+    write_rows(path, [_row("b", 2.0)])
+
+    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert [(row.case, row.ratio_p10) for row in read_rows(path)] == [("a", ""), ("b", "")]
 
 
 def test_a_new_row_replaces_its_predecessor_and_keeps_the_others(tmp_path: Path) -> None:
@@ -180,13 +199,13 @@ def test_bench_refuses_an_unknown_suite(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["bench", "speed"]) == 1
     written = capsys.readouterr()
     assert written.out == ""
-    assert "unknown suite speed; known suites: copy, core, demo, ops, step" in written.err
+    assert "unknown suite speed; known suites: copy, core, demo, ops, select, step" in written.err
 
 
 def test_bench_lists_the_suites_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--list"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("copy", "core", "demo", "ops", "step"))
+    assert all(name in shown for name in ("copy", "core", "demo", "ops", "select", "step"))
 
 
 def test_a_row_is_on_disk_before_the_next_one_is_measured(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def test_a_configuration_survives_json() -> None:
     ("change", "message"),
     [
         ({"hot_rows": 1}, r"unknown key hot_rows; known keys: backend, block_tokens, device, .*"),
-        ({"selection": {"topm": 1}}, r"unknown key selection.topm; known keys: selection.cand"),
+        ({"selection": {"topm": 1}}, r"unknown key selection.topm; known keys: selection.audi"),
         ({"host_pages": "8"}, r"key host_pages is '8', need an integer"),
         ({"host_pages": True}, r"key host_pages is True, need an integer"),
         ({"huge_pages": 1}, r"key huge_pages is 1, need true or false"),
@@ -58,6 +59,22 @@ def test_a_configuration_survives_json() -> None:
         ({"model": {**MODEL, "softmax_scale": "x"}}, r"key model.softmax_scale is 'x', need a num"),
         ({"kv_layout": "fp7"}, r"fp7"),
         ({"host_pages": 0}, r"host_pages is 0, must be >= 1"),
+        ({"selection": {"budget": "big"}}, r"budget is 'big', must be one of adaptive, fixed, rat"),
+        ({"selection": {"gate": "on"}}, r"gate is 'on', must be one of auto, off"),
+        ({"selection": {"tail_share": 1}}, r"tail_share is 1.0, must be >= 0 and < 1"),
+        ({"selection": {"audit_one_in": -1}}, r"audit_one_in is -1, must be >= 0"),
+        (
+            {"selection": {"budget": "ratio", "routed_stages": "both"}},
+            r"routed_stages is both, budget is ratio, needs fixed",
+        ),
+        (
+            {"selection": {"budget": "ratio", "max_blocks": 63}},
+            r"max_blocks is 63, num_kept_blocks needs 64",
+        ),
+        (
+            {"selection": {"budget": "adaptive", "num_kept_blocks": 3}},
+            r"num_kept_blocks is 3, a quarter of it for adaptive needs >= 4",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(change: dict[str, Any], message: str) -> None:
@@ -109,6 +126,21 @@ def test_every_flag_sets_a_field_that_exists() -> None:
 def test_merging_keeps_what_only_one_side_has() -> None:
     below, above = {"a": 1, "n": {"x": 1, "y": 2}}, {"n": {"y": 3}, "b": 4}
     assert merge_values(below, above) == {"a": 1, "n": {"x": 1, "y": 3}, "b": 4}
+
+
+def test_a_toml_file_says_what_a_json_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "sidecar.toml"
+    file.write_text('host_pages = 8\n[selection]\nindex_source = "flat"\n')
+    assert read_values(file) == {"host_pages": 8, "selection": {"index_source": "flat"}}
+    file.write_text("host_pages 8")
+    with pytest.raises(ValueError, match="is not TOML"):
+        read_values(file)
+
+
+def test_a_python_without_toml_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    with pytest.raises(ValueError, match=r"Python 3\.\d+ reads no TOML, need 3.11"):
+        read_values(tmp_path / "sidecar.toml")
 
 
 @pytest.mark.parametrize(

@@ -101,14 +101,14 @@ def test_a_hot_buffer_and_a_window_smaller_than_the_context_miss(found: Any) -> 
         assert 0.0 < found[run]["hot_hit_rate"] < 1.0
         assert 0.0 < found[run]["block_hit_rate"] < 1.0
         assert traffic["rows_moved_bytes"] == 656 * traffic["rows_moved"] > 0
-        assert traffic["blocks_moved_bytes"] == 64 * 132 * traffic["blocks_moved"] > 0
+        assert traffic["blocks_read_bytes"] == 64 * 132 * traffic["blocks_missed"] > 0
 
 
 def test_the_tiers_add_up(found: Any) -> None:
     pages = -(-(1500 + 63) // 64)
     for run in ("flat", "hisa"):
         held = found[run]["held_bytes"]
-        parts = ("hot_buffer", "block_window", "pooled_keys", "tables")
+        parts = ("hot_buffer", "hot_tables", "block_window", "window_tables", "pooled_keys")
         assert held["device"] == sum(held[part] for part in parts)
         assert found[run]["device_bytes_per_token"] == pytest.approx(held["device"] / 1563)
         # 4 layers: rows, index rows, one pooled key a page

@@ -10,7 +10,7 @@ from hisparse_sidecar import SelectionConfig
 from tests.engines.needles import AskedPrompt, asked
 from tests.engines.sidecars import FLAT
 
-HISA = SelectionConfig("hisa", num_kept_blocks=32)  # of 64 tokens: four times topk
+HISA = SelectionConfig("hisa", num_kept_blocks=32, gate="off")  # of 64 tokens: four times topk
 TOKENS = 1500
 LAST_LAYERS = (2, 3)  # the layers that look far back
 

@@ -11,7 +11,7 @@ from tests.engines.models import MODELS, token_ids
 from tests.engines.sidecars import FP32, QUANTISED, Room, local_session, sidecar_config
 
 PROMPT, NEW = 330, 24
-HISA = SelectionConfig("hisa", num_kept_blocks=3)
+HISA = SelectionConfig("hisa", num_kept_blocks=3, gate="off")
 
 
 @pytest.fixture(params=["deepseek", "glm-shared"])

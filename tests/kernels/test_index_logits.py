@@ -140,6 +140,23 @@ def test_no_rows_give_no_logits() -> None:
     assert ragged.shape == (0, 70)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_picked_heads_are_the_only_ones_that_score(layout: IndexLayout, count: int) -> None:
+    stored = paged_keys((130,), layout)
+    index_q, weights = queries(5, 8)
+    heads = torch.stack([torch.randperm(8)[:count] for _ in range(5)])
+    few = weights.gather(1, heads)
+    copies = index_q.gather(1, heads[:, :, None].expand(-1, -1, 128)), few
+    ragged = stored.rows[0], int32(0, 0, 0, 5, 9), int32(130, 65, 0, 64, 8), layout
+    paged = stored.index_pages, stored.page_table, int32(0, 0, -1, 0, 0), ragged[2], layout
+    picked = heads.int()
+    picked[2] = -1  # of a row that sees nothing
+
+    for op, where in (index_logits, ragged), (paged_index_logits, paged):
+        assert_bits_equal(op(index_q, weights, *where, heads=picked), op(*copies, *where))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
 def test_low_precision_queries_score_as_their_fp32_values(dtype: torch.dtype) -> None:
     layout = index_layout("fp8")

@@ -22,9 +22,11 @@ from hisparse_kernels.pool_keys import append_index_rows, rebuild_pooled_keys, r
 from hisparse_kernels.refine_logits import refine_logits
 from hisparse_kernels.resolve import MissPlan, SlotRanges, SlotState, release_items, resolve
 from hisparse_kernels.route_heads import route_heads
+from hisparse_kernels.score_positions import score_positions
 from hisparse_kernels.sparse_mla import sparse_mla
 from hisparse_kernels.spill import spill
 from hisparse_kernels.swap_in import swap_in, swap_in_blocks
+from hisparse_kernels.tail_share import tail_share
 from hisparse_kernels.topk import candidate_positions, topk
 
 KV, INDEX = kv_layout("fp8_ds_mla"), index_layout("fp8")
@@ -96,6 +98,7 @@ OPS = [
             "key_end": zeros(2) + 5,
             "layout": INDEX,
             "out": f32(2, 5),
+            "heads": zeros(2, 3),
         },
     ),
     Op(
@@ -107,7 +110,7 @@ OPS = [
             "row_seq": zeros(2),
             "row_end": zeros(2) + 9,
         }
-        | {"layout": INDEX, "out": f32(2, 128)},
+        | {"layout": INDEX, "out": f32(2, 128), "heads": zeros(2, 3)},
     ),
     Op(
         block_topm,
@@ -126,10 +129,22 @@ OPS = [
         {"columns": zeros(2, 4), "block_ids": zeros(2, 3), "block_tokens": 64, "out": zeros(2, 4)},
     ),
     Op(
+        tail_share,
+        {"positions": zeros(2, 4), "block_ids": zeros(2, 3), "block_logits": f32(2, 9)}
+        | {"newest_block": zeros(2), "block_tokens": 64, "most_share": 0.05},
+    ),
+    Op(
         route_heads,
         QUERY
         | {"pooled_pages": PAGES, "page_table": zeros(1, 2), "row_seq": zeros(2)}
-        | {"num_complete": zeros(2) + 3, "num_routed": 2, "layout": INDEX, "out": zeros(2, 2)},
+        | {"num_complete": zeros(2) + 3, "num_routed": 2, "layout": INDEX, "out": zeros(2, 2)}
+        | {"workspace": f32(8)},
+    ),
+    Op(
+        score_positions,
+        QUERY
+        | {"index_pages": PAGES, "page_table": zeros(1, 2), "row_seq": zeros(2)}
+        | {"positions": zeros(2, 3), "layout": INDEX, "out": f32(2, 3)},
     ),
     Op(
         resolve,
@@ -188,7 +203,7 @@ def test_a_missing_dimension_is_refused_with_both_counts(op: Op, name: str) -> N
 
 # their last dimension is the call's to choose
 FREE_WIDTH = {"page_table", "logits", "block_logits", "row_ids", "columns", "block_ids"}
-FREE_WIDTH |= {"workspace"}
+FREE_WIDTH |= {"workspace", "positions", "heads"}
 BOUND_WIDTH = [p for p in TENSORS if p.values[1] not in FREE_WIDTH]
 
 
@@ -209,9 +224,18 @@ def op_named(call: Callable[..., Any]) -> Op:
         (topk, {"k": 0}, "k is 0, needs at least 1"),
         (block_topm, {"num_kept": 1}, "num_kept is 1, needs at least 2"),
         (candidate_positions, {"block_tokens": 0}, "block_tokens is 0, needs at least 1"),
+        (tail_share, {"block_tokens": 0}, "block_tokens is 0, needs at least 1"),
         (route_heads, {"num_routed": 0}, "num_routed is 0, needs at least 1"),
         (route_heads, {"num_routed": 5}, "number of heads is 4, needs at least 5"),
         (route_heads, {"group_blocks": 0}, "group_blocks is 0, needs at least 1"),
+        (
+            route_heads,
+            {"workspace": f32(7)},
+            "number of workspace values is 7, needs at least 8",
+        ),
+        (index_logits, {"heads": zeros(2, 0)}, "number of heads is 0, needs at least 1"),
+        (paged_index_logits, {"heads": zeros(2, 0)}, "number of heads is 0, needs at least 1"),
+        (score_positions, {"index_pages": u8(0, 8448)}, "index_pages is 0, needs at least 1"),
         (resolve, {"stamps": zeros(2) - 1}, "stamp is -1, needs at least 0"),
         (release_items, {"first_item": -1}, "first_item is -1, needs at least 0"),
         (release_items, {"seq": 1}, "number of sequences is 1, needs at least 2"),
@@ -250,6 +274,8 @@ def test_a_number_out_of_range_is_refused_with_both_numbers(
         (topk, "out"),
         (candidate_positions, "out"),
         (route_heads, "out"),
+        (route_heads, "workspace"),
+        (score_positions, "out"),
         (resolve, "out"),
         (swap_in, "hot_rows"),
         (spill, "host_rows"),

@@ -61,7 +61,8 @@ def test_index_inputs_without_a_rank_are_found_when_the_step_ends(
 @pytest.mark.parametrize(("tier", "what"), [("hot", "rows"), ("window", "blocks")])
 @pytest.mark.parametrize("group", [0, 1])
 def test_a_refused_resolve_is_raised_when_the_step_ends(tier: str, what: str, group: int) -> None:
-    config = small_config(hot_slots=48, window_blocks=2)
+    selection = SelectionConfig("hisa", num_kept_blocks=4, gate="off")  # the window has one more
+    config = small_config(hot_slots=48, window_blocks=4, selection=selection)
 
     def run_with_every_slot_in_use(sidecar: Sidecar, sequence: int) -> None:
         stamps = getattr(sidecar._tiers.device, tier)[group].slot_stamp

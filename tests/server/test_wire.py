@@ -19,8 +19,9 @@ from hisparse_sidecar._proto.hisparse.v1 import (
     step_pb2,
     tensor_pb2,
 )
-from hisparse_sidecar.config import SelectionConfig, SidecarConfig
+from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
 from hisparse_sidecar.wire import errors as wire_errors
+from hisparse_sidecar.wire.configs import decode_config, encode_config
 from hisparse_sidecar.wire.selections import decode_selection, encode_selection
 from hisparse_sidecar.wire.stats import CoreStats
 
@@ -86,3 +87,31 @@ def test_unset_numbers_of_a_selection_are_the_servers() -> None:
     )
     assert decode_selection(message, default) == SelectionConfig("misa_dagger", 5, 2, 99)
     assert decode_selection(encode_selection(default), SelectionConfig()) == default
+
+
+def test_every_setting_of_a_selection_survives_the_wire_and_unset_ones_are_the_servers() -> None:
+    changed = SelectionConfig(
+        budget="adaptive",
+        max_blocks=512,
+        tail_share=0.125,
+        gate="off",
+        audit_one_in=7,
+        routed_stages="none",
+    )
+    assert decode_selection(encode_selection(changed), SelectionConfig()) == changed
+    hisa = selection_pb2.Selection(index_source=selection_pb2.INDEX_SOURCE_HISA)
+    assert decode_selection(hisa, changed) == changed
+
+
+@pytest.mark.parametrize("name", ["budget", "gate", "routed_stages"])
+def test_a_name_that_the_server_does_not_know_is_refused(name: str) -> None:
+    message = selection_pb2.Selection(index_source=selection_pb2.INDEX_SOURCE_HISA, **{name: 99})
+    with pytest.raises(errors.InvalidArgument, match=f"{name} is number 99, needs one of"):
+        decode_selection(message, SelectionConfig())
+
+
+def test_a_configuration_survives_the_wire_with_its_layer_profile() -> None:
+    model = ModelShape(2, (0, 0), 4, 64, 0.125)
+    for profile in (None, "layers.toml"):
+        config = SidecarConfig(model, host_pages=8, hot_slots=128, layer_profile=profile)
+        assert decode_config(encode_config(config)) == config

@@ -100,6 +100,8 @@ def cases() -> list[Case]:
         Case("widened product", partial(_product, precision="ieee"), product),
         Case("tf32 product", partial(_product, precision="tf32")),
         Case("two warps", partial(_product, num_warps=2), product),
+        Case("one accumulator", _product, Expects(accumulator_columns=128)),
+        Case("no matrix unit", partial(_copy, 512), Expects(accumulator_columns=128)),
         Case("spill", _spill),
         Case("tall grid", partial(_copy, 512, grid=(1, 70_000))),
         Case("fusion unsaid", partial(_copy, 512, debug=False)),

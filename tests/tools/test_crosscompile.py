@@ -27,6 +27,11 @@ FAULTS = {
     "widened product": (["no kernel has a low-precision product"],) * 2,
     "tf32 product": (["its fp32 product is rounded to tf32"],) * 2,
     "two warps": (["is not on wgmma"], ["is not on tcgen05.mma"]),
+    "one accumulator": ([], [" TMEM columns of products, needs 128"]),
+    "no matrix unit": (
+        ["has no product on wgmma"],
+        ["has no product on tcgen05", " TMEM columns of products, needs 128"],
+    ),
     "spill": (["_spilling_kernel: spills "],) * 2,
     "tall grid": (["grid[1] is 70000"],) * 2,
     "fusion unsaid": (["leaves enable_fp_fusion to a default"],) * 2,

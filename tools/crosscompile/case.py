@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from importlib import import_module
 
 PRODUCTION = tuple(
-    f"tools.crosscompile.cases_{group}" for group in ("rows", "selection", "resolve", "mla")
+    f"tools.crosscompile.cases_{group}"
+    for group in ("rows", "selection", "pipelines", "resolve", "mla")
 )
 
 
@@ -18,11 +19,14 @@ class Expects:
             runs on wgmma or tcgen05 is checked in every case).
         wide: pointer arguments, named as the kernel names them, whose bytes move 16 at a time.
         mostly_wide: the same, but for the few scales that lie between the values.
+        accumulator_columns: where it is not 0, each kernel is in Gluon, whose products no IR tells:
+            they are on the matrix unit, and on tcgen05 so many TMEM columns hold them.
     """
 
     matrix_unit: bool = False
     wide: tuple[str, ...] = ()
     mostly_wide: tuple[str, ...] = ()
+    accumulator_columns: int = 0
 
 
 @dataclass(frozen=True)

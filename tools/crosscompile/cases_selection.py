@@ -8,9 +8,14 @@ from hisparse_kernels.gpu.block_topm import block_topm_triton
 from hisparse_kernels.gpu.index_logits import index_logits_triton, paged_index_logits_triton
 from hisparse_kernels.gpu.refine_logits import refine_logits_triton
 from hisparse_kernels.gpu.route_heads import route_heads_triton
+from hisparse_kernels.gpu.score_positions import score_positions_triton
+from hisparse_kernels.gpu.select_blocks import select_blocks_triton
+from hisparse_kernels.gpu.select_tokens import select_tokens_triton
+from hisparse_kernels.gpu.tail_share import tail_share_triton
 from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
 from hisparse_kernels.layouts import INDEX_LAYOUTS, PAGE_TOKENS, IndexLayout
 from hisparse_kernels.refine_logits import HostBlocks
+from hisparse_kernels.select_blocks import BlockScratch, WindowSlots
 from tools.crosscompile.case import Case, Expects
 from tools.crosscompile.tensors import (
     BLOCK_TOKENS,
@@ -54,6 +59,9 @@ def cases() -> list[Case]:
             ("index_logits", _score_packed),
             ("paged_index_logits", _score_pages),
             ("refine_logits", _refine),
+            ("score_positions", _score_positions),
+            ("select_blocks", _select_blocks),
+            ("select_tokens", _select_tokens),
         ):
             found.append(Case(f"{op}, {name}", partial(call, heads, dtype, layout), expects))
         found.append(Case(f"route_heads, {name}", partial(_route, heads, dtype, layout)))
@@ -67,10 +75,24 @@ def cases() -> list[Case]:
             )
             for heads in (32, 64)
         ]
+        + [
+            Case(
+                f"select_tokens from the host, {heads} heads",
+                partial(_select_tokens, heads, _E4M3, _FP8, with_host=True),
+                Expects(matrix_unit=True, mostly_wide=("host_codes_ptr",)),
+            )
+            for heads in (32, 64)
+        ]
+        + [
+            Case(f"{op}, {picked} of 64 heads", partial(call, 64, _E4M3, _FP8, picked), _MATRIX)
+            for picked in (8, 16, 32)
+            for op, call in (("index_logits", _score_packed), ("paged_index_logits", _score_pages))
+        ]
         + [Case(f"topk, k {k}", partial(_topk, k)) for k in (64, 512, 2048, 8192)]
         + [
             Case("block_topm", _block_topm),
             Case("candidate_positions", _candidates),
+            Case("tail_share", _tail_share),
         ]
     )
 
@@ -79,7 +101,9 @@ def _queries(rows: int, heads: int, dtype: torch.dtype) -> tuple[torch.Tensor, t
     return torch.empty(rows, heads, 128, dtype=dtype), fp32(rows, heads)
 
 
-def _score_packed(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+def _score_packed(
+    heads: int, dtype: torch.dtype, layout: IndexLayout, picked: int | None = None
+) -> None:
     for rows in _SCORED_ROWS:
         keys = min(_MAX_LOGITS // 4 // rows, _MAX_KEYS)
         index_logits_triton(
@@ -89,10 +113,13 @@ def _score_packed(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
             int32(rows),
             layout,
             out=fp32(rows, keys),
+            heads=None if picked is None else int32(rows, picked),
         )
 
 
-def _score_pages(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+def _score_pages(
+    heads: int, dtype: torch.dtype, layout: IndexLayout, picked: int | None = None
+) -> None:
     for rows in _SCORED_ROWS:
         pages = min(_MAX_LOGITS // 4 // rows // PAGE_TOKENS, MAX_PAGES)
         paged_index_logits_triton(
@@ -103,6 +130,20 @@ def _score_pages(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
             int32(rows),
             layout,
             out=fp32(rows, pages * PAGE_TOKENS),
+            heads=None if picked is None else int32(rows, picked),
+        )
+
+
+def _score_positions(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+    for rows in _SCORED_ROWS:
+        score_positions_triton(
+            *_queries(rows, heads, dtype),
+            index_pages(HOST_TOKENS * 4, layout),
+            page_table(),
+            int32(rows),
+            int32(rows, 8192),
+            layout,
+            out=fp32(rows, 8192),
         )
 
 
@@ -122,6 +163,50 @@ def _refine(
                 fp32(rows, kept * BLOCK_TOKENS),
                 _host(rows, layout) if with_host else None,
             )
+
+
+def _select_blocks(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+    for rows in _SCORED_ROWS:
+        for pages in (16, MAX_PAGES // 128):
+            scratch = BlockScratch(fp32(rows, pages * PAGE_TOKENS), int32(rows))
+            select_blocks_triton(
+                *_queries(rows, heads, dtype),
+                index_pages(HOST_TOKENS, layout),
+                int32(min(rows, NUM_SEQS), pages),
+                int32(rows),
+                int32(rows),
+                64,
+                layout,
+                scratch,
+                int32(rows, 64),
+                _window_slots(rows) if rows > 1 else None,
+            )
+
+
+def _select_tokens(
+    heads: int, dtype: torch.dtype, layout: IndexLayout, *, with_host: bool = False
+) -> None:
+    for rows in _SCORED_ROWS:
+        for kept in (64, 128):
+            select_tokens_triton(
+                *_queries(rows, heads, dtype),
+                index_pages(HOST_TOKENS * 4, layout),
+                int32(rows, kept),
+                int32(rows, kept),
+                int32(rows),
+                BLOCK_TOKENS,
+                2048,
+                layout,
+                fp32(rows, kept * BLOCK_TOKENS),
+                int32(rows, 2048),
+                _host(rows, layout) if with_host else None,
+            )
+
+
+def _window_slots(rows: int) -> WindowSlots:
+    table = torch.empty(HOST_TOKENS // BLOCK_TOKENS, dtype=torch.int16)
+    base = torch.empty(NUM_SEQS, dtype=torch.int64)
+    return WindowSlots(table, base, base.clone(), int32(rows, 64))
 
 
 def _host(rows: int, layout: IndexLayout) -> HostBlocks:
@@ -160,3 +245,11 @@ def _candidates() -> None:
     for rows in ROWS:
         columns, blocks = int32(rows, 2048), int32(rows, 64)
         candidate_positions_triton(columns, blocks, BLOCK_TOKENS, out=int32(rows, 2048))
+
+
+def _tail_share() -> None:
+    for rows in ROWS:
+        for kept, blocks in ((64, 1024), (512, 8192)):
+            lists = int32(rows, 2048), int32(rows, kept), fp32(rows, blocks), int32(rows)
+            out = fp32(rows), torch.empty(rows, dtype=torch.bool)
+            tail_share_triton(*lists, BLOCK_TOKENS, 0.05, out=out)

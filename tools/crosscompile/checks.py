@@ -63,10 +63,21 @@ def case_failures(expects: Expects, kernels: Sequence[KernelReport]) -> Iterator
         yield "launched no kernel"
     if expects.matrix_unit and not any(kernel.products for kernel in kernels):
         yield f"no kernel has a low-precision product of {MATRIX_ROWS} rows"
+    if expects.accumulator_columns:
+        for kernel in kernels:
+            yield from _pipeline_failures(kernel, expects.accumulator_columns)
     for argument in expects.wide:
         yield from _width_failures(argument, kernels, 1.0)
     for argument in expects.mostly_wide:
         yield from _width_failures(argument, kernels, MIN_WIDE_SHARE)
+
+
+def _pipeline_failures(kernel: KernelReport, columns: int) -> Iterator[str]:
+    unit = MATRIX_UNITS[kernel.arch]
+    if unit not in kernel.matrix_counts:
+        yield f"{kernel.kernel} has no product on {unit}"
+    if unit == "tcgen05.mma" and kernel.tmem_columns < columns:
+        yield f"{kernel.kernel} has {kernel.tmem_columns} TMEM columns of products, needs {columns}"
 
 
 def _width_failures(

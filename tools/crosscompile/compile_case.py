@@ -65,7 +65,7 @@ def _report(launch: Launch, arch: int) -> KernelReport:
         traps=ptx.traps,
         matrix_counts=ptx.matrix_counts(),
         rounds_to_tf32=ptx.rounds_to_tf32,
-        products=low_precision_products(asm["ttir"]),
+        products=low_precision_products(asm.get("ttir", "")),
         left_products=low_precision_products(asm["ttgir"]),
         widths=ptx.widths(_pointers(launch.compiled.src)),
     )

@@ -19,9 +19,13 @@ from hisparse_kernels.gpu.pool_keys import (
 from hisparse_kernels.gpu.refine_logits import refine_logits_triton
 from hisparse_kernels.gpu.resolve import release_items_triton, resolve_triton
 from hisparse_kernels.gpu.route_heads import route_heads_triton
+from hisparse_kernels.gpu.score_positions import score_positions_triton
+from hisparse_kernels.gpu.select_blocks import select_blocks_triton
+from hisparse_kernels.gpu.select_tokens import select_tokens_triton
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
+from hisparse_kernels.gpu.tail_share import tail_share_triton
 from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
 
 
@@ -44,7 +48,11 @@ def triton_ops() -> Ops:
         refine_logits=refine_logits_triton,
         topk=topk_triton,
         candidate_positions=candidate_positions_triton,
+        select_blocks=select_blocks_triton,
+        select_tokens=select_tokens_triton,
+        tail_share=tail_share_triton,
         route_heads=route_heads_triton,
+        score_positions=score_positions_triton,
         resolve=resolve_triton,
         release_items=release_items_triton,
         swap_in=swap_in_triton,

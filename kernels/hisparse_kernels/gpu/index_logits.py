@@ -4,11 +4,15 @@ import torch
 import triton
 import triton.language as tl
 
+from hisparse_kernels.gpu.packed_logits import packed_kernel, packed_pages_kernel
+from hisparse_kernels.gpu.packed_rows import packed_options
+from hisparse_kernels.gpu.pipelines import pipeline_of
+from hisparse_kernels.gpu.row_runs import mask_rows, rows_that_see
 from hisparse_kernels.gpu.score_keys import (
     BLOCK_KEYS,
     load_keys,
     load_page_keys,
-    load_query,
+    load_picked_query,
     score_tile,
     split_keys,
     tile_options,
@@ -17,6 +21,9 @@ from hisparse_kernels.gpu.score_keys import (
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 
 _MOST_ROWS = 64  # rows that one program of the ragged kernel scores against its tile
+_LEAST_PACKED_ROWS, _MOST_PACKED_ROWS = 8, 256  # the same where several rows share a product
+_MIN_SHARING = 8  # rows of a sequence, on average, that make it pay to do so in pages
+_MIN_PIPELINE_ROWS = 16  # a pipeline's turn takes 4 or 8
 _PROGRAMS = 2048
 
 
@@ -28,30 +35,47 @@ def index_logits_triton(
     key_end: torch.Tensor,
     layout: IndexLayout,
     out: torch.Tensor | None = None,
+    heads: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See `index_logits`. A program keeps one tile of keys and goes over a run of rows."""
+    """See `index_logits`. A program keeps one tile of keys and goes over a run of rows.
+
+    Rows of few heads go by several at a time, with the same bits.
+    """
     rows, num_keys = index_q.shape[0], index_rows.shape[0]
     if out is None:
         out = index_weights.new_empty(rows, num_keys)
     if out.numel() == 0:
         return out
+    if heads is None and rows >= _MIN_PIPELINE_ROWS:
+        pipeline = pipeline_of("index_logits", index_q, layout)
+        if pipeline is not None:
+            return pipeline(index_q, index_weights, index_rows, key_start, key_end, layout, out=out)
     num_tiles = triton.cdiv(num_keys, BLOCK_KEYS)
-    rows_per_program = _rows_per_program(rows, num_tiles)
-    codes, scales = split_keys(index_rows.contiguous(), layout)
-    _ragged_kernel[num_tiles, triton.cdiv(rows, rows_per_program)](
+    num_heads = index_q.shape[1] if heads is None else heads.shape[1]
+    packed = packed_options(index_q, num_heads, layout)
+    least, most_rows = (
+        (1, _MOST_ROWS) if packed is None else (_LEAST_PACKED_ROWS, _MOST_PACKED_ROWS)
+    )
+    rows_per_program = _rows_per_program(rows, num_tiles, least, most_rows)
+    arguments = (
         index_q.contiguous(),
         index_weights.contiguous(),
-        codes,
-        scales,
+        None if heads is None else heads.contiguous(),
+        *split_keys(index_rows.contiguous(), layout),
         key_start.contiguous(),
         key_end.contiguous(),
         out,
         rows,
         num_keys,
+        index_q.shape[1],
         rows_per_program,
-        MOST_ROWS=_MOST_ROWS,
-        **tile_options(index_q, layout),
     )
+    grid = num_tiles, triton.cdiv(rows, rows_per_program)
+    if packed is None:
+        options = tile_options(index_q, layout, num_heads)
+        _ragged_kernel[grid](*arguments, MOST_ROWS=most_rows, **options)
+    else:
+        packed_kernel[grid](*arguments, MOST_ROWS=most_rows, **packed)
     return out
 
 
@@ -64,42 +88,64 @@ def paged_index_logits_triton(
     row_end: torch.Tensor,
     layout: IndexLayout,
     out: torch.Tensor | None = None,
+    heads: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See `paged_index_logits`. A program keeps one row and goes over a run of its tiles."""
+    """See `paged_index_logits`. A program keeps one row and goes over a run of its tiles.
+
+    Where many rows of few heads share a sequence it keeps a tile of keys and goes over the rows.
+    """
     rows, max_pages = index_q.shape[0], page_table.shape[1]
     if out is None:
         out = index_weights.new_empty(rows, max_pages * PAGE_TOKENS)
     if out.numel() == 0:
         return out
     num_tiles = triton.cdiv(max_pages * PAGE_TOKENS, BLOCK_KEYS)
-    tiles = tiles_per_program(rows, num_tiles)
-    codes, scales = split_keys(index_pages, layout)
-    _paged_kernel[rows, triton.cdiv(num_tiles, tiles)](
+    num_heads = index_q.shape[1] if heads is None else heads.shape[1]
+    arguments = (
         index_q.contiguous(),
         index_weights.contiguous(),
-        codes,
-        scales,
+        None if heads is None else heads.contiguous(),
+        *split_keys(index_pages, layout),
         page_table.contiguous(),
         row_seq.contiguous(),
         row_end.contiguous(),
         out,
-        max_pages,
-        num_tiles,
-        tiles,
-        **tile_options(index_q, layout),
     )
+    packed = packed_options(index_q, num_heads, layout)
+    if packed is not None and rows >= _MIN_SHARING * page_table.shape[0]:
+        each = _rows_per_program(rows, num_tiles, _LEAST_PACKED_ROWS, _MOST_PACKED_ROWS)
+        packed_pages_kernel[num_tiles, triton.cdiv(rows, each)](
+            *arguments,
+            rows,
+            max_pages,
+            index_q.shape[1],
+            each,
+            MOST_ROWS=_MOST_PACKED_ROWS,
+            **packed,
+        )
+    else:
+        tiles = tiles_per_program(rows, num_tiles)
+        _paged_kernel[rows, triton.cdiv(num_tiles, tiles)](
+            *arguments,
+            max_pages,
+            num_tiles,
+            tiles,
+            index_q.shape[1],
+            **tile_options(index_q, layout, num_heads),
+        )
     return out
 
 
-def _rows_per_program(rows: int, num_tiles: int) -> int:
+def _rows_per_program(rows: int, num_tiles: int, least: int, most: int) -> int:
     wanted = triton.cdiv(_PROGRAMS, num_tiles)  # programs over the rows
-    return min(_MOST_ROWS, int(triton.next_power_of_2(triton.cdiv(rows, wanted))))
+    return min(most, max(least, int(triton.next_power_of_2(triton.cdiv(rows, wanted)))))
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_keys", "rows_per_program"])
+@triton.jit(do_not_specialize=["num_rows", "num_keys", "num_query_heads", "rows_per_program"])
 def _ragged_kernel(
     query_ptr,
     weights_ptr,
+    heads_ptr,
     codes_ptr,
     scales_ptr,
     start_ptr,
@@ -107,6 +153,7 @@ def _ragged_kernel(
     out_ptr,
     num_rows,
     num_keys,
+    num_query_heads,
     rows_per_program,
     MOST_ROWS: tl.constexpr,
     HEADS: tl.constexpr,
@@ -119,7 +166,7 @@ def _ragged_kernel(
     first_key = tl.program_id(0) * BLOCK_KEYS
     first_row = tl.program_id(1) * rows_per_program
     last_row = tl.minimum(first_row + rows_per_program, num_rows)
-    begin, end = _rows_that_see(
+    begin, end = rows_that_see(
         start_ptr, end_ptr, first_row, last_row, first_key, BLOCK_KEYS, MOST_ROWS
     )
     key = first_key + tl.arange(0, BLOCK_KEYS)  # [BLOCK_KEYS]
@@ -129,51 +176,26 @@ def _ragged_kernel(
     row_values: tl.constexpr = 132 if HAS_SCALE else 128
     keys = load_keys(codes_ptr + stored * row_values, PRODUCT)
     key_scale = tl.load(scales_ptr + stored * 33 + 32) if HAS_SCALE else 1.0
-    _mask_rows(out_ptr, num_keys, key, first_row, begin)
+    mask_rows(out_ptr, num_keys, key, first_row, begin)
     for i in range(end - begin):
         row = begin + i  # a tensor also in the interpreter
-        query, weights = load_query(query_ptr, weights_ptr, row, HEADS, PADDED_HEADS, PRODUCT)
+        query, weights = load_picked_query(
+            query_ptr, weights_ptr, heads_ptr, row, num_query_heads, HEADS, PADDED_HEADS, PRODUCT
+        )
         scores = score_tile(
             keys, key_scale, query, weights, HEADS, PADDED_HEADS, BLOCK_KEYS, PRODUCT, WIDEN
         )
         seen = (key >= tl.load(start_ptr + row)) & (key < tl.load(end_ptr + row))
         logits = tl.where(seen, scores, float("-inf"))
         tl.store(out_ptr + row.to(tl.int64) * num_keys + key, logits, mask=held)
-    _mask_rows(out_ptr, num_keys, key, end, last_row)
+    mask_rows(out_ptr, num_keys, key, end, last_row)
 
 
-@triton.jit
-def _rows_that_see(
-    start_ptr,
-    end_ptr,
-    first_row,
-    last_row,
-    first_key,
-    BLOCK_KEYS: tl.constexpr,
-    MOST_ROWS: tl.constexpr,
-):
-    """The shortest run [begin, end) of the program's rows with all rows that see its tile."""
-    row = first_row + tl.arange(0, MOST_ROWS)
-    start = tl.load(start_ptr + row, mask=row < last_row, other=0)
-    end = tl.load(end_ptr + row, mask=row < last_row, other=0)
-    sees = (start < end) & (start < first_key + BLOCK_KEYS) & (end > first_key)
-    begin = tl.min(tl.where(sees, row, last_row))
-    return begin, tl.maximum(tl.max(tl.where(sees, row + 1, first_row)), begin)
-
-
-@triton.jit
-def _mask_rows(out_ptr, num_keys, key, begin, end):
-    """-inf at the tile's keys in rows [begin, end)."""
-    nothing = tl.full(key.shape, float("-inf"), dtype=tl.float32)
-    for i in range(end - begin):
-        row_ptr = out_ptr + (begin + i).to(tl.int64) * num_keys
-        tl.store(row_ptr + key, nothing, mask=key < num_keys)
-
-
-@triton.jit(do_not_specialize=["max_pages", "num_tiles", "tiles_per_program"])
+@triton.jit(do_not_specialize=["max_pages", "num_tiles", "tiles_per_program", "num_query_heads"])
 def _paged_kernel(
     query_ptr,
     weights_ptr,
+    heads_ptr,
     codes_ptr,
     scales_ptr,
     table_ptr,
@@ -183,6 +205,7 @@ def _paged_kernel(
     max_pages,
     num_tiles,
     tiles_per_program,
+    num_query_heads,
     HEADS: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
@@ -200,7 +223,9 @@ def _paged_kernel(
     end_tile = tl.maximum(tl.minimum(tl.cdiv(end, BLOCK_KEYS), last_tile), first_tile)
     pages_ptr = table_ptr + tl.maximum(seq, 0).to(tl.int64) * max_pages
     out_ptr += row.to(tl.int64) * num_keys
-    query, weights = load_query(query_ptr, weights_ptr, row, HEADS, PADDED_HEADS, PRODUCT)
+    query, weights = load_picked_query(
+        query_ptr, weights_ptr, heads_ptr, row, num_query_heads, HEADS, PADDED_HEADS, PRODUCT
+    )
     for tile in range(first_tile, end_tile):
         # -1 beyond the end reads some page of the pool, which the end then masks
         page0 = tl.maximum(tl.load(pages_ptr + 2 * tile), 0)

@@ -1,14 +1,29 @@
-"""Route each row to the few index heads that matter to it (MISA)."""
+"""Route each row to the few index heads that matter to it (MISA): sum its groups, then choose.
+
+The first kernel forms the means of a chunk of full groups once and multiplies the queries of a run
+of rows with them; a mean is three bf16 values, so the products are as exact as in fp32. The second
+adds up a row's chunks in ascending order, and its last group, which depends on where the row ends.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
+from hisparse_kernels.gpu.group_sums import (
+    pooled_keys,
+    sum_groups_fp32_kernel,
+    sum_groups_kernel,
+)
+from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_kernels.gpu.score_keys import split_keys
-from hisparse_kernels.gpu.select import best_of_keys, ordered_keys
 from hisparse_kernels.layouts import IndexLayout
+from hisparse_kernels.route_heads import CHUNK_GROUPS, route_workspace_size
 
-_TILE_GROUPS = 16
+_TILE_QUERIES = 128  # heads of the rows in one product: two wgmma, one tcgen05
+_MOST_ROWS = 64  # rows that share the means of one program
+_PROGRAMS = 264  # two rounds of one on each of 132 SMs
+_MOST_UNROLLED = 8  # blocks of a group that are read at once
+_MERGED_CHUNKS = 16
 
 
 def route_heads_triton(
@@ -22,39 +37,72 @@ def route_heads_triton(
     layout: IndexLayout,
     group_blocks: int = 8,
     out: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See `route_heads`. One program for each row: its bits depend on no other row."""
+    """See `route_heads`. Chunks of groups are fixed, so a row's bits depend on no other row."""
     rows, heads = index_weights.shape
     if out is None:
         out = row_seq.new_empty(rows, num_routed)
     if rows == 0:
         return out
-    codes, scales = split_keys(pooled_pages, layout)
-    _route_heads_kernel[(rows,)](
-        index_q.contiguous(),
-        index_weights.contiguous(),
-        codes,
-        scales,
-        page_table.contiguous(),
-        row_seq.contiguous(),
-        num_complete.contiguous(),
+    num_values = route_workspace_size(rows, heads, page_table.shape[1], group_blocks)
+    if workspace is None:
+        workspace = index_weights.new_empty(num_values)
+    num_chunks = num_values // (rows * heads)
+    queries = index_q.contiguous(), index_weights.contiguous()
+    pooled = *split_keys(pooled_pages, layout), page_table.contiguous()
+    where = *pooled, row_seq.contiguous(), num_complete.contiguous()
+    sizes = page_table.shape[1], num_chunks
+    options: dict[str, object] = {
+        "HEADS": heads,
+        "GROUP_BLOCKS": group_blocks,
+        "CHUNK_GROUPS": CHUNK_GROUPS,
+        "HAS_SCALE": layout.name == "fp8",
+        "UNROLLED": group_blocks <= _MOST_UNROLLED,
+        "enable_fp_fusion": False,  # the means must have the bits of the reference
+    }
+    if num_chunks:
+        in_fp32 = index_q.dtype == torch.float32
+        kernel = sum_groups_fp32_kernel if in_fp32 else sum_groups_kernel
+        padded_heads = max(16, triton.next_power_of_2(heads))
+        rows_each = _rows_per_program(rows, num_chunks)
+        kernel[num_chunks, triton.cdiv(rows, rows_each)](
+            queries[0],
+            *where,
+            workspace,
+            rows,
+            rows_each,
+            *sizes,
+            PADDED_HEADS=padded_heads,
+            TILE_ROWS=max(1, _TILE_QUERIES // padded_heads),
+            MOST_ROWS=_MOST_ROWS,
+            WIDEN=interpreting(),
+            num_warps=4 if in_fp32 else 8,
+            maxnreg=255,  # without a bound ptxas spills to fit more programs on an SM
+            **options,
+        )
+    _choose_heads_kernel[(rows,)](
+        *queries,
+        *where,
+        workspace,
         out,
-        page_table.shape[1],
+        *sizes,
         num_routed,
-        group_blocks,
-        HEADS=heads,
-        PADDED_HEADS=max(16, triton.next_power_of_2(heads)),
-        TILE_GROUPS=_TILE_GROUPS,
-        HAS_SCALE=layout.name == "fp8",
+        PADDED_HEADS=triton.next_power_of_2(heads),
+        MERGED_CHUNKS=_MERGED_CHUNKS,
         num_warps=4,
-        maxnreg=128,  # never reached: without a bound ptxas spills to fit more programs on an SM
-        enable_fp_fusion=False,  # the means must have the bits of the reference
+        **options,
     )
     return out
 
 
-@triton.jit(do_not_specialize=["max_pages", "num_routed", "group_blocks"])
-def _route_heads_kernel(
+def _rows_per_program(rows: int, num_chunks: int) -> int:
+    wanted = triton.cdiv(_PROGRAMS, num_chunks)  # programs over the rows
+    return min(_MOST_ROWS, int(triton.next_power_of_2(triton.cdiv(rows, wanted))))
+
+
+@triton.jit(do_not_specialize=["max_pages", "num_chunks", "num_routed"])
+def _choose_heads_kernel(
     query_ptr,
     weights_ptr,
     codes_ptr,
@@ -62,64 +110,76 @@ def _route_heads_kernel(
     table_ptr,
     seq_ptr,
     complete_ptr,
+    sums_ptr,
     out_ptr,
     max_pages,
+    num_chunks,
     num_routed,
-    group_blocks,
     HEADS: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
-    TILE_GROUPS: tl.constexpr,
+    MERGED_CHUNKS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr,
+    CHUNK_GROUPS: tl.constexpr,
+    UNROLLED: tl.constexpr,
     HAS_SCALE: tl.constexpr,
 ):
+    """Heads with the largest sums, ascending; -1 in a padding row."""
     row = tl.program_id(0).to(tl.int64)
     seq = tl.load(seq_ptr + row)
     num_complete = tl.where(seq < 0, 0, tl.load(complete_ptr + row))
-    pages_ptr = table_ptr + tl.maximum(seq, 0).to(tl.int64) * max_pages
+    num_groups = num_complete // GROUP_BLOCKS
     head = tl.arange(0, PADDED_HEADS)
-    heads_ptr = query_ptr + (row * HEADS + head) * 128
+    real = head < HEADS
     energy = tl.zeros([PADDED_HEADS], dtype=tl.float32)
-    for first in range(0, tl.cdiv(num_complete, group_blocks), TILE_GROUPS):
-        group = first + tl.arange(0, TILE_GROUPS)
-        dots = tl.zeros([TILE_GROUPS, PADDED_HEADS], dtype=tl.float32)
-        for start in range(0, 128, 16):
-            dim = start + tl.arange(0, 16)
-            means = _group_means(
-                codes_ptr, scales_ptr, pages_ptr, group, dim, num_complete, group_blocks, HAS_SCALE
-            )
-            query = tl.load(
-                heads_ptr[:, None] + dim[None, :], mask=(head < HEADS)[:, None], other=0.0
-            )
-            dots = tl.dot(means, tl.trans(query.to(tl.float32)), dots, input_precision="ieee")
-        energy += tl.sum(tl.maximum(dots, 0.0), axis=0)
-    weights = tl.load(weights_ptr + row * HEADS + head, mask=head < HEADS, other=0.0)
-    keys = tl.where((head < HEADS) & (seq >= 0), ordered_keys(energy * tl.abs(weights)), 0)
-    best_of_keys(keys, head, num_routed, out_ptr + row * num_routed)
+    for first in range(0, tl.cdiv(num_groups, CHUNK_GROUPS), MERGED_CHUNKS):
+        chunk = first + tl.arange(0, MERGED_CHUNKS)[:, None]
+        held = real & (chunk * CHUNK_GROUPS < num_groups)
+        sums = tl.load(sums_ptr + (row * num_chunks + chunk) * HEADS + head, mask=held, other=0.0)
+        energy += tl.sum(sums, axis=0)
+    if num_complete > num_groups * GROUP_BLOCKS:
+        pages_ptr = table_ptr + seq.to(tl.int64) * max_pages
+        mean = _last_mean(
+            codes_ptr, scales_ptr, pages_ptr, num_complete, GROUP_BLOCKS, UNROLLED, HAS_SCALE
+        )
+        heads_ptr = query_ptr + (row * HEADS + head) * 128
+        query = tl.load(heads_ptr[:, None] + tl.arange(0, 128), mask=real[:, None], other=0.0)
+        energy += tl.maximum(tl.sum(query.to(tl.float32) * mean, axis=1), 0.0)
+    weights = tl.load(weights_ptr + row * HEADS + head, mask=real, other=0.0)
+    chosen = _are_largest(tl.where(real, energy * tl.abs(weights), -1.0), head, num_routed)
+    place = tl.cumsum(chosen, 0) - chosen
+    heads = tl.where(seq < 0, -1, head)
+    tl.store(out_ptr + row * num_routed + place, heads, mask=(chosen > 0) & (place < num_routed))
 
 
 @triton.jit
-def _group_means(
+def _last_mean(
     codes_ptr,
     scales_ptr,
     pages_ptr,
-    group,
-    dim,
     num_complete,
-    group_blocks,
+    GROUP_BLOCKS: tl.constexpr,
+    UNROLLED: tl.constexpr,
     HAS_SCALE: tl.constexpr,
 ):
-    """Some dimensions of the groups' means, [groups, dims]; 0 for a group beyond the last."""
-    sums = (group[:, None] * dim[None, :] * 0).to(tl.float32)
-    for i in range(group_blocks):
-        block = group * group_blocks + i
-        held = block < num_complete
-        page = tl.load(pages_ptr + block // 64, mask=held, other=0).to(tl.int64)
-        page_values: tl.constexpr = 64 * 132 if HAS_SCALE else 64 * 128
-        values_ptr = codes_ptr + page * page_values + block % 64 * 128
-        values = tl.load(values_ptr[:, None] + dim[None, :], mask=held[:, None], other=0.0)
-        values = values.to(tl.float32)
-        if HAS_SCALE:
-            scale_ptr = scales_ptr + page * (64 * 33) + 64 * 32 + block % 64
-            values *= tl.load(scale_ptr, mask=held, other=0.0)[:, None]
-        sums += values
-    count = tl.minimum(tl.maximum(num_complete - group * group_blocks, 1), group_blocks)
-    return tl.div_rn(sums, count.to(tl.float32)[:, None])
+    """Mean of the blocks after the last full group: [1, 128] fp32."""
+    begin = num_complete // GROUP_BLOCKS * GROUP_BLOCKS + tl.arange(0, 1)
+    dim = tl.arange(0, 128)
+    sums = tl.zeros([1, 128], dtype=tl.float32)
+    if UNROLLED:
+        for i in tl.static_range(GROUP_BLOCKS - 1):
+            held = begin + i < num_complete
+            sums += pooled_keys(codes_ptr, scales_ptr, pages_ptr, begin + i, held, dim, HAS_SCALE)
+    else:
+        for i in range(num_complete % GROUP_BLOCKS):
+            held = begin + i < num_complete
+            sums += pooled_keys(codes_ptr, scales_ptr, pages_ptr, begin + i, held, dim, HAS_SCALE)
+    return tl.div_rn(sums, (num_complete % GROUP_BLOCKS).to(tl.float32))
+
+
+@triton.jit
+def _are_largest(values, column, k):
+    """1 for the k largest of a few values, else 0; ties: the lowest column."""
+    mine, other = values[None, :], values[:, None]
+    earlier = column[:, None] < column[None, :]
+    ahead = (other > mine) | ((other == mine) & earlier)
+    return (tl.sum(ahead.to(tl.int32), axis=0) < k).to(tl.int32)

@@ -16,12 +16,17 @@ from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 # heads the sums are 64 registers of each of 128 threads, so several programs share an SM and one
 # scores while another's product runs.
 BLOCK_KEYS = 2 * PAGE_TOKENS
-_PROGRAMS = 1024  # two rounds of four programs on each of some 130 SMs
+_PROGRAMS = 528  # one round of four programs on each of 132 SMs
 
 
-def tile_options(index_q: torch.Tensor, layout: IndexLayout) -> dict[str, object]:
-    """Compile-time values of the tile: they follow from heads, dtype and layout alone."""
-    heads = index_q.shape[1]
+def tile_options(
+    index_q: torch.Tensor, layout: IndexLayout, num_heads: int | None = None
+) -> dict[str, object]:
+    """Compile-time values of the tile: they follow from heads, dtype and layout alone.
+
+    `num_heads` is how many of a row's heads score; None = all.
+    """
+    heads = index_q.shape[1] if num_heads is None else num_heads
     return {
         "HEADS": heads,
         "PADDED_HEADS": max(16, triton.next_power_of_2(heads)),
@@ -44,7 +49,7 @@ def split_keys(stored: torch.Tensor, layout: IndexLayout) -> tuple[torch.Tensor,
 
 def tiles_per_program(rows: int, num_tiles: int) -> int:
     """How many tiles of a row one program scores; more programs where there are few rows."""
-    return int(triton.cdiv(num_tiles, min(num_tiles, triton.cdiv(_PROGRAMS, rows))))
+    return int(triton.cdiv(num_tiles, min(num_tiles, max(_PROGRAMS // rows, 1))))
 
 
 def _product(dtype: torch.dtype, layout: IndexLayout) -> str:
@@ -73,6 +78,32 @@ def load_query(
         query = tl.load(values_ptr)
     else:
         query = tl.load(values_ptr, mask=(head < HEADS)[:, None], other=0.0)
+    return query, weights
+
+
+@triton.jit
+def load_picked_query(
+    query_ptr,
+    weights_ptr,
+    picked_ptr,
+    row,
+    num_query_heads,
+    HEADS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """`load_query` of the heads that `picked_ptr` [rows, HEADS] names; None = of all."""
+    if picked_ptr is None:
+        query, weights = load_query(query_ptr, weights_ptr, row, HEADS, PADDED_HEADS, PRODUCT)
+    else:
+        head = tl.arange(0, PADDED_HEADS)
+        picked = tl.load(picked_ptr + row.to(tl.int64) * HEADS + head, mask=head < HEADS, other=0)
+        place = row.to(tl.int64) * num_query_heads + tl.maximum(picked, 0)
+        weights = tl.load(weights_ptr + place, mask=head < HEADS, other=0.0)
+        query = query_ptr + place * 128
+        if PRODUCT != "fp32":
+            values_ptr = query[:, None] + tl.arange(0, 128)[None, :]
+            query = tl.load(values_ptr, mask=(head < HEADS)[:, None], other=0.0)
     return query, weights
 
 

@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from hisparse_kernels.gpu.select import best_columns, row_options
+from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
+from hisparse_kernels.gpu.select import best_columns, pad_columns, row_options
 
 _BLOCK_COLUMNS = 1024
 
@@ -15,8 +16,31 @@ def topk_triton(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -
     if out is None:
         out = logits.new_empty((rows, k), dtype=torch.int32)
     if rows:
-        options = row_options(num_columns)
+        options = row_options(rows, num_columns, k)
         _topk_kernel[(rows,)](logits, *logits.stride(), num_columns, k, out, **options)
+    return out
+
+
+def topk_positions_triton(
+    logits: torch.Tensor, block_ids: torch.Tensor, block_tokens: int, k: int, out: torch.Tensor
+) -> torch.Tensor:
+    """`candidate_positions` of `topk` in one launch; logits and ids are contiguous.
+
+    Of a row whose first block is -1 no logits are read: it has no blocks.
+    """
+    rows, num_columns = logits.shape
+    if rows:
+        _topk_positions_kernel[(rows,)](
+            logits,
+            num_columns,
+            block_ids,
+            block_ids.shape[1],
+            k,
+            out,
+            BLOCK_TOKENS=block_tokens,
+            **row_options(rows, num_columns, k),
+            **overlap_options(),
+        )
     return out
 
 
@@ -55,7 +79,8 @@ def _topk_kernel(
     k,
     out_ptr,
     BLOCK: tl.constexpr,
-    ONE_BLOCK: tl.constexpr,
+    BLOCK_BEST: tl.constexpr,
+    WRITE_BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     best_columns(
@@ -64,11 +89,48 @@ def _topk_kernel(
         num_columns,
         -1,
         k,
+        None,
         out_ptr + row * k,
         False,
+        1,
         BLOCK,
-        ONE_BLOCK,
+        BLOCK_BEST,
+        WRITE_BLOCK,
     )
+
+
+@triton.jit(do_not_specialize=["num_entries", "k"])
+def _topk_positions_kernel(
+    logits_ptr,
+    num_columns,
+    ids_ptr,
+    num_entries,
+    k,
+    out_ptr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_BEST: tl.constexpr,
+    WRITE_BLOCK: tl.constexpr,
+):
+    begin_overlapped()
+    row = tl.program_id(0).to(tl.int64)
+    if tl.load(ids_ptr + row * num_entries) < 0:  # no blocks: nobody has written its logits
+        pad_columns(0, k, out_ptr + row * k, BLOCK)
+    else:
+        best_columns(
+            logits_ptr + row * num_columns,
+            1,
+            num_columns,
+            -1,
+            k,
+            ids_ptr + row * num_entries,
+            out_ptr + row * k,
+            False,
+            BLOCK_TOKENS,
+            BLOCK,
+            BLOCK_BEST,
+            WRITE_BLOCK,
+        )
 
 
 @triton.jit

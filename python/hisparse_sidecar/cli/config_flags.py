@@ -50,6 +50,13 @@ _FLAGS = {
         _Flag("selection.num_kept_blocks", int, "HISA: blocks whose tokens are scored"),
         _Flag("selection.routed_heads", int, "MISA: heads that score every token"),
         _Flag("selection.candidates", int, "MISA-dagger: tokens that all heads rank again"),
+        _Flag("selection.routed_stages", str, "HISA: none, blocks, tokens or both by MISA's heads"),
+        _Flag("selection.budget", str, "HISA: fixed, ratio (a quarter of the blocks) or adaptive"),
+        _Flag("selection.max_blocks", int, "HISA by ratio or adaptive: most blocks of a row"),
+        _Flag("selection.tail_share", float, "HISA, adaptive: above it a row's blocks double"),
+        _Flag("selection.gate", str, "HISA: auto (flat where measured to be faster) or off"),
+        _Flag("selection.audit_one_in", int, "one row in so many is also scored flat (0: none)"),
+        _Flag("layer_profile", str, "TOML or JSON file of what single layers change"),
     ),
 }
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from hisparse_sidecar.cli import output
-from hisparse_sidecar.cli.commands import bench, demo, info, serve
+from hisparse_sidecar.cli.commands import bench, demo, info, serve, tune
 
 _EXAMPLES = """\
 examples:
@@ -12,6 +12,7 @@ examples:
   hisparse demo                      prefill and decode from host memory, against the reference
   hisparse serve --model-dir models/tiny-dsa --socket /tmp/hisparse.sock
   hisparse bench --list              the benchmark suites
+  hisparse tune                      where flat selection is faster than HISA on this machine
 """
 
 
@@ -45,6 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, serve, info, bench):
+    for command in (demo, serve, info, bench, tune):
         command.add_parser(subparsers)
     return parser

@@ -1,6 +1,6 @@
 """Selectors: which token positions a query row attends to."""
 
-from hisparse_sidecar.selection.contract import IndexKeys, SelectionQuery, Selector
+from hisparse_sidecar.selection.contract import IndexKeys, KeptBlocks, SelectionQuery, Selector
 from hisparse_sidecar.selection.registry import selector_for
 
-__all__ = ["IndexKeys", "SelectionQuery", "Selector", "selector_for"]
+__all__ = ["IndexKeys", "KeptBlocks", "SelectionQuery", "Selector", "selector_for"]

@@ -39,6 +39,16 @@ class SelectionQuery:
             self.topk,
         )
 
+    def contiguous(self) -> "SelectionQuery":
+        """The same query in tensors without gaps."""
+        return replace(
+            self,
+            index_q=self.index_q.contiguous(),
+            index_weights=self.index_weights.contiguous(),
+            row_seq=self.row_seq.contiguous(),
+            row_pos=self.row_pos.contiguous(),
+        )
+
     def only(self, keep: torch.Tensor) -> "SelectionQuery":
         """The same query with every row outside `keep` [rows] bool turned into padding."""
         return replace(
@@ -58,6 +68,21 @@ class SelectionQuery:
         return replace(self, index_q=index_q, index_weights=self.index_weights.gather(1, picked))
 
 
+@dataclass(frozen=True)
+class KeptBlocks:
+    """Blocks whose tokens are to be scored.
+
+    Attributes:
+        ids: [rows, m] int32, ascending; -1 pads the tail.
+        pooled_logits: [rows, >= num_blocks] fp32, what they were chosen by; None = they are all.
+        slots: [rows, m] int32, where each lies on the device, -1 = not there; None = not known.
+    """
+
+    ids: torch.Tensor
+    pooled_logits: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+
+
 class IndexKeys(Protocol):
     """The index keys and pooled keys that the rows of a query may score.
 
@@ -69,8 +94,34 @@ class IndexKeys(Protocol):
     block_tokens: int
     num_blocks: int
 
-    def pooled_logits(self, query: SelectionQuery) -> torch.Tensor:
-        """[rows, >= num_blocks] fp32, scores of the blocks before each row's own; -inf beyond."""
+    @property
+    def all_resident(self) -> bool:
+        """Whether the device has room for the index keys of every sequence; known to the host."""
+        ...
+
+    @property
+    def scores_positions(self) -> bool:
+        """Whether single tokens can be scored: all keys lie on the device now."""
+        ...
+
+    def is_resident(self, row: int) -> bool:
+        """The same for the sequence of one row; False for a padding row."""
+        ...
+
+    def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
+        """The `kept` blocks of each row with the best pooled keys, first and newest among them."""
+        ...
+
+    def more_blocks(self, query: SelectionQuery, blocks: KeptBlocks, kept: int) -> KeptBlocks:
+        """`best_blocks` with another number, by the pooled logits that are there."""
+        ...
+
+    def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
+        """[rows, topk] int32, positions of the best tokens of each row's blocks, ascending.
+
+        Blocks that are not on the device are read from the host pool. -1 pads the tail; equal
+        logits: the lowest position.
+        """
         ...
 
     def token_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
@@ -85,6 +136,14 @@ class IndexKeys(Protocol):
         """
         ...
 
+    def position_logits(self, query: SelectionQuery, positions: torch.Tensor) -> torch.Tensor:
+        """[rows, n] fp32, scores of single tokens; -inf for -1. Where `scores_positions`."""
+        ...
+
+    def top_columns(self, logits: torch.Tensor, topk: int) -> torch.Tensor:
+        """[rows, topk] int32, the best columns, ascending; -1 pads the tail."""
+        ...
+
     def routed_heads(self, query: SelectionQuery, num_routed: int) -> torch.Tensor:
         """[rows, num_routed] int32, heads that weigh most over the pooled keys, ascending."""
         ...
@@ -95,8 +154,27 @@ class IndexKeys(Protocol):
         """[rows, topk] int32, positions of the best columns of `token_logits`, ascending."""
         ...
 
-    def top_blocks(self, logits: torch.Tensor, query: SelectionQuery, kept: int) -> torch.Tensor:
-        """[rows, kept] int32, best blocks by `pooled_logits`, the first and newest among them."""
+    def needs_more(
+        self,
+        query: SelectionQuery,
+        positions: torch.Tensor,
+        blocks: KeptBlocks,
+        tail_share: float,
+    ) -> torch.Tensor:
+        """[rows] bool: more than `tail_share` of the top-k is of the worst quarter of the blocks.
+
+        False for a row whose blocks are all kept; see `hisparse_kernels.tail_share`.
+        """
+        ...
+
+    def count(self, what: str, amounts: torch.Tensor | int) -> None:
+        """Adds to a field of the layer's `SelectionCounts`; no wait for the device.
+
+        Args:
+            what: name of the field.
+            amounts: a number, or a tensor of bool or integers, whose sum is added at the step's
+                end; it must not change until then.
+        """
         ...
 
 
@@ -108,5 +186,5 @@ class Selector(Protocol):
         ...
 
     def scored_blocks(self, num_blocks: int) -> int:
-        """Most blocks whose tokens it scores for a row, where the sequence has `num_blocks`."""
+        """Most blocks whose logits it holds at once for a row, of a sequence of `num_blocks`."""
         ...

@@ -2,7 +2,7 @@
 
 import torch
 
-from hisparse_sidecar.selection.contract import IndexKeys, SelectionQuery
+from hisparse_sidecar.selection.contract import IndexKeys, KeptBlocks, SelectionQuery
 
 
 class FlatSelector:
@@ -10,9 +10,7 @@ class FlatSelector:
 
     def select(self, query: SelectionQuery, keys: IndexKeys) -> torch.Tensor:
         """[rows, topk] int32, token positions, ascending, -1 pads the tail."""
-        block_ids = all_blocks(query, keys)
-        logits = keys.token_logits(query, block_ids)
-        return keys.top_positions(logits, block_ids, query.topk)
+        return keys.best_tokens(query, KeptBlocks(all_blocks(query, keys)), query.topk)
 
     def scored_blocks(self, num_blocks: int) -> int:
         """All of them."""

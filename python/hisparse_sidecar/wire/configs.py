@@ -20,6 +20,7 @@ _PLAIN = (
     "max_logits_bytes",
     "huge_pages",
     "numa_node",
+    "layer_profile",
 )
 
 
@@ -66,4 +67,5 @@ def decode_config(message: sidecar_pb2.SidecarConfig) -> SidecarConfig:
         selection=decode_selection(message.selection, SelectionConfig()),
         huge_pages=message.huge_pages,
         numa_node=message.numa_node if message.HasField("numa_node") else None,
+        layer_profile=message.layer_profile if message.HasField("layer_profile") else None,
     )

@@ -7,7 +7,13 @@ from google.protobuf.message import Message
 
 from hisparse_sidecar._core import Stats
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sidecar_pb2
-from hisparse_sidecar.stats import GroupTraffic, SidecarStats, TierBytes, Traffic
+from hisparse_sidecar.stats import (
+    GroupTraffic,
+    SelectionCounts,
+    SidecarStats,
+    TierBytes,
+    Traffic,
+)
 
 _Message = TypeVar("_Message", bound=Message)
 _Value = TypeVar("_Value")
@@ -83,6 +89,7 @@ def _encode_group(group: GroupTraffic) -> sidecar_pb2.GroupTraffic:
         prefill_blocks=_encode(group.prefill_blocks, sidecar_pb2.Traffic),
         prefill_row_bytes=group.prefill_row_bytes,
         spilled_bytes=group.spilled_bytes,
+        selection=_encode(group.selection, sidecar_pb2.SelectionCounts),
     )
 
 
@@ -93,6 +100,7 @@ def _decode_group(message: sidecar_pb2.GroupTraffic) -> GroupTraffic:
         prefill_blocks=_decode(message.prefill_blocks, Traffic),
         prefill_row_bytes=message.prefill_row_bytes,
         spilled_bytes=message.spilled_bytes,
+        selection=_decode(message.selection, SelectionCounts),
     )
 
 

@@ -3,9 +3,10 @@ import torch
 
 from accuracy import assert_bits_equal
 from cases import PagedKeys, on, paged_keys, queries, queries_of
+from hisparse_kernels.gpu import route_heads as launcher
 from hisparse_kernels.gpu.route_heads import route_heads_triton
 from hisparse_kernels.layouts import index_layout
-from hisparse_kernels.route_heads import route_heads_ref
+from hisparse_kernels.route_heads import route_heads_ref, route_workspace_size
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
 
 F8, BF16, F32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
@@ -46,8 +47,15 @@ def has_near_tie(
     ],
 )
 def test_routed_heads_are_the_references(
-    layout: str, dtype: torch.dtype, heads: int, num_routed: int, device: str
+    layout: str,
+    dtype: torch.dtype,
+    heads: int,
+    num_routed: int,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if heads == 40:  # rows of several sequences in one program
+        monkeypatch.setattr(launcher, "_PROGRAMS", 1)
     rows = index_layout(layout)
     stored = paged_keys((1, 7, 8, 130), rows)  # all else in the pool is NaN
     index_q, weights = queries_of(dtype, len(SEQ), heads)
@@ -92,6 +100,43 @@ def test_groups_of_other_sizes_give_the_references_heads(group_blocks: int, devi
     found = route_heads_triton(*on(device, *inputs, *rows), 4, layout, group_blocks)
 
     assert_bits_equal(found.cpu(), route_heads_ref(*inputs, *rows, 4, layout, group_blocks))
+
+
+def test_a_row_routes_alone_as_it_does_beside_others(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "_PROGRAMS", 1)  # for each chunk one, with 64 rows
+    layout, rows = index_layout("fp8"), 150
+    stored = paged_keys((700, 30), layout)  # 87 full groups and a half: three chunks
+    index_q, weights = queries_of(F8, rows, 24)
+    index_q = index_q.float()
+    index_q[:, 1::2] = index_q[:, ::2]
+    weights = torch.ones_like(weights)
+    weights[:, 1::2] += 2**-23  # the least difference: a changed bit would show
+    row_seq = torch.where(torch.arange(rows) % 50 < 40, 0, torch.arange(rows) % 3 - 1).int()
+    complete = torch.where(row_seq == 0, 700 - torch.arange(rows) * 4, 30).int()
+    query = on(device, index_q.to(F8), weights)
+    pool = on(device, stored.index_pages, stored.page_table)
+    together = route_heads_triton(*query, *pool, *on(device, row_seq, complete), 5, layout)
+
+    for row in (0, 1, 39, 41, 64, 149):
+        one = [tensor[row : row + 1] for tensor in (*query, *on(device, row_seq, complete))]
+        alone = route_heads_triton(*one[:2], *pool, *one[2:], 5, layout)
+        assert_bits_equal(together[row : row + 1].cpu(), alone.cpu())
+
+
+def test_what_the_workspace_held_does_not_count(device: str) -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys((600, 9), layout)
+    inputs = *queries_of(F8, 3, 16), stored.index_pages, stored.page_table
+    args = on(device, *inputs, int32(0, 1, -1), int32(600, 9, 600))
+    size = route_workspace_size(3, 16, stored.page_table.shape[1])
+    workspace = torch.full((size + 5,), torch.nan, device=device)
+
+    found = route_heads_triton(*args, 4, layout, workspace=workspace)
+
+    assert_bits_equal(found.cpu(), route_heads_triton(*args, 4, layout).cpu())
+    assert bool(workspace[size:].isnan().all())
 
 
 def test_no_rows_route_nothing(device: str) -> None:
@@ -144,10 +189,12 @@ def test_a_graph_follows_new_lengths_and_allocates_nothing() -> None:
     pool = on("cuda", *queries_of(F8, 4, 64), stored.index_pages, stored.page_table)
     row_seq, complete = int32(0, -1, -1, -1).cuda(), int32(3, 0, 0, 0).cuda()
     out = torch.full((4, 8), 12345, dtype=torch.int32, device="cuda")
+    size = route_workspace_size(4, 64, stored.page_table.shape[1])
+    workspace = torch.full((size,), torch.nan, device="cuda")
     changed = int32(1, 0, -1, 0), int32(300, 699, 5, 64)
 
     def call() -> None:
-        route_heads_triton(*pool, row_seq, complete, 8, layout, out=out)
+        route_heads_triton(*pool, row_seq, complete, 8, layout, out=out, workspace=workspace)
 
     replay(call, (row_seq, complete), changed)
 

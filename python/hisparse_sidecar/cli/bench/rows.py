@@ -24,6 +24,7 @@ class Measurement:
         better: whether a higher or a lower value is the better one.
         peer: name of what was measured beside it; "" = nothing was.
         peer_value: the peer's value in the same unit; None without a peer.
+        ratio_spread: 10th and 90th percentile of `ratio` over the repetitions; None = not known.
     """
 
     case: str
@@ -32,6 +33,7 @@ class Measurement:
     better: Literal["higher", "lower"]
     peer: str = ""
     peer_value: float | None = None
+    ratio_spread: tuple[float, float] | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -69,6 +71,8 @@ class Row:
     torch: str
     triton: str
     commit: str
+    ratio_p10: str = ""
+    ratio_p90: str = ""
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
@@ -77,10 +81,12 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+_NEEDED_COLUMNS = COLUMNS[: COLUMNS.index("ratio_p10")]  # of files written before there were more
 
 
 def make_row(suite: str, measurement: Measurement, environment: Environment) -> Row:
     """The line of a measurement."""
+    p10, p90 = measurement.ratio_spread or (None, None)
     return Row(
         suite=suite,
         case=measurement.case,
@@ -90,6 +96,8 @@ def make_row(suite: str, measurement: Measurement, environment: Environment) -> 
         peer_value=_number(measurement.peer_value),
         ratio=_number(measurement.ratio),
         **asdict(environment),
+        ratio_p10=_number(p10),
+        ratio_p90=_number(p90),
     )
 
 
@@ -110,7 +118,7 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(newline="") as lines:
         reader = csv.DictReader(lines)
         found = tuple(reader.fieldnames or ())
-        if found != COLUMNS:
+        if found not in (COLUMNS, _NEEDED_COLUMNS):
             raise ValueError(f"{path}: columns are {','.join(found)}, need {','.join(COLUMNS)}")
         return [Row(**line) for line in reader]
 

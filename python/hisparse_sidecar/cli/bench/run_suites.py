@@ -21,6 +21,7 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 _COLUMNS = ("case", "metric", "ours")
 _PEER_COLUMNS = ("peer", "peer_value", "ratio")
+_SPREAD_COLUMNS = ("ratio_p10", "ratio_p90")
 _WHOLE_FROM = 1000
 
 
@@ -130,7 +131,8 @@ def _watch(suite: Suite, stopwatch: Stopwatch) -> Iterator[Measurement]:
 
 def _rows_table(title: str, rows: list[Row]) -> Table:
     has_peer = any(row.peer for row in rows)
-    columns = _COLUMNS + (_PEER_COLUMNS if has_peer else ())
+    has_spread = any(row.ratio_p10 for row in rows)
+    columns = _COLUMNS + _PEER_COLUMNS * has_peer + _SPREAD_COLUMNS * has_spread
     table = output.simple_table(title, *columns)
     for row in rows:
         table.add_row(*(_shown(getattr(row, column)) for column in columns))

@@ -75,4 +75,4 @@ def demo_config(settings: DemoSettings, model: ModelShape, num_tokens: int) -> S
 def hisa_selection(model: ModelShape) -> SelectionConfig:
     """HISA scaled to the model as in the paper."""
     num_kept = max(2, _CANDIDATES_PER_TOPK * model.topk // _BLOCK_TOKENS)
-    return SelectionConfig("hisa", num_kept_blocks=num_kept)
+    return SelectionConfig("hisa", num_kept_blocks=num_kept, gate="off")

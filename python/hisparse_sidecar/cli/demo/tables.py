@@ -22,8 +22,8 @@ _RUN_LINES: tuple[tuple[str, Callable[[RunReport], str]], ...] = (
         lambda run: _moved(run.traffic.rows_moved, run.traffic.rows_moved_bytes),
     ),
     (
-        "index blocks moved in, decode",
-        lambda run: _moved(run.traffic.blocks_moved, run.traffic.blocks_moved_bytes),
+        "index blocks missed, decode",
+        lambda run: _moved(run.traffic.blocks_missed, run.traffic.blocks_read_bytes),
     ),
     ("index blocks streamed, prefill", lambda run: f"{run.traffic.prefill_blocks_moved:,}"),
     ("KV bytes streamed, prefill", lambda run: _size(run.traffic.prefill_rows_moved_bytes)),
@@ -74,7 +74,7 @@ def _results(report: DemoReport) -> Table:
 def _tiers(report: DemoReport) -> Table:
     table = simple_table("bytes", "tier", "holds", "plain DSA cache", "flat", "hisa")
     num_tokens = report.flat.num_tokens
-    for part in ("hot_buffer", "block_window", "pooled_keys", "tables"):
+    for part in ("hot_buffer", "hot_tables", "block_window", "window_tables", "pooled_keys"):
         held = [_size(getattr(run.held, part)) for run in report.runs]
         table.add_row("device", part.replace("_", " "), "", *held)
     plain = report.plain_device_bytes_per_token

@@ -15,8 +15,9 @@ class RunTraffic:
         block_hit_rate: share of the wanted blocks that were in the block window, decode steps.
         rows_moved_bytes: KV rows brought into hot buffers.
         rows_moved: how many.
-        blocks_moved_bytes: index-key blocks brought into block windows, decode steps.
-        blocks_moved: how many.
+        blocks_missed: wanted blocks that were not in the block window, decode steps.
+        blocks_read_bytes: index keys read from the host, copied to block windows or read where
+            they lie, decode steps.
         prefill_blocks_moved: index-key blocks that streamed through the windows in prefill.
         prefill_rows_moved_bytes: KV rows that streamed through the stage in prefill.
         spilled_bytes: written to the host.
@@ -26,8 +27,8 @@ class RunTraffic:
     block_hit_rate: float
     rows_moved: int
     rows_moved_bytes: int
-    blocks_moved: int
-    blocks_moved_bytes: int
+    blocks_missed: int
+    blocks_read_bytes: int
     prefill_blocks_moved: int
     prefill_rows_moved_bytes: int
     spilled_bytes: int
@@ -45,8 +46,8 @@ def traffic_between(before: SidecarStats, after: SidecarStats, kv_row_bytes: int
         block_hit_rate=blocks.hit_rate,
         rows_moved=rows.bytes_in // kv_row_bytes,
         rows_moved_bytes=rows.bytes_in,
-        blocks_moved=blocks.misses,
-        blocks_moved_bytes=blocks.bytes_in,
+        blocks_missed=blocks.misses,
+        blocks_read_bytes=blocks.bytes_in + blocks.bytes_read_in_place,
         prefill_blocks_moved=prefill.misses,
         prefill_rows_moved_bytes=_grown(before, after, "prefill_row_bytes"),
         spilled_bytes=_grown(before, after, "spilled_bytes"),
@@ -59,6 +60,7 @@ def _difference(before: Iterable[Traffic], after: Iterable[Traffic]) -> Traffic:
         change.requests += later.requests - earlier.requests
         change.misses += later.misses - earlier.misses
         change.bytes_in += later.bytes_in - earlier.bytes_in
+        change.bytes_read_in_place += later.bytes_read_in_place - earlier.bytes_read_in_place
     return change
 
 

@@ -24,15 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhisparse/v1/selection.proto\x12\x0bhisparse.v1\"\xc1\x01\n\tSelection\x12.\n\x0cindex_source\x18\x01 \x01(\x0e\x32\x18.hisparse.v1.IndexSource\x12\x1c\n\x0fnum_kept_blocks\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0crouted_heads\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\ncandidates\x18\x04 \x01(\x03H\x02\x88\x01\x01\x42\x12\n\x10_num_kept_blocksB\x0f\n\r_routed_headsB\r\n\x0b_candidates*\xa6\x01\n\x0bIndexSource\x12\x1c\n\x18INDEX_SOURCE_UNSPECIFIED\x10\x00\x12\x15\n\x11INDEX_SOURCE_FLAT\x10\x01\x12\x15\n\x11INDEX_SOURCE_HISA\x10\x02\x12\x15\n\x11INDEX_SOURCE_MISA\x10\x03\x12\x1c\n\x18INDEX_SOURCE_MISA_DAGGER\x10\x04\x12\x16\n\x12INDEX_SOURCE_GIVEN\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhisparse/v1/selection.proto\x12\x0bhisparse.v1\"\xb5\x03\n\tSelection\x12.\n\x0cindex_source\x18\x01 \x01(\x0e\x32\x18.hisparse.v1.IndexSource\x12\x1c\n\x0fnum_kept_blocks\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0crouted_heads\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\ncandidates\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12#\n\x06\x62udget\x18\x05 \x01(\x0e\x32\x13.hisparse.v1.Budget\x12\x17\n\nmax_blocks\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x17\n\ntail_share\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x1f\n\x04gate\x18\x08 \x01(\x0e\x32\x11.hisparse.v1.Gate\x12\x19\n\x0c\x61udit_one_in\x18\t \x01(\x03H\x05\x88\x01\x01\x12\x30\n\rrouted_stages\x18\n \x01(\x0e\x32\x19.hisparse.v1.RoutedStagesB\x12\n\x10_num_kept_blocksB\x0f\n\r_routed_headsB\r\n\x0b_candidatesB\r\n\x0b_max_blocksB\r\n\x0b_tail_shareB\x0f\n\r_audit_one_in*Y\n\x06\x42udget\x12\x16\n\x12\x42UDGET_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x42UDGET_FIXED\x10\x01\x12\x10\n\x0c\x42UDGET_RATIO\x10\x02\x12\x13\n\x0f\x42UDGET_ADAPTIVE\x10\x03*\x91\x01\n\x0cRoutedStages\x12\x1d\n\x19ROUTED_STAGES_UNSPECIFIED\x10\x00\x12\x16\n\x12ROUTED_STAGES_NONE\x10\x01\x12\x18\n\x14ROUTED_STAGES_BLOCKS\x10\x02\x12\x18\n\x14ROUTED_STAGES_TOKENS\x10\x03\x12\x16\n\x12ROUTED_STAGES_BOTH\x10\x04*9\n\x04Gate\x12\x14\n\x10GATE_UNSPECIFIED\x10\x00\x12\r\n\tGATE_AUTO\x10\x01\x12\x0c\n\x08GATE_OFF\x10\x02*\xa6\x01\n\x0bIndexSource\x12\x1c\n\x18INDEX_SOURCE_UNSPECIFIED\x10\x00\x12\x15\n\x11INDEX_SOURCE_FLAT\x10\x01\x12\x15\n\x11INDEX_SOURCE_HISA\x10\x02\x12\x15\n\x11INDEX_SOURCE_MISA\x10\x03\x12\x1c\n\x18INDEX_SOURCE_MISA_DAGGER\x10\x04\x12\x16\n\x12INDEX_SOURCE_GIVEN\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hisparse.v1.selection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INDEXSOURCE']._serialized_start=241
-  _globals['_INDEXSOURCE']._serialized_end=407
+  _globals['_BUDGET']._serialized_start=484
+  _globals['_BUDGET']._serialized_end=573
+  _globals['_ROUTEDSTAGES']._serialized_start=576
+  _globals['_ROUTEDSTAGES']._serialized_end=721
+  _globals['_GATE']._serialized_start=723
+  _globals['_GATE']._serialized_end=780
+  _globals['_INDEXSOURCE']._serialized_start=783
+  _globals['_INDEXSOURCE']._serialized_end=949
   _globals['_SELECTION']._serialized_start=45
-  _globals['_SELECTION']._serialized_end=238
+  _globals['_SELECTION']._serialized_end=482
 # @@protoc_insertion_point(module_scope)

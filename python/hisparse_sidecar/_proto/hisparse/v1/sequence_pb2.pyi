@@ -67,18 +67,20 @@ class GetSequenceBytesResponse(_message.Message):
     def __init__(self, held: _Optional[_Union[TierBytes, _Mapping]] = ...) -> None: ...
 
 class TierBytes(_message.Message):
-    __slots__ = ("hot_buffer", "block_window", "pooled_keys", "tables", "host")
+    __slots__ = ("hot_buffer", "block_window", "pooled_keys", "hot_tables", "host", "window_tables")
     HOT_BUFFER_FIELD_NUMBER: _ClassVar[int]
     BLOCK_WINDOW_FIELD_NUMBER: _ClassVar[int]
     POOLED_KEYS_FIELD_NUMBER: _ClassVar[int]
-    TABLES_FIELD_NUMBER: _ClassVar[int]
+    HOT_TABLES_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_TABLES_FIELD_NUMBER: _ClassVar[int]
     hot_buffer: int
     block_window: int
     pooled_keys: int
-    tables: int
+    hot_tables: int
     host: int
-    def __init__(self, hot_buffer: _Optional[int] = ..., block_window: _Optional[int] = ..., pooled_keys: _Optional[int] = ..., tables: _Optional[int] = ..., host: _Optional[int] = ...) -> None: ...
+    window_tables: int
+    def __init__(self, hot_buffer: _Optional[int] = ..., block_window: _Optional[int] = ..., pooled_keys: _Optional[int] = ..., hot_tables: _Optional[int] = ..., host: _Optional[int] = ..., window_tables: _Optional[int] = ...) -> None: ...
 
 class CloseSequenceRequest(_message.Message):
     __slots__ = ("sequence_id",)

@@ -29,7 +29,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., core_version: _Optional[str] = ..., backend: _Optional[str] = ..., config: _Optional[_Union[SidecarConfig, _Mapping]] = ..., row_sizes: _Optional[_Union[RowSizes, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class SidecarConfig(_message.Message):
-    __slots__ = ("model", "host_pages", "max_sequences", "kv_layout", "index_layout", "device", "backend", "hot_slots", "window_blocks", "max_step_rows", "stage_rows", "block_tokens", "max_logits_bytes", "selection", "huge_pages", "numa_node")
+    __slots__ = ("model", "host_pages", "max_sequences", "kv_layout", "index_layout", "device", "backend", "hot_slots", "window_blocks", "max_step_rows", "stage_rows", "block_tokens", "max_logits_bytes", "selection", "huge_pages", "numa_node", "layer_profile")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     HOST_PAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class SidecarConfig(_message.Message):
     SELECTION_FIELD_NUMBER: _ClassVar[int]
     HUGE_PAGES_FIELD_NUMBER: _ClassVar[int]
     NUMA_NODE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_PROFILE_FIELD_NUMBER: _ClassVar[int]
     model: ModelShape
     host_pages: int
     max_sequences: int
@@ -62,7 +63,8 @@ class SidecarConfig(_message.Message):
     selection: _selection_pb2.Selection
     huge_pages: bool
     numa_node: int
-    def __init__(self, model: _Optional[_Union[ModelShape, _Mapping]] = ..., host_pages: _Optional[int] = ..., max_sequences: _Optional[int] = ..., kv_layout: _Optional[str] = ..., index_layout: _Optional[str] = ..., device: _Optional[str] = ..., backend: _Optional[str] = ..., hot_slots: _Optional[int] = ..., window_blocks: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., stage_rows: _Optional[int] = ..., block_tokens: _Optional[int] = ..., max_logits_bytes: _Optional[int] = ..., selection: _Optional[_Union[_selection_pb2.Selection, _Mapping]] = ..., huge_pages: bool = ..., numa_node: _Optional[int] = ...) -> None: ...
+    layer_profile: str
+    def __init__(self, model: _Optional[_Union[ModelShape, _Mapping]] = ..., host_pages: _Optional[int] = ..., max_sequences: _Optional[int] = ..., kv_layout: _Optional[str] = ..., index_layout: _Optional[str] = ..., device: _Optional[str] = ..., backend: _Optional[str] = ..., hot_slots: _Optional[int] = ..., window_blocks: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., stage_rows: _Optional[int] = ..., block_tokens: _Optional[int] = ..., max_logits_bytes: _Optional[int] = ..., selection: _Optional[_Union[_selection_pb2.Selection, _Mapping]] = ..., huge_pages: bool = ..., numa_node: _Optional[int] = ..., layer_profile: _Optional[str] = ...) -> None: ...
 
 class ModelShape(_message.Message):
     __slots__ = ("num_layers", "anchor_of", "index_heads", "topk", "softmax_scale")
@@ -179,25 +181,49 @@ class CoreStats(_message.Message):
     def __init__(self, sequences: _Optional[int] = ..., host_pages_total: _Optional[int] = ..., host_pages_free: _Optional[int] = ..., host_pages_reserved: _Optional[int] = ..., host_pages_shared: _Optional[int] = ..., host_pages_leased: _Optional[int] = ..., slots_total: _Optional[int] = ..., slots_used: _Optional[int] = ..., window_slots_total: _Optional[int] = ..., window_slots_used: _Optional[int] = ..., table_tokens_total: _Optional[int] = ..., table_tokens_used: _Optional[int] = ..., table_blocks_total: _Optional[int] = ..., table_blocks_used: _Optional[int] = ..., pooled_keys_total: _Optional[int] = ..., pooled_keys_used: _Optional[int] = ..., state_rows_total: _Optional[int] = ..., state_rows_used: _Optional[int] = ..., opened: _Optional[int] = ..., closed: _Optional[int] = ..., forked: _Optional[int] = ..., truncated: _Optional[int] = ..., refused: _Optional[int] = ..., appended_tokens: _Optional[int] = ..., copied_pages: _Optional[int] = ...) -> None: ...
 
 class GroupTraffic(_message.Message):
-    __slots__ = ("rows", "blocks", "prefill_blocks", "prefill_row_bytes", "spilled_bytes")
+    __slots__ = ("rows", "blocks", "prefill_blocks", "prefill_row_bytes", "spilled_bytes", "selection")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
     SPILLED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_FIELD_NUMBER: _ClassVar[int]
     rows: Traffic
     blocks: Traffic
     prefill_blocks: Traffic
     prefill_row_bytes: int
     spilled_bytes: int
-    def __init__(self, rows: _Optional[_Union[Traffic, _Mapping]] = ..., blocks: _Optional[_Union[Traffic, _Mapping]] = ..., prefill_blocks: _Optional[_Union[Traffic, _Mapping]] = ..., prefill_row_bytes: _Optional[int] = ..., spilled_bytes: _Optional[int] = ...) -> None: ...
+    selection: SelectionCounts
+    def __init__(self, rows: _Optional[_Union[Traffic, _Mapping]] = ..., blocks: _Optional[_Union[Traffic, _Mapping]] = ..., prefill_blocks: _Optional[_Union[Traffic, _Mapping]] = ..., prefill_row_bytes: _Optional[int] = ..., spilled_bytes: _Optional[int] = ..., selection: _Optional[_Union[SelectionCounts, _Mapping]] = ...) -> None: ...
+
+class SelectionCounts(_message.Message):
+    __slots__ = ("doubled_rows", "doublings", "capped_rows", "flat_calls", "audited_rows", "skipped_audits", "audited_tokens", "found_tokens")
+    DOUBLED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DOUBLINGS_FIELD_NUMBER: _ClassVar[int]
+    CAPPED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    FLAT_CALLS_FIELD_NUMBER: _ClassVar[int]
+    AUDITED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_AUDITS_FIELD_NUMBER: _ClassVar[int]
+    AUDITED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FOUND_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    doubled_rows: int
+    doublings: int
+    capped_rows: int
+    flat_calls: int
+    audited_rows: int
+    skipped_audits: int
+    audited_tokens: int
+    found_tokens: int
+    def __init__(self, doubled_rows: _Optional[int] = ..., doublings: _Optional[int] = ..., capped_rows: _Optional[int] = ..., flat_calls: _Optional[int] = ..., audited_rows: _Optional[int] = ..., skipped_audits: _Optional[int] = ..., audited_tokens: _Optional[int] = ..., found_tokens: _Optional[int] = ...) -> None: ...
 
 class Traffic(_message.Message):
-    __slots__ = ("requests", "misses", "bytes_in")
+    __slots__ = ("requests", "misses", "bytes_in", "bytes_read_in_place")
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MISSES_FIELD_NUMBER: _ClassVar[int]
     BYTES_IN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_READ_IN_PLACE_FIELD_NUMBER: _ClassVar[int]
     requests: int
     misses: int
     bytes_in: int
-    def __init__(self, requests: _Optional[int] = ..., misses: _Optional[int] = ..., bytes_in: _Optional[int] = ...) -> None: ...
+    bytes_read_in_place: int
+    def __init__(self, requests: _Optional[int] = ..., misses: _Optional[int] = ..., bytes_in: _Optional[int] = ..., bytes_read_in_place: _Optional[int] = ...) -> None: ...

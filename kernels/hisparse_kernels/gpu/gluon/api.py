@@ -1,0 +1,23 @@
+"""Gluon's names where Triton 3.6 and 3.9 differ."""
+
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import constexpr_function
+from triton.experimental.gluon.language.nvidia import blackwell
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+async_load = (
+    async_copy.async_load
+    if hasattr(async_copy, "async_load")
+    else async_copy.async_copy_global_to_shared
+)
+
+
+@constexpr_function
+def tmem_registers(rows, columns, layout, num_warps) -> object:
+    """Register layout of a load from tensor memory: one row a thread."""
+    shape = [rows, columns]
+    if hasattr(blackwell, "get_tmem_reg_layout"):
+        return blackwell.get_tmem_reg_layout(gl.float32, shape, layout, num_warps)
+    kind = blackwell.tensor_memory_descriptor_type(gl.float32, shape, layout, shape)
+    return kind.get_reg_layout(num_warps=num_warps)

@@ -1,0 +1,53 @@
+"""Which calls run as the Gluon pipelines of `gpu/gluon`; all others run as their Triton bodies.
+
+Gluon is experimental: its names change with Triton. A Triton that cannot compile a pipeline is
+found out before the first launch, and the Triton bodies, with the same bits, do all the work.
+"""
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+
+import torch
+
+from hisparse_kernels.gpu.interpreter import interpreting
+from hisparse_kernels.layouts import IndexLayout
+
+_LOG = logging.getLogger(__name__)
+_HEADS = (32, 64)
+_ARCHES = ((9, 0), (10, 0), (10, 3))  # with wgmma, with tcgen05
+
+
+def pipeline_of(
+    op: str, index_q: torch.Tensor, layout: IndexLayout
+) -> Callable[..., torch.Tensor] | None:
+    """The op's Gluon launcher, None where its Triton body is to run.
+
+    Args:
+        op: `index_logits` or `refine_logits`.
+        index_q: [rows, heads, 128], all heads that score.
+        layout: how the keys are stored.
+    """
+    if not index_q.is_cuda or interpreting() or layout.name != "fp8":
+        return None
+    if index_q.dtype != torch.float8_e4m3fn or index_q.shape[1] not in _HEADS:
+        return None
+    # copies of 16 bytes straight into shared memory
+    if index_q.data_ptr() % 16 or torch.cuda.get_device_capability(index_q.device) not in _ARCHES:
+        return None
+    return _launcher(op, index_q.shape[1], index_q.device)
+
+
+@functools.cache
+def _launcher(op: str, heads: int, device: torch.device) -> Callable[..., torch.Tensor] | None:
+    """The launcher, once its kernel was compiled; None, and a warning, where that fails."""
+    try:
+        module = importlib.import_module(f"hisparse_kernels.gpu.gluon.{op}")
+        with torch.cuda.device(device):
+            getattr(module, f"compile_{op}")(heads)
+    except Exception as error:  # the compiler raises whatever it likes
+        _LOG.warning("no Gluon pipeline for %s, Triton runs it: %s", op, error)
+        return None
+    launcher: Callable[..., torch.Tensor] = getattr(module, f"{op}_gluon")
+    return launcher

@@ -1,0 +1,185 @@
+"""Choose the best blocks of each row by their pooled keys, in one launch where rows are few."""
+
+import torch
+import triton
+import triton.language as tl
+
+from hisparse_kernels.gpu.arrivals import is_last_program
+from hisparse_kernels.gpu.block_topm import (
+    block_topm_triton,
+    choose_blocks,
+    look_slots_up,
+    slot_arguments,
+)
+from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
+from hisparse_kernels.gpu.score_keys import (
+    BLOCK_KEYS,
+    load_page_keys,
+    load_query,
+    score_tile,
+    split_keys,
+    tile_options,
+    tiles_per_program,
+)
+from hisparse_kernels.gpu.select import best_columns, row_blocks
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+from hisparse_kernels.select_blocks import BlockScratch, WindowSlots
+
+# beyond these a second launch costs less than to choose in the few warps that score best
+_FEW_ROWS, _FEW_BLOCKS = 256, 2048
+
+
+def select_blocks_triton(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    pooled_pages: torch.Tensor,
+    pooled_table: torch.Tensor,
+    row_seq: torch.Tensor,
+    newest_block: torch.Tensor,
+    num_kept: int,
+    layout: IndexLayout,
+    scratch: BlockScratch,
+    out: torch.Tensor | None = None,
+    slots: WindowSlots | None = None,
+) -> torch.Tensor:
+    """See `select_blocks`.
+
+    Several programs score a row of few; the last of them to arrive chooses. Of many rows, and of
+    rows with many blocks, each has a program of a second launch that chooses.
+    """
+    rows, max_pages = len(row_seq), pooled_table.shape[1]
+    if out is None:
+        out = newest_block.new_empty(rows, num_kept)
+    if rows == 0 or max_pages == 0:
+        if slots is not None:
+            slots.out.fill_(-1)
+        return block_topm_triton(scratch.logits, newest_block, num_kept, out)
+    row_seq, newest_block = row_seq.contiguous(), newest_block.contiguous()
+    num_columns = max_pages * PAGE_TOKENS
+    num_tiles = triton.cdiv(num_columns, BLOCK_KEYS)
+    tiles = tiles_per_program(rows, num_tiles)
+    chooses = rows < _FEW_ROWS and num_columns <= _FEW_BLOCKS
+    codes, scales = split_keys(pooled_pages, layout)
+    columns = num_columns if chooses else 1  # who does not choose needs one kernel for all widths
+    _select_blocks_kernel[rows, triton.cdiv(num_tiles, tiles)](
+        index_q.contiguous(),
+        index_weights.contiguous(),
+        codes,
+        scales,
+        pooled_table.contiguous(),
+        row_seq,
+        newest_block,
+        scratch.logits,
+        max_pages,
+        num_tiles,
+        tiles,
+        scratch.arrivals,
+        num_kept,
+        out,
+        *slot_arguments(slots if chooses else None),
+        CHOOSES=chooses,
+        KEPT_BLOCK=triton.next_power_of_2(num_kept),
+        **row_blocks(columns, num_kept, 4, forced=True),
+        **tile_options(index_q, layout),
+        **overlap_options(),
+    )
+    if not chooses:
+        choose_blocks(scratch.logits, newest_block, row_seq, num_kept, out, slots)
+    return out
+
+
+@triton.jit(do_not_specialize=["max_pages", "num_tiles", "tiles_per_program", "num_kept"])
+def _select_blocks_kernel(
+    query_ptr,
+    weights_ptr,
+    codes_ptr,
+    scales_ptr,
+    table_ptr,
+    seq_ptr,
+    newest_ptr,
+    logits_ptr,
+    max_pages,
+    num_tiles,
+    tiles_per_program,
+    arrivals_ptr,
+    num_kept,
+    out_ptr,
+    slot_table_ptr,
+    table_base_ptr,
+    slot_base_ptr,
+    slots_ptr,
+    CHOOSES: tl.constexpr,
+    KEPT_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_BEST: tl.constexpr,
+    WRITE_BLOCK: tl.constexpr,
+    HEADS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    begin_overlapped()
+    row = tl.program_id(0).to(tl.int64)
+    seq, newest = tl.load(seq_ptr + row), tl.load(newest_ptr + row)
+    num_blocks = max_pages * 64
+    end = tl.where(seq < 0, 0, tl.minimum(newest, num_blocks))
+    first_tile = tl.program_id(1) * tiles_per_program
+    last_tile = tl.minimum(first_tile + tiles_per_program, num_tiles)
+    end_tile = tl.maximum(tl.minimum(tl.cdiv(end, BLOCK_KEYS), last_tile), first_tile)
+    pages_ptr = table_ptr + tl.maximum(seq, 0).to(tl.int64) * max_pages
+    logits_ptr += row * num_blocks
+    query, weights = load_query(query_ptr, weights_ptr, row, HEADS, PADDED_HEADS, PRODUCT)
+    for tile in range(first_tile, end_tile):
+        # -1 beyond the end reads some page of the pool, which the end then masks
+        page0 = tl.maximum(tl.load(pages_ptr + 2 * tile), 0)
+        second = tl.load(pages_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=0)
+        keys, key_scale = load_page_keys(
+            codes_ptr,
+            scales_ptr,
+            page0,
+            tl.maximum(second, 0),
+            False,
+            BLOCK_KEYS,
+            PRODUCT,
+            HAS_SCALE,
+        )
+        scores = score_tile(
+            keys, key_scale, query, weights, HEADS, PADDED_HEADS, BLOCK_KEYS, PRODUCT, WIDEN
+        )
+        block = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+        scores = tl.where(block < end, scores, float("-inf"))
+        tl.store(logits_ptr + block, scores, mask=block < num_blocks)
+    for tile in range(end_tile, last_tile):
+        block = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+        nothing = tl.full([BLOCK_KEYS], float("-inf"), dtype=tl.float32)
+        tl.store(logits_ptr + block, nothing, mask=block < num_blocks)
+    if CHOOSES:  # noqa: SIM102 (the one is for the compiler, the other for the program)
+        if is_last_program(arrivals_ptr + row, tl.num_programs(1)):
+            out_ptr += row * num_kept
+            best_columns(
+                logits_ptr,
+                1,
+                tl.minimum(newest + 1, num_blocks),
+                newest,
+                num_kept,
+                None,
+                out_ptr,
+                True,
+                1,
+                BLOCK,
+                BLOCK_BEST,
+                WRITE_BLOCK,
+            )
+            if slot_table_ptr is not None:
+                look_slots_up(
+                    out_ptr,
+                    num_kept,
+                    seq,
+                    slot_table_ptr,
+                    table_base_ptr,
+                    slot_base_ptr,
+                    slots_ptr + row * num_kept,
+                    KEPT_BLOCK,
+                )

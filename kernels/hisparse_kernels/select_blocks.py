@@ -1,0 +1,150 @@
+"""Choose the best blocks of each row by their pooled keys: scores and top-m as one op."""
+
+from dataclasses import dataclass
+
+import torch
+
+from hisparse_kernels.block_topm import block_topm_ref
+from hisparse_kernels.index_logits import paged_index_logits_ref
+from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
+
+
+@dataclass(frozen=True)
+class BlockScratch:
+    """Memory that `select_blocks` works in; made once, for one call at a time.
+
+    Attributes:
+        logits: [rows, max_pages * 64] fp32; holds the blocks' scores afterwards, -inf from the
+            newest block on.
+        arrivals: [rows] int32, 0 before and after each call.
+    """
+
+    logits: torch.Tensor
+    arrivals: torch.Tensor
+
+
+@dataclass(frozen=True)
+class WindowSlots:
+    """Where the blocks of the sequences lie in the window: the table that `resolve` keeps.
+
+    Attributes:
+        slot_table: [entries] int16 or int32, slot of each block, relative to its sequence's first;
+            -1 = not in the window.
+        table_base: [num_seqs] int64, entry of block 0.
+        slot_base: [num_seqs] int64, first slot.
+        out: [rows, num_kept] int32, contiguous: becomes the slot of each chosen block, -1 where
+            there is none.
+    """
+
+    slot_table: torch.Tensor
+    table_base: torch.Tensor
+    slot_base: torch.Tensor
+    out: torch.Tensor
+
+
+def select_blocks(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    pooled_pages: torch.Tensor,
+    pooled_table: torch.Tensor,
+    row_seq: torch.Tensor,
+    newest_block: torch.Tensor,
+    num_kept: int,
+    layout: IndexLayout,
+    scratch: BlockScratch,
+    out: torch.Tensor | None = None,
+    slots: WindowSlots | None = None,
+) -> torch.Tensor:
+    """Ids of the `num_kept` blocks whose pooled keys score best, the first and newest among them.
+
+    The same, bit for bit, as `paged_index_logits` of the blocks before the newest, `block_topm`.
+
+    Args:
+        index_q: [rows, heads, 128] fp32, bf16 or e4m3.
+        index_weights: [rows, heads] fp32, all scales but the key's folded in.
+        pooled_pages: [num_pooled_pages, page_bytes] uint8, contiguous.
+        pooled_table: [num_seqs, max_pages] int32, pooled page of each 64 blocks; -1 beyond the end.
+        row_seq: [rows] int32, sequence of each row; -1 = padding row.
+        newest_block: [rows] int32, block that holds the row's own token, below max_pages * 64;
+            -1 = padding row.
+        num_kept: blocks per row, at least 2; the forced ones count.
+        layout: how pooled rows are stored.
+        scratch: memory to work in.
+        out: [rows, num_kept] int32, contiguous, to write to and return; None = allocate.
+        slots: where to look the slots up, and their place; None = they are not wanted.
+
+    Returns:
+        [rows, num_kept] int32, block ids, ascending; -1 pads the tail. Equal scores: the lowest id.
+    """
+    columns = pooled_table.shape[-1] * PAGE_TOKENS
+    shapes = Shapes(page_bytes=layout.page_bytes, num_kept=num_kept, columns=columns)
+    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
+    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    shapes.check_packed("pooled_pages", pooled_pages, "num_pooled_pages page_bytes", torch.uint8)
+    shapes.check("pooled_table", pooled_table, "num_seqs max_pages", torch.int32)
+    shapes.check("row_seq", row_seq, "rows", torch.int32)
+    shapes.check("newest_block", newest_block, "rows", torch.int32)
+    shapes.check_packed("scratch.logits", scratch.logits, "rows columns", torch.float32)
+    shapes.check_packed("scratch.arrivals", scratch.arrivals, "rows", torch.int32)
+    shapes.check_out(out, "rows num_kept", torch.int32)
+    if slots is not None:
+        _check_slots(shapes, slots)
+    check_at_least("num_kept", num_kept, 2)
+    args = (
+        index_q,
+        index_weights,
+        pooled_pages,
+        pooled_table,
+        row_seq,
+        newest_block,
+        num_kept,
+        layout,
+        scratch,
+        out,
+        slots,
+    )
+    if index_q.is_cuda:
+        from hisparse_kernels.gpu.select_blocks import select_blocks_triton
+
+        return select_blocks_triton(*args)
+    return select_blocks_ref(*args)
+
+
+def select_blocks_ref(
+    index_q: torch.Tensor,
+    index_weights: torch.Tensor,
+    pooled_pages: torch.Tensor,
+    pooled_table: torch.Tensor,
+    row_seq: torch.Tensor,
+    newest_block: torch.Tensor,
+    num_kept: int,
+    layout: IndexLayout,
+    scratch: BlockScratch,
+    out: torch.Tensor | None = None,
+    slots: WindowSlots | None = None,
+) -> torch.Tensor:
+    keys = pooled_pages, pooled_table, row_seq, newest_block.clamp(min=0)
+    logits = paged_index_logits_ref(index_q, index_weights, *keys, layout, out=scratch.logits)
+    blocks = block_topm_ref(logits, newest_block, num_kept, out)
+    if slots is not None:
+        _look_up(slots, blocks, row_seq)
+    return blocks
+
+
+def _look_up(slots: WindowSlots, blocks: torch.Tensor, row_seq: torch.Tensor) -> None:
+    """Writes the slot of each block; -1 = not in the window, no block, or a padding row."""
+    seq = row_seq.clamp(min=0).long()
+    listed = (blocks >= 0) & (row_seq >= 0)[:, None]
+    entries = torch.where(listed, slots.table_base[seq, None] + blocks, 0)
+    found = slots.slot_table[entries.flatten()].view_as(blocks).int()
+    absolute = found + slots.slot_base[seq, None].int()
+    slots.out.copy_(torch.where(listed & (found >= 0), absolute, -1))
+
+
+def _check_slots(shapes: Shapes, slots: WindowSlots) -> None:
+    kinds = torch.int16, torch.int32
+    shapes.check_packed("slots.slot_table", slots.slot_table, "entries", *kinds)
+    shapes.check_packed("slots.table_base", slots.table_base, "num_seqs", torch.int64)
+    shapes.check_packed("slots.slot_base", slots.slot_base, "num_seqs", torch.int64)
+    shapes.check_packed("slots.out", slots.out, "rows num_kept", torch.int32)

@@ -1,0 +1,150 @@
+"""The block window of one anchor group in a step: which index-key blocks lie where."""
+
+import torch
+
+from hisparse_kernels.select_blocks import WindowSlots
+from hisparse_sidecar.selection import SelectionQuery
+from hisparse_sidecar.stats import GroupTraffic, Traffic
+from hisparse_sidecar.step import Step, StepSequence
+from hisparse_sidecar.tiers import Tiers
+from hisparse_sidecar.uploads import upload
+
+
+class BlockWindow:
+    """Slots for index-key blocks, and what is copied into them.
+
+    Attributes:
+        pages: [slots * pages_per_block, page_bytes] uint8, what the slots hold.
+    """
+
+    def __init__(self, tiers: Tiers, step: Step, group: int, traffic: GroupTraffic) -> None:
+        self._tiers, self._step, self._group, self._traffic = tiers, step, group, traffic
+        self._block_tokens = tiers.config.block_tokens
+        self._host_pages = tiers.host.index_pages[group]
+        self._state = tiers.device.window[group]
+        self.pages = tiers.device.window_pages[group]
+        longest = max((sequence.length for sequence in step.sequences), default=0)
+        self._num_blocks = -(-longest // self._block_tokens)
+
+    # -- whole sequences ----------------------------------------------------------------------
+
+    @property
+    def has_room_for_all(self) -> bool:
+        """Whether every sequence's window holds all of its blocks."""
+        return all(self.has_room(sequence) for sequence in self._step.sequences)
+
+    def has_room(self, sequence: StepSequence) -> bool:
+        """Whether its window holds all of its blocks beside those that the step touches."""
+        blocks = -(-sequence.length // self._block_tokens)
+        return blocks + self._tiers.config.touched_blocks <= sequence.ranges.window_count
+
+    def load_all(self) -> bool:
+        """Gives every block of every sequence a slot; False where all had one before."""
+        loaded, sequences = self._tiers.loaded, self._step.sequences
+        missing = [not loaded.has(sequence.handle, self._group) for sequence in sequences]
+        if not any(missing):
+            return False
+        device = self.pages.device
+        items = torch.arange(self._num_blocks, dtype=torch.int32, device=device)
+        held = items * self._block_tokens < self._step.lengths[:, None]
+        wanted = upload({"wanted": torch.tensor(missing)}, device)["wanted"]
+        numbers = torch.arange(len(sequences), dtype=torch.int32, device=device)
+        items = torch.where(held & wanted[:, None], items, -1)
+        self.make_resident(items, numbers, self._step.select_stamps, self._traffic.blocks)
+        for sequence in sequences:
+            loaded.add(sequence.handle, self._group)
+        return True
+
+    def forget_loaded(self) -> None:
+        """Blocks may lose their slots from now on, or rows go to the host alone."""
+        for sequence in self._step.sequences:
+            self._tiers.loaded.forget(sequence.handle)
+
+    def fits(self, num_scored: int) -> bool:
+        """Whether every sequence's window holds what its rows may score and its new rows touch."""
+        return all(
+            min(sequence.num_rows * num_scored, self._num_blocks)
+            + self._tiers.config.touched_blocks
+            <= sequence.ranges.window_count
+            for sequence in self._step.sequences
+        )
+
+    # -- slots --------------------------------------------------------------------------------
+
+    def slots_to_find(self, rows: int, kept: int) -> WindowSlots:
+        """Where `select_blocks` looks slots up, with a place for them."""
+        ranges = self._step.window_ranges
+        out = torch.empty(rows, kept, dtype=torch.int32, device=self.pages.device)
+        return WindowSlots(self._state.slot_table, ranges.table_base, ranges.slot_base, out)
+
+    def look_up(self, row_seq: torch.Tensor, block_ids: torch.Tensor) -> torch.Tensor:
+        """[rows, m] int32, slot of each block as it is now; -1 = not in the window."""
+        ranges, seq = self._step.window_ranges, row_seq.clamp(min=0).long()
+        listed = (block_ids >= 0) & (row_seq >= 0)[:, None]
+        entries = torch.where(listed, ranges.table_base[seq][:, None] + block_ids, 0)
+        found = self._state.slot_table[entries].int()
+        absolute = found + ranges.slot_base[seq][:, None].int()
+        return torch.where(listed & (found >= 0), absolute, -1)
+
+    def page_table(self) -> torch.Tensor:
+        """[sequences, pages] int32, window page of each page of the sequences; -1 = not there."""
+        pages_per_block = self._tiers.config.pages_per_block
+        counts, device = (len(self._step.sequences), self._num_blocks), self.pages.device
+        numbers, blocks = (torch.arange(n, dtype=torch.int32, device=device) for n in counts)
+        held = blocks * self._block_tokens < self._step.lengths[:, None]
+        slots = self.look_up(numbers, torch.where(held, blocks, -1))
+        within = torch.arange(pages_per_block, dtype=torch.int32, device=slots.device)
+        pages = slots[:, :, None] * pages_per_block + within
+        return pages.masked_fill(slots[:, :, None] < 0, -1).flatten(1)
+
+    # -- streams ------------------------------------------------------------------------------
+
+    def tiles(self) -> list[range]:
+        """Runs of block ids that fit every window beside the blocks that the step protects.
+
+        Every other step goes backwards, so that it finds what the last one left.
+        """
+        windows = [sequence.ranges.window_count for sequence in self._step.sequences]
+        room = max(1, min(windows, default=1) - self._tiers.config.touched_blocks)
+        starts = range(0, self._num_blocks, room)
+        tiles = [range(start, min(start + room, self._num_blocks)) for start in starts]
+        return tiles[::-1] if self._step.number % 2 else tiles
+
+    def stream(self, query: SelectionQuery, block_ids: torch.Tensor, tile: range) -> torch.Tensor:
+        """Brings a tile of blocks in; slots [rows, m] int32 of `block_ids`, -1 outside the tile."""
+        step, device = self._step, block_ids.device
+        numbers = torch.arange(len(step.sequences), dtype=torch.int32, device=device)
+        items = torch.arange(tile.start, tile.stop, dtype=torch.int32, device=device)
+        held = items * self._block_tokens < step.lengths[:, None]
+        asked = torch.zeros(len(step.sequences) + 1, dtype=torch.bool, device=device)
+        # -1 of a padding row asks for the last entry, of no sequence; index_put would wait
+        asked.index_fill_(0, (query.row_seq % asked.numel()).long(), True)
+        items = torch.where(held & asked[:-1, None], items, -1)
+        traffic = self._traffic
+        counted = traffic.blocks if step.kind == "decode" else traffic.prefill_blocks
+        slots = self.make_resident(items, numbers, step.stream_stamps, counted)
+        inside = (block_ids >= tile.start) & (block_ids < tile.stop) & (query.row_seq >= 0)[:, None]
+        columns = torch.where(inside, block_ids - tile.start, 0).long()
+        found = slots[query.row_seq.clamp(min=0).long()].gather(1, columns)
+        return torch.where(inside, found, -1)
+
+    def make_resident(
+        self,
+        items: torch.Tensor,
+        row_seq: torch.Tensor,
+        stamps: torch.Tensor,
+        traffic: Traffic | None,
+    ) -> torch.Tensor:
+        """Slots of `items` [rows, k] int32, -1 = none; the missing blocks are copied in."""
+        step = self._step
+        plan = step.window_plan()
+        slots = torch.empty_like(items)
+        self._tiers.ops.resolve(
+            items, row_seq, self._state, step.window_ranges, stamps, plan, slots
+        )
+        self._tiers.ops.swap_in_blocks(
+            self._host_pages, step.page_table, plan, self.pages, self._block_tokens
+        )
+        block_bytes = self._tiers.config.pages_per_block * self._tiers.config.index.page_bytes
+        step.watch.see_resolve("blocks", plan, traffic, block_bytes)
+        return slots

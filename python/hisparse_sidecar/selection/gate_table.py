@@ -1,0 +1,182 @@
+"""Measured times of flat selection and of HISA on one GPU, and the file that holds them."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hisparse_sidecar.config import require
+from hisparse_sidecar.config_file import build_dataclass, read_values
+from hisparse_sidecar.errors import InvalidArgument
+
+_Value = TypeVar("_Value")
+_FORMAT = 1
+_AS_FAST = 1.03
+_DEFAULTS = Path(__file__).parent / "gate_tables"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Median times of one selection of `rows` rows, whose longest has `length` tokens."""
+
+    length: int
+    rows: int
+    flat_us: float
+    hisa_us: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a grid was measured for."""
+
+    index_heads: int
+    num_kept_blocks: int
+    block_tokens: int
+    topk: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The times for one setting."""
+
+    setting: Setting
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def flat_up_to(self) -> dict[int, int]:
+        """For each number of rows the length up to which flat was never slower; 0 = none.
+
+        By less than `_AS_FAST` it counts as no slower: it is exact, and so much is noise.
+
+        Lengths that were not measured belong to HISA from there on.
+        """
+        found: dict[int, int] = {}
+        ended: set[int] = set()
+        for cell in sorted(self.cells, key=lambda cell: cell.length):
+            found.setdefault(cell.rows, 0)
+            if cell.flat_us > _AS_FAST * cell.hisa_us:
+                ended.add(cell.rows)
+            elif cell.rows not in ended:
+                found[cell.rows] = cell.length
+        return found
+
+
+@dataclass(frozen=True)
+class GateTable:
+    """All grids of one GPU.
+
+    Attributes:
+        gpu: its name as CUDA gives it, or "cpu".
+        grids: one for each setting.
+    """
+
+    gpu: str
+    grids: tuple[Grid, ...]
+
+    def grid_for(self, index_heads: int, num_kept_blocks: int) -> Grid | None:
+        """The grid of that many heads, and of the nearest number of kept blocks; None = none."""
+        alike = [grid for grid in self.grids if grid.setting.index_heads == index_heads]
+        if not alike:
+            return None
+        return min(alike, key=lambda grid: abs(grid.setting.num_kept_blocks - num_kept_blocks))
+
+    def to_values(self) -> dict[str, Any]:
+        """Plain values, as the file holds them."""
+        grids = [
+            asdict(grid.setting) | {"cells": [asdict(cell) for cell in grid.cells]}
+            for grid in self.grids
+        ]
+        return {"format": _FORMAT, "gpu": self.gpu, "grids": grids}
+
+
+def read_table(path: Path) -> GateTable:
+    """The table of a JSON file.
+
+    Raises:
+        InvalidArgument: it cannot be read, or a key or value does not fit; names the file.
+    """
+    try:
+        values = read_values(path)
+        found = values.get("format")
+        require(found == _FORMAT, f"format is {found!r}, this version reads {_FORMAT}")
+        known = {"format", "gpu", "grids"}
+        require(set(values) == known, f"keys are {sorted(values)}, need {sorted(known)}")
+        gpu = _require(values["gpu"], str, "gpu", "a string")
+        grids = _require(values["grids"], list, "grids", "a list")
+        return GateTable(gpu, tuple(_grid(one, f"grids.{i}.") for i, one in enumerate(grids)))
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"gate table {path}: {error}") from None
+
+
+def _grid(values: object, prefix: str) -> Grid:
+    setting = dict(_require(values, dict, prefix[:-1], "an object"))
+    cells = _require(setting.pop("cells", None), list, f"{prefix}cells", "a list")
+    made = tuple(_cell(cell, f"{prefix}cells.{number}") for number, cell in enumerate(cells))
+    return Grid(build_dataclass(Setting, setting, prefix), made)
+
+
+def _cell(values: object, key: str) -> Cell:
+    cell = build_dataclass(Cell, _require(values, dict, key, "an object"), key + ".")
+    least = min(cell.length, cell.rows)
+    require(least >= 1, f"{key} has length or rows {least}, must be >= 1")
+    return cell
+
+
+def _require(value: object, kind: type[_Value], key: str, what: str) -> _Value:
+    if not isinstance(value, kind):
+        raise InvalidArgument(f"key {key} is {value!r}, need {what}")
+    return value
+
+
+def write_table(table: GateTable, path: Path) -> None:
+    """Writes the file whole or not at all, and its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(table.to_values(), indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def with_grids(path: Path, gpu: str, grids: Sequence[Grid]) -> GateTable:
+    """The table of a file, if there is one, with its grids of the same settings replaced.
+
+    Raises:
+        InvalidArgument: see `read_table`; or the file is of another GPU.
+    """
+    settings = {grid.setting for grid in grids}
+    table = _table_of(path, gpu) if path.exists() else GateTable(gpu, ())
+    kept = tuple(grid for grid in table.grids if grid.setting not in settings)
+    return GateTable(gpu, kept + tuple(grids))
+
+
+def user_table_path(gpu: str) -> Path:
+    """Where `hisparse tune` leaves the table of a GPU: below XDG_CACHE_HOME, or ~/.cache."""
+    # the base directory specification says to ignore a relative one
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = named if named.is_absolute() else Path.home() / ".cache"
+    return folder / "hisparse" / f"gate-{_file_name(gpu)}.json"
+
+
+def find_table(gpu: str) -> GateTable | None:
+    """The user's table of a GPU, else the one that comes with the package, else None.
+
+    Raises:
+        InvalidArgument: see `read_table`; or the table is of another GPU.
+    """
+    for path in (user_table_path(gpu), _DEFAULTS / f"{_file_name(gpu)}.json"):
+        if path.exists():
+            return _table_of(path, gpu)
+    return None
+
+
+def _table_of(path: Path, gpu: str) -> GateTable:
+    table = read_table(path)
+    require(table.gpu == gpu, f"gate table {path} is of {table.gpu!r}, this is {gpu!r}")
+    return table
+
+
+def _file_name(gpu: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")

@@ -1,0 +1,35 @@
+"""A second stream: work that no layer of the step waits for, done beside the layers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class SideStream:
+    """Runs work beside the current stream; `join` before anything looks at what it does.
+
+    On the CPU there is one order only: the work runs where it is called.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is launched inside begins after all that was launched before.
+
+        Tensors that it uses must be held until the streams are joined.
+        """
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """What is launched from now on begins after the work beside is done."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)

@@ -1,0 +1,1 @@
+"""Measure on this machine what the gate decides by."""

@@ -1,0 +1,183 @@
+"""Index keys of random sequences, all on the device: what a selector sees, without tiers."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from hisparse_kernels.backends import Ops
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+from hisparse_kernels.select_blocks import BlockScratch
+from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
+from hisparse_sidecar.stats import SelectionCounts
+
+
+@dataclass(frozen=True)
+class StoredKeys:
+    """Keys of sequences of one length, in pages, with their pooled keys.
+
+    Attributes:
+        index_pages: [sequences * pages, page_bytes] uint8, sequence after sequence.
+        pooled_pages: [sequences * pooled pages, page_bytes] uint8.
+        pooled_table: [sequences, pooled pages] int32.
+    """
+
+    index_pages: torch.Tensor
+    pooled_pages: torch.Tensor
+    pooled_table: torch.Tensor
+
+
+@dataclass
+class ResidentKeys:
+    """Implements `selection.IndexKeys`: every block has the slot of its number.
+
+    Attributes:
+        ops: the ops to use.
+        layout: of the keys.
+        stored: the keys.
+        length: tokens of each sequence.
+        block_tokens: tokens of one block.
+        counts: what selectors count, read at once.
+        num_blocks: blocks of a sequence, the open one included.
+    """
+
+    ops: Ops
+    layout: IndexLayout
+    stored: StoredKeys
+    length: int
+    block_tokens: int
+    counts: SelectionCounts = field(default_factory=SelectionCounts)
+    num_blocks: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_blocks = -(-self.length // self.block_tokens)
+
+    @property
+    def all_resident(self) -> bool:
+        """They are."""
+        return True
+
+    @property
+    def scores_positions(self) -> bool:
+        """They can be."""
+        return True
+
+    def is_resident(self, row: int) -> bool:
+        """It is."""
+        return row >= 0
+
+    def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
+        """See `selection.IndexKeys`."""
+        columns = self.stored.pooled_table.shape[1] * PAGE_TOKENS
+        logits = query.index_weights.new_empty(query.num_rows, columns)
+        scratch = BlockScratch(logits, torch.zeros_like(query.row_seq))
+        newest = self._block_of(query.row_pos)
+        pooled = *self._pooled(query), newest
+        ids = self.ops.select_blocks(*pooled, kept, self.layout, scratch)
+        return KeptBlocks(ids, logits)
+
+    def more_blocks(self, query: SelectionQuery, blocks: KeptBlocks, kept: int) -> KeptBlocks:
+        """See `selection.IndexKeys`."""
+        logits = blocks.pooled_logits
+        ids = self.ops.block_topm(logits, self._block_of(query.row_pos), kept)
+        return KeptBlocks(ids, logits)
+
+    def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        columns = blocks.ids.shape[1] * self.block_tokens
+        logits = query.index_weights.new_empty(query.num_rows, columns)
+        lists = self.stored.index_pages, self._slots(query, blocks.ids), blocks.ids, query.row_pos
+        how = self.block_tokens, topk, self.layout, logits
+        return self.ops.select_tokens(query.index_q, query.index_weights, *lists, *how)
+
+    def routed_heads(self, query: SelectionQuery, num_routed: int) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        complete = self._block_of(query.row_pos + 1)
+        return self.ops.route_heads(*self._pooled(query), complete, num_routed, layout=self.layout)
+
+    def token_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        shape = query.num_rows, block_ids.shape[1] * self.block_tokens
+        logits = torch.full(shape, float("-inf"), device=block_ids.device)
+        slots = self._slots(query, block_ids)
+        lists = self.stored.index_pages, slots, block_ids, query.row_pos
+        queries = query.index_q, query.index_weights
+        return self.ops.refine_logits(*queries, *lists, self.block_tokens, self.layout, logits)
+
+    def position_logits(self, query: SelectionQuery, positions: torch.Tensor) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        pages = self.stored.index_pages
+        table = torch.arange(len(pages), dtype=torch.int32, device=pages.device)
+        table = table.view(self.stored.pooled_table.shape[0], -1)
+        lists = pages, table, query.row_seq, positions
+        return self.ops.score_positions(query.index_q, query.index_weights, *lists, self.layout)
+
+    def top_columns(self, logits: torch.Tensor, topk: int) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        return self.ops.topk(logits, topk)
+
+    def top_positions(
+        self, logits: torch.Tensor, block_ids: torch.Tensor, topk: int
+    ) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        columns = self.ops.topk(logits, topk)
+        return self.ops.candidate_positions(columns, block_ids, self.block_tokens)
+
+    def needs_more(
+        self,
+        query: SelectionQuery,
+        positions: torch.Tensor,
+        blocks: KeptBlocks,
+        tail_share: float,
+    ) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        lists = positions, blocks.ids, blocks.pooled_logits, self._block_of(query.row_pos)
+        return self.ops.tail_share(*lists, self.block_tokens, tail_share)[1]
+
+    def count(self, what: str, amounts: torch.Tensor | int) -> None:
+        """Adds at once: waits for the device."""
+        added = amounts if isinstance(amounts, int) else int(amounts.sum())
+        setattr(self.counts, what, getattr(self.counts, what) + added)
+
+    def _pooled(self, query: SelectionQuery) -> tuple[torch.Tensor, ...]:
+        stored = self.stored.pooled_pages, self.stored.pooled_table
+        return query.index_q, query.index_weights, *stored, query.row_seq
+
+    def _slots(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
+        slots = query.row_seq.clamp(min=0)[:, None] * self.num_blocks + block_ids
+        return slots.masked_fill((block_ids < 0) | (query.row_seq < 0)[:, None], -1)
+
+    def _block_of(self, positions: torch.Tensor) -> torch.Tensor:
+        return torch.div(positions, self.block_tokens, rounding_mode="floor")
+
+
+def store_keys(
+    ops: Ops, keys: torch.Tensor, num_sequences: int, block_tokens: int, layout: IndexLayout
+) -> StoredKeys:
+    """The same keys for each of some sequences, in pages of their own.
+
+    Args:
+        ops: the ops to use.
+        keys: [tokens, 128] fp32.
+        num_sequences: how many.
+        block_tokens: tokens of one block.
+        layout: how to store them.
+    """
+    blocks = -(-len(keys) // block_tokens)
+    pages, device = blocks * block_tokens // PAGE_TOKENS, keys.device
+
+    def empty(count: int) -> torch.Tensor:
+        return torch.zeros(count, layout.page_bytes, dtype=torch.uint8, device=device)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        count = torch.Size(shape).numel()
+        return torch.arange(count, dtype=torch.int32, device=device).view(shape)
+
+    one, rows = empty(pages), ops.pack_index_rows(keys, layout)
+    ops.write_index_rows(one, torch.arange(len(keys), device=device), rows, layout)
+    pooled_pages = -(-blocks // PAGE_TOKENS)
+    pooled, first = empty(pooled_pages), torch.zeros(1, dtype=torch.int64, device=device)
+    sums, lengths = torch.zeros(1, 128, device=device), first.int() + len(keys)
+    places = sums, first, pooled, first, block_tokens, layout
+    ops.rebuild_pooled_keys(one, numbers(1, pages), lengths, *places)
+    copies = one.repeat(num_sequences, 1), pooled.repeat(num_sequences, 1)
+    return StoredKeys(*copies, numbers(num_sequences, pooled_pages))

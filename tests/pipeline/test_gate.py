@@ -1,0 +1,158 @@
+"""The gate's tables and its choice, from numbers that the host knows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.errors import InvalidArgument, WrongState
+from hisparse_sidecar.selection.gate import Gate
+from hisparse_sidecar.selection.gate_table import (
+    Cell,
+    GateTable,
+    Grid,
+    Setting,
+    find_table,
+    read_table,
+    user_table_path,
+    write_table,
+)
+
+pytestmark = pytest.mark.cpu_only
+HISA = SelectionConfig("hisa")
+
+
+def grid(heads: int = 64, kept: int = 64, flat_up_to: int = 8192) -> Grid:
+    """Flat wins at 1 row up to a length, at 64 rows up to a quarter of it."""
+    cells = [
+        Cell(length, rows, 10.0, 11.0 if length <= most else 9.0)
+        for length in (2048, 4096, 8192, 16384, 32768)
+        for rows, most in ((1, flat_up_to), (64, flat_up_to // 4), (4096, 0))
+    ]
+    return Grid(Setting(heads, kept, 128, 2048), tuple(cells))
+
+
+TABLE = GateTable("GPU Y", (grid(), grid(32, 64, 16384), grid(64, 128, 32768)))
+
+
+@pytest.mark.parametrize(
+    ("heads", "length", "rows", "flat"),
+    [
+        (64, 1, 1, True),
+        (64, 8192, 1, True),
+        (64, 8193, 1, False),
+        (64, 2048, 64, True),
+        (64, 2049, 64, False),
+        (64, 8192, 7, True),  # nearer to 1 than to 64, as factors go
+        (64, 8192, 9, False),
+        (64, 8192, 8, True),  # as near to both: the lesser
+        (64, 128, 4096, False),
+        (64, 128, 100000, False),
+        (32, 16384, 1, True),
+        (16, 128, 1, False),  # never measured
+        (64, 128, 0, False),
+    ],
+)
+def test_the_path_follows_from_length_rows_and_heads(
+    heads: int, length: int, rows: int, flat: bool
+) -> None:
+    assert Gate(TABLE).prefers_flat(HISA, heads, length, rows) is flat
+
+
+def test_the_grid_of_the_nearest_number_of_blocks_counts() -> None:
+    gate = Gate(TABLE)
+    for kept, flat in ((64, False), (90, False), (100, True), (512, True)):
+        found = gate.prefers_flat(SelectionConfig("hisa", num_kept_blocks=kept), 64, 32768, 1)
+        assert found is flat
+
+
+def test_only_hisa_is_replaced_and_only_where_the_gate_is_not_off() -> None:
+    gate = Gate(TABLE)
+    for selection in (SelectionConfig("hisa", gate="off"), SelectionConfig("misa")):
+        assert not gate.prefers_flat(selection, 64, 1, 1)
+    assert not Gate().prefers_flat(HISA, 64, 1, 1)
+    assert not Gate(GateTable("GPU Y", ())).prefers_flat(HISA, 64, 1, 1)
+
+
+def test_one_slow_length_ends_the_lengths_that_are_flat() -> None:
+    times = {1024: (5, 6), 2048: (7, 7), 4096: (9, 8), 8192: (9, 10)}
+    cells = tuple(Cell(length, 1, *pair) for length, pair in reversed(times.items()))
+    assert Grid(TABLE.grids[0].setting, cells).flat_up_to == {1: 2048}
+
+
+def test_a_rank_adopts_a_newer_table_and_no_older_one() -> None:
+    gate = Gate()
+    gate.adopt(TABLE, 3)
+    assert (gate.table, gate.epoch) == (TABLE, 3)
+    with pytest.raises(WrongState, match="epoch of the gate is 3, cannot adopt epoch 3"):
+        gate.adopt(None, 3)
+    assert gate.table is TABLE
+
+
+def test_a_table_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "table.json"
+    write_table(TABLE, path)
+    assert read_table(path) == TABLE
+    assert [file.name for file in path.parent.iterdir()] == ["table.json"]
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return TABLE.to_values() | changes
+
+
+CELL = {"length": 1, "rows": 1, "flat_us": 1, "hisa_us": 2.0}
+SETTING = {"index_heads": 1, "num_kept_blocks": 2, "block_tokens": 64, "topk": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (changed(format=2), "format is 2, this version reads 1"),
+        (changed(more=1), r"keys are \['format', 'gpu', 'grids', 'more'\]"),
+        (changed(gpu=3), "key gpu is 3, need a string"),
+        (changed(grids={}), "key grids is {}, need a list"),
+        (changed(grids=[3]), r"key grids.0 is 3, need an object"),
+        (changed(grids=[SETTING]), r"key grids.0.cells is None, need a list"),
+        (changed(grids=[{"cells": []}]), "key grids.0.index_heads is missing"),
+        (changed(grids=[SETTING | {"cells": [1]}]), "key grids.0.cells.0 is 1, need an object"),
+        (
+            changed(grids=[SETTING | {"cells": [CELL | {"rows": "1"}]}]),
+            "key grids.0.cells.0.rows is '1', need an integer",
+        ),
+        (
+            changed(grids=[SETTING | {"cells": [CELL | {"rows": 0}]}]),
+            "grids.0.cells.0 has length or rows 0, must be >= 1",
+        ),
+        (
+            changed(grids=[SETTING | {"cells": [CELL | {"us": 0}]}]),
+            "unknown key grids.0.cells.0.us; known keys: grids.0.cells.0.flat_us",
+        ),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_by_file_and_key(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(InvalidArgument, match=f"gate table {path}: {message}"):
+        read_table(path)
+
+
+def test_the_users_table_of_the_gpu_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = user_table_path("GPU Y")
+    assert path == tmp_path / "hisparse" / "gate-gpu-y.json"
+    assert find_table("GPU Y") is None
+    write_table(TABLE, path)
+    assert find_table("GPU Y") == TABLE
+    with pytest.raises(InvalidArgument, match="is of 'GPU Y', this is 'gpu y'"):
+        find_table("gpu y")
+
+
+def test_a_relative_cache_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
+    assert user_table_path("cpu") == Path.home() / ".cache/hisparse/gate-cpu.json"
