@@ -1,0 +1,1 @@
+"""Suite `select`: whole selections to final indices, ours beside the peers' chain."""
