@@ -13,8 +13,10 @@ from benchmarks.ops.ours import triton_op
 from benchmarks.ops.peers import Peers
 from benchmarks.ops.timing import Timed
 from hisparse_kernels.block_topm import block_topm_ref
+from hisparse_kernels.prefix_positions import prefix_positions_ref
 from hisparse_kernels.tail_share import tail_share_ref
 from hisparse_kernels.topk import candidate_positions_ref, topk_ref
+from hisparse_kernels.window_slots import WindowSlots
 
 _TOPK, _KEPT = 2048, 64
 _BLOCK_TOKENS = 128
@@ -38,8 +40,46 @@ def topk_cases(peers: Peers) -> Iterator[Case]:
     for rows in (1, 64, 4096):
         name = f"candidate_positions {rows} x {_TOPK} of {_KEPT} blocks"
         yield Case(name, partial(_candidate_positions, rows))
+        name = f"look_up_blocks {rows} x {_KEPT}"
+        yield Case(name, partial(_look_up_blocks, rows))
+        name = f"prefix_positions {rows} x {_TOPK}"
+        yield Case(name, partial(_prefix_positions, rows))
         name = f"tail_share {rows} x {_TOPK} of {_KEPT} blocks"
         yield Case(name, partial(_tail_share, rows))
+
+
+def _look_up_blocks(rows: int) -> Prepared:
+    look_up_blocks = triton_op("look_up_blocks")
+    table = torch.randperm(1024, device="cuda").int()
+    base, seq = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.zeros(rows, device="cuda")
+    blocks, row_seq = positions(rows, _KEPT, 1024), seq.int()
+    slots = WindowSlots(table, base, base, torch.empty_like(blocks))
+
+    def call(ids: torch.Tensor) -> object:
+        return look_up_blocks(ids, row_seq, slots)
+
+    def check() -> None:
+        call(blocks)
+        check_equal("slots", slots.out, table[blocks.long()])
+
+    work = moved_work(rows, 3 * 4 * _KEPT)
+    return Prepared(work, Contender(check, _timed(call, [blocks])), {})
+
+
+def _prefix_positions(rows: int) -> Prepared:
+    prefix_positions = triton_op("prefix_positions")
+    last = torch.arange(rows, dtype=torch.int32, device="cuda") % _TOPK
+    found = torch.empty(rows, _TOPK, dtype=torch.int32, device="cuda")
+
+    def call(row_pos: torch.Tensor) -> object:
+        return prefix_positions(row_pos, _TOPK, out=found)
+
+    def check() -> None:
+        call(last)
+        check_equal("positions", found, prefix_positions_ref(last, _TOPK))
+
+    work = moved_work(rows, 4, 4 * _TOPK)
+    return Prepared(work, Contender(check, _timed(call, [last])), {})
 
 
 def _tail_share(rows: int) -> Prepared:

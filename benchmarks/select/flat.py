@@ -1,4 +1,4 @@
-"""Ours on short contexts, where all tokens are scored: by our logits op, or by DeepGEMM's."""
+"""Ours on short contexts: all tokens are scored, by our logits op or DeepGEMM's, or all taken."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Score = Callable[[], torch.Tensor]  # [rows, keys] fp32
 
 
 class FlatSelection:
-    """Logits of all tokens, then our top-k; a column is a position.
+    """Logits of all tokens, then our top-k; of no more tokens than that, every position.
 
     Attributes:
         positions: [rows, topk] int32, what the last run chose: ascending, -1 pads.
@@ -22,13 +22,17 @@ class FlatSelection:
     def __init__(self, rows: Rows, topk: int, score: Score | None = None) -> None:
         self._rows, self._topk = rows, topk
         self._score = _our_scores(rows) if score is None else score
-        self._choose = triton_op("topk")
+        self._choose, self._take_all = triton_op("topk"), triton_op("prefix_positions")
+        self._takes_all = score is None and rows.keys <= topk
         self.positions = torch.full(
             (rows.num_rows, topk), -1, dtype=torch.int32, device=rows.query.device
         )
 
     def run(self) -> None:
         """One selection."""
+        if self._takes_all:
+            self._take_all(self._rows.row_pos, self._topk, out=self.positions)
+            return
         self._choose(self._score(), self._topk, out=self.positions)
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from benchmarks.select.rows import BLOCK_TOKENS, Rows
 from benchmarks.select.window import Window
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.resolve import MissPlan, SlotState
-from hisparse_kernels.select_blocks import WindowSlots
+from hisparse_kernels.window_slots import WindowSlots
 
 
 class Residency(Protocol):

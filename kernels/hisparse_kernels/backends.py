@@ -10,7 +10,9 @@ from hisparse_kernels import (
     index_logits,
     index_rows,
     kv_rows,
+    look_up_blocks,
     pool_keys,
+    prefix_positions,
     refine_logits,
     resolve,
     route_heads,
@@ -49,7 +51,9 @@ class Ops:
     refine_logits: _Op
     topk: _Op
     candidate_positions: _Op
+    prefix_positions: _Op
     select_blocks: _Op
+    look_up_blocks: _Op
     select_tokens: _Op
     tail_share: _PairOp
     route_heads: _Op
@@ -81,7 +85,9 @@ def reference_ops() -> Ops:
         refine_logits=refine_logits.refine_logits_ref,
         topk=topk.topk_ref,
         candidate_positions=topk.candidate_positions_ref,
+        prefix_positions=prefix_positions.prefix_positions_ref,
         select_blocks=select_blocks.select_blocks_ref,
+        look_up_blocks=look_up_blocks.look_up_blocks_ref,
         select_tokens=select_tokens.select_tokens_ref,
         tail_share=tail_share.tail_share_ref,
         route_heads=route_heads.route_heads_ref,

@@ -1,5 +1,7 @@
 """Score every key of a range: the flat indexer, for ragged prefill and for paged decode."""
 
+from dataclasses import dataclass
+
 import torch
 
 from hisparse_kernels.index_rows import split_pages, split_rows
@@ -74,11 +76,57 @@ def index_logits_ref(
     return logits if out is None else out.copy_(logits)
 
 
+@dataclass(frozen=True)
+class SlotPages:
+    """Pages of sequences that lie in a block window whole, by the table that `resolve` keeps.
+
+    Attributes:
+        slot_table: [entries] int16 or int32, slot of each block, relative to its sequence's first;
+            -1 = not there: its keys must not be scored.
+        table_base: [num_seqs] int64, entry of block 0.
+        slot_base: [num_seqs] int64, first slot.
+        num_blocks: blocks of the longest sequence.
+        pages_per_block: pages of one block, one after the other.
+    """
+
+    slot_table: torch.Tensor
+    table_base: torch.Tensor
+    slot_base: torch.Tensor
+    num_blocks: int
+    pages_per_block: int
+
+    @property
+    def max_pages(self) -> int:
+        """Pages of the longest sequence."""
+        return self.num_blocks * self.pages_per_block
+
+    def page_table(self) -> torch.Tensor:
+        """[num_seqs, max_pages] int32, the same as a table; -1 = not there.
+
+        Beyond a sequence's end stands any page of the window.
+        """
+        device = self.slot_table.device
+        blocks = torch.arange(self.num_blocks, device=device)
+        entries = self.table_base[:, None] + blocks
+        # a shorter sequence may be the table's last
+        slots = self.slot_table[entries.clamp(max=len(self.slot_table) - 1)].long()
+        first = (slots + self.slot_base[:, None]) * self.pages_per_block
+        pages = first[:, :, None] + torch.arange(self.pages_per_block, device=device)
+        return pages.masked_fill(slots[:, :, None] < 0, -1).flatten(1).int()
+
+    def check(self, shapes: Shapes) -> None:
+        """Raises ValueError unless the tables fit each other."""
+        shapes.check("slot_table", self.slot_table, "entries", torch.int16, torch.int32)
+        shapes.check("table_base", self.table_base, "num_seqs", torch.int64)
+        shapes.check("slot_base", self.slot_base, "num_seqs", torch.int64)
+        check_at_least("pages_per_block", self.pages_per_block, 1)
+
+
 def paged_index_logits(
     index_q: torch.Tensor,
     index_weights: torch.Tensor,
     index_pages: torch.Tensor,
-    page_table: torch.Tensor,
+    page_table: torch.Tensor | SlotPages,
     row_seq: torch.Tensor,
     row_end: torch.Tensor,
     layout: IndexLayout,
@@ -91,7 +139,8 @@ def paged_index_logits(
         index_q: [rows, heads, 128] fp32, bf16 or e4m3.
         index_weights: [rows, heads] fp32, all scales but the key's folded in.
         index_pages: [num_pages, page_bytes] uint8, contiguous.
-        page_table: [num_seqs, max_pages] int32, physical page of each page; -1 beyond the end.
+        page_table: [num_seqs, max_pages] int32, physical page of each page, -1 beyond the end; or
+            where a block window has them.
         row_seq: [rows] int32, sequence of each row; -1 = padding row.
         row_end: [rows] int32, keys [0, row_end) are scored.
         layout: how index rows are stored.
@@ -104,11 +153,16 @@ def paged_index_logits(
     """
     shapes = _check_queries(index_q, index_weights, layout, heads)
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
-    shapes.check("page_table", page_table, "num_seqs max_pages", torch.int32)
+    if isinstance(page_table, SlotPages):
+        page_table.check(shapes)
+        max_pages = page_table.max_pages
+    else:
+        shapes.check("page_table", page_table, "num_seqs max_pages", torch.int32)
+        max_pages = page_table.shape[1]
     shapes.check("row_seq", row_seq, "rows", torch.int32)
     shapes.check("row_end", row_end, "rows", torch.int32)
     if out is not None:
-        shapes.check_packed("out", out, f"rows {page_table.shape[1] * PAGE_TOKENS}", torch.float32)
+        shapes.check_packed("out", out, f"rows {max_pages * PAGE_TOKENS}", torch.float32)
     args = index_q, index_weights, index_pages, page_table, row_seq, row_end, layout, out, heads
     if index_q.is_cuda:
         from hisparse_kernels.gpu.index_logits import paged_index_logits_triton
@@ -121,13 +175,15 @@ def paged_index_logits_ref(
     index_q: torch.Tensor,
     index_weights: torch.Tensor,
     index_pages: torch.Tensor,
-    page_table: torch.Tensor,
+    page_table: torch.Tensor | SlotPages,
     row_seq: torch.Tensor,
     row_end: torch.Tensor,
     layout: IndexLayout,
     out: torch.Tensor | None = None,
     heads: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    if isinstance(page_table, SlotPages):
+        page_table = page_table.page_table()
     num_keys = page_table.shape[1] * PAGE_TOKENS
     query, weights = _pick_heads(index_q, index_weights, heads)
     logits = weights.new_full((len(query), num_keys), -torch.inf)

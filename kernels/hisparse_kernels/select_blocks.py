@@ -7,7 +7,11 @@ import torch
 from hisparse_kernels.block_topm import block_topm_ref
 from hisparse_kernels.index_logits import paged_index_logits_ref
 from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.look_up_blocks import look_up_blocks_ref
 from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
+from hisparse_kernels.window_slots import WindowSlots
+
+COUNTED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -17,30 +21,12 @@ class BlockScratch:
     Attributes:
         logits: [rows, max_pages * 64] fp32; holds the blocks' scores afterwards, -inf from the
             newest block on.
-        arrivals: [rows] int32, 0 before and after each call.
+        arrivals: [rows] int32, 0 before and after each call; None for COUNTED_ROWS rows and more,
+            whose blocks are chosen in a launch of their own.
     """
 
     logits: torch.Tensor
-    arrivals: torch.Tensor
-
-
-@dataclass(frozen=True)
-class WindowSlots:
-    """Where the blocks of the sequences lie in the window: the table that `resolve` keeps.
-
-    Attributes:
-        slot_table: [entries] int16 or int32, slot of each block, relative to its sequence's first;
-            -1 = not in the window.
-        table_base: [num_seqs] int64, entry of block 0.
-        slot_base: [num_seqs] int64, first slot.
-        out: [rows, num_kept] int32, contiguous: becomes the slot of each chosen block, -1 where
-            there is none.
-    """
-
-    slot_table: torch.Tensor
-    table_base: torch.Tensor
-    slot_base: torch.Tensor
-    out: torch.Tensor
+    arrivals: torch.Tensor | None
 
 
 def select_blocks(
@@ -86,10 +72,13 @@ def select_blocks(
     shapes.check("row_seq", row_seq, "rows", torch.int32)
     shapes.check("newest_block", newest_block, "rows", torch.int32)
     shapes.check_packed("scratch.logits", scratch.logits, "rows columns", torch.float32)
-    shapes.check_packed("scratch.arrivals", scratch.arrivals, "rows", torch.int32)
+    if scratch.arrivals is not None:
+        shapes.check_packed("scratch.arrivals", scratch.arrivals, "rows", torch.int32)
+    elif len(row_seq) < COUNTED_ROWS:
+        raise ValueError(f"scratch.arrivals is None for {len(row_seq)} rows, needs {COUNTED_ROWS}")
     shapes.check_out(out, "rows num_kept", torch.int32)
     if slots is not None:
-        _check_slots(shapes, slots)
+        slots.check(shapes)
     check_at_least("num_kept", num_kept, 2)
     args = (
         index_q,
@@ -128,23 +117,5 @@ def select_blocks_ref(
     logits = paged_index_logits_ref(index_q, index_weights, *keys, layout, out=scratch.logits)
     blocks = block_topm_ref(logits, newest_block, num_kept, out)
     if slots is not None:
-        _look_up(slots, blocks, row_seq)
+        look_up_blocks_ref(blocks, row_seq, slots)
     return blocks
-
-
-def _look_up(slots: WindowSlots, blocks: torch.Tensor, row_seq: torch.Tensor) -> None:
-    """Writes the slot of each block; -1 = not in the window, no block, or a padding row."""
-    seq = row_seq.clamp(min=0).long()
-    listed = (blocks >= 0) & (row_seq >= 0)[:, None]
-    entries = torch.where(listed, slots.table_base[seq, None] + blocks, 0)
-    found = slots.slot_table[entries.flatten()].view_as(blocks).int()
-    absolute = found + slots.slot_base[seq, None].int()
-    slots.out.copy_(torch.where(listed & (found >= 0), absolute, -1))
-
-
-def _check_slots(shapes: Shapes, slots: WindowSlots) -> None:
-    kinds = torch.int16, torch.int32
-    shapes.check_packed("slots.slot_table", slots.slot_table, "entries", *kinds)
-    shapes.check_packed("slots.table_base", slots.table_base, "num_seqs", torch.int64)
-    shapes.check_packed("slots.slot_base", slots.slot_base, "num_seqs", torch.int64)
-    shapes.check_packed("slots.out", slots.out, "rows num_kept", torch.int32)

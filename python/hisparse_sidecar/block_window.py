@@ -1,8 +1,12 @@
 """The block window of one anchor group in a step: which index-key blocks lie where."""
 
+from collections.abc import Iterable
+
 import torch
 
-from hisparse_kernels.select_blocks import WindowSlots
+from hisparse_kernels.index_logits import SlotPages
+from hisparse_kernels.resolve import MissPlan
+from hisparse_kernels.window_slots import WindowSlots
 from hisparse_sidecar.selection import SelectionQuery
 from hisparse_sidecar.stats import GroupTraffic, Traffic
 from hisparse_sidecar.step import Step, StepSequence
@@ -33,15 +37,26 @@ class BlockWindow:
         """Whether every sequence's window holds all of its blocks."""
         return all(self.has_room(sequence) for sequence in self._step.sequences)
 
+    def holds(self, sequence: StepSequence) -> bool:
+        """Whether every block of the sequence has a slot now."""
+        return self._tiers.loaded.has(sequence.handle, self._group)
+
     def has_room(self, sequence: StepSequence) -> bool:
         """Whether its window holds all of its blocks beside those that the step touches."""
-        blocks = -(-sequence.length // self._block_tokens)
-        return blocks + self._tiers.config.touched_blocks <= sequence.ranges.window_count
+        return (
+            self._blocks_of(sequence) + self._tiers.config.touched_blocks
+            <= sequence.ranges.window_count
+        )
 
-    def load_all(self) -> bool:
-        """Gives every block of every sequence a slot; False where all had one before."""
+    def load(self) -> bool:
+        """Gives every block of the sequences with room a slot; False where all had one before.
+
+        Nothing asks for these blocks: their bytes count, not they.
+        """
         loaded, sequences = self._tiers.loaded, self._step.sequences
-        missing = [not loaded.has(sequence.handle, self._group) for sequence in sequences]
+        roomy = [sequence for sequence in sequences if self.has_room(sequence)]
+        missing = [one in roomy and not self.holds(one) for one in sequences]
+        self.forget_loaded([one for one in sequences if one not in roomy])
         if not any(missing):
             return False
         device = self.pages.device
@@ -50,24 +65,29 @@ class BlockWindow:
         wanted = upload({"wanted": torch.tensor(missing)}, device)["wanted"]
         numbers = torch.arange(len(sequences), dtype=torch.int32, device=device)
         items = torch.where(held & wanted[:, None], items, -1)
-        self.make_resident(items, numbers, self._step.select_stamps, self._traffic.blocks)
-        for sequence in sequences:
+        plan, _ = self._resolve(items, numbers, self._step.select_stamps, None)
+        read = plan.miss_count * self._block_bytes
+        self._step.watch.see_amounts(self._traffic.blocks, "bytes_in", read)
+        for sequence in roomy:
             loaded.add(sequence.handle, self._group)
         return True
 
-    def forget_loaded(self) -> None:
-        """Blocks may lose their slots from now on, or rows go to the host alone."""
-        for sequence in self._step.sequences:
+    def forget_loaded(self, sequences: Iterable[StepSequence]) -> None:
+        """Their blocks may lose their slots from now on, or have rows on the host alone."""
+        for sequence in sequences:
             self._tiers.loaded.forget(sequence.handle)
 
     def fits(self, num_scored: int) -> bool:
         """Whether every sequence's window holds what its rows may score and its new rows touch."""
+        touched = self._tiers.config.touched_blocks
         return all(
-            min(sequence.num_rows * num_scored, self._num_blocks)
-            + self._tiers.config.touched_blocks
+            min(sequence.num_rows * num_scored, self._blocks_of(sequence)) + touched
             <= sequence.ranges.window_count
             for sequence in self._step.sequences
         )
+
+    def _blocks_of(self, sequence: StepSequence) -> int:
+        return -(-sequence.length // self._block_tokens)
 
     # -- slots --------------------------------------------------------------------------------
 
@@ -79,23 +99,14 @@ class BlockWindow:
 
     def look_up(self, row_seq: torch.Tensor, block_ids: torch.Tensor) -> torch.Tensor:
         """[rows, m] int32, slot of each block as it is now; -1 = not in the window."""
-        ranges, seq = self._step.window_ranges, row_seq.clamp(min=0).long()
-        listed = (block_ids >= 0) & (row_seq >= 0)[:, None]
-        entries = torch.where(listed, ranges.table_base[seq][:, None] + block_ids, 0)
-        found = self._state.slot_table[entries].int()
-        absolute = found + ranges.slot_base[seq][:, None].int()
-        return torch.where(listed & (found >= 0), absolute, -1)
+        slots = self.slots_to_find(*block_ids.shape)
+        return self._tiers.ops.look_up_blocks(block_ids.contiguous(), row_seq, slots)
 
-    def page_table(self) -> torch.Tensor:
-        """[sequences, pages] int32, window page of each page of the sequences; -1 = not there."""
-        pages_per_block = self._tiers.config.pages_per_block
-        counts, device = (len(self._step.sequences), self._num_blocks), self.pages.device
-        numbers, blocks = (torch.arange(n, dtype=torch.int32, device=device) for n in counts)
-        held = blocks * self._block_tokens < self._step.lengths[:, None]
-        slots = self.look_up(numbers, torch.where(held, blocks, -1))
-        within = torch.arange(pages_per_block, dtype=torch.int32, device=slots.device)
-        pages = slots[:, :, None] * pages_per_block + within
-        return pages.masked_fill(slots[:, :, None] < 0, -1).flatten(1)
+    def slot_pages(self) -> SlotPages:
+        """Where the pages of sequences lie whose every block has a slot."""
+        ranges, per_block = self._step.window_ranges, self._tiers.config.pages_per_block
+        bases = ranges.table_base, ranges.slot_base
+        return SlotPages(self._state.slot_table, *bases, self._num_blocks, per_block)
 
     # -- streams ------------------------------------------------------------------------------
 
@@ -136,6 +147,15 @@ class BlockWindow:
         traffic: Traffic | None,
     ) -> torch.Tensor:
         """Slots of `items` [rows, k] int32, -1 = none; the missing blocks are copied in."""
+        return self._resolve(items, row_seq, stamps, traffic)[1]
+
+    def _resolve(
+        self,
+        items: torch.Tensor,
+        row_seq: torch.Tensor,
+        stamps: torch.Tensor,
+        traffic: Traffic | None,
+    ) -> tuple[MissPlan, torch.Tensor]:
         step = self._step
         plan = step.window_plan()
         slots = torch.empty_like(items)
@@ -145,6 +165,9 @@ class BlockWindow:
         self._tiers.ops.swap_in_blocks(
             self._host_pages, step.page_table, plan, self.pages, self._block_tokens
         )
-        block_bytes = self._tiers.config.pages_per_block * self._tiers.config.index.page_bytes
-        step.watch.see_resolve("blocks", plan, traffic, block_bytes)
-        return slots
+        step.watch.see_resolve("blocks", plan, traffic, self._block_bytes)
+        return plan, slots
+
+    @property
+    def _block_bytes(self) -> int:
+        return self._tiers.config.pages_per_block * self._tiers.config.index.page_bytes

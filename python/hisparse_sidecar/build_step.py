@@ -32,7 +32,7 @@ def build_step(
     select_by = [list(selections).index(sequence.selection) for sequence in sequences]
     tensors = {
         **_row_tensors(sequences, padded_rows),
-        **_tables(sequences),
+        **_tables(sequences, config.block_tokens),
         **_stamps(number),
         **_closed_blocks(sequences, config.block_tokens),
         **range_columns([sequence.ranges for sequence in sequences]),
@@ -114,10 +114,10 @@ def _row_tensors(sequences: Sequence[StepSequence], padded_rows: int) -> dict[st
     }
 
 
-def _tables(sequences: Sequence[StepSequence]) -> dict[str, torch.Tensor]:
+def _tables(sequences: Sequence[StepSequence], block_tokens: int) -> dict[str, torch.Tensor]:
     return {
         "page_table": stack_pages([sequence.host_pages for sequence in sequences]),
-        "pooled_table": stack_pages([_pooled_pages(sequence.ranges) for sequence in sequences]),
+        "pooled_table": stack_pages([_pooled_pages(each, block_tokens) for each in sequences]),
     }
 
 
@@ -139,9 +139,10 @@ def _closed_blocks(sequences: Sequence[StepSequence], block_tokens: int) -> dict
     return {"closed_rows": _int64(rows), "closed_pages": _int64(pages)}
 
 
-def _pooled_pages(ranges: SequenceRanges) -> range:
-    first = ranges.pooled_base // PAGE_TOKENS
-    return range(first, first + ranges.pooled_count // PAGE_TOKENS)
+def _pooled_pages(sequence: StepSequence, block_tokens: int) -> range:
+    """Those of the blocks that the sequence has, of those that it was admitted for."""
+    first = sequence.ranges.pooled_base // PAGE_TOKENS
+    return range(first, first - (-sequence.length // (block_tokens * PAGE_TOKENS)))
 
 
 def _int32(values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:

@@ -4,6 +4,7 @@ import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import SlotState
+from hisparse_kernels.select_blocks import COUNTED_ROWS
 from hisparse_sidecar._core import DeviceCapacity, SequenceRanges
 from hisparse_sidecar.config import SidecarConfig
 
@@ -58,13 +59,11 @@ class DeviceTier:
         self.pooled_pages = [rows(pooled_pages, page_bytes) for _ in groups]
         self.open_sums = [torch.zeros(capacity.sequences, 128, device=device) for _ in groups]
         self.stage = rows(config.stage_rows, row_bytes)
-        self._arrivals = torch.zeros(0, dtype=torch.int32, device=device)
+        self._arrivals = torch.zeros(COUNTED_ROWS, dtype=torch.int32, device=device)
 
-    def arrivals(self, rows: int) -> torch.Tensor:
-        """[rows] int32 of zeros, which every op that counts in them leaves at zero."""
-        if rows > len(self._arrivals):
-            self._arrivals = torch.zeros(rows, dtype=torch.int32, device=self.device)
-        return self._arrivals[:rows]
+    def arrivals(self, rows: int) -> torch.Tensor | None:
+        """[rows] int32 of zeros, which `select_blocks` leaves at zero; None where it needs none."""
+        return self._arrivals[:rows] if rows < COUNTED_ROWS else None
 
     def reset(self, ranges: SequenceRanges) -> None:
         """Makes a newly owned range cold: no slot holds anything, every sum is zero."""

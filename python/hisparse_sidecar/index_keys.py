@@ -8,6 +8,7 @@ from hisparse_kernels.select_blocks import BlockScratch
 from hisparse_sidecar.block_window import BlockWindow
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.selection import KeptBlocks, SelectionQuery
+from hisparse_sidecar.selection.flat import all_blocks
 from hisparse_sidecar.stats import GroupTraffic
 from hisparse_sidecar.step import Step
 from hisparse_sidecar.tiers import Tiers
@@ -27,8 +28,8 @@ class LayerIndexKeys:
         self._pooled_pages = tiers.device.pooled_pages[group]
         self._host_pages = tiers.host.index_pages[group]
         self.block_tokens = tiers.config.block_tokens
-        longest = max((sequence.length for sequence in step.sequences), default=0)
-        self.num_blocks = -(-longest // self.block_tokens)
+        self.num_tokens = max((sequence.length for sequence in step.sequences), default=0)
+        self.num_blocks = -(-self.num_tokens // self.block_tokens)
 
     # -- append and spill ---------------------------------------------------------------------
 
@@ -66,7 +67,7 @@ class LayerIndexKeys:
         return torch.where(slots >= 0, slots * block_tokens + step.row_pos % block_tokens, -1)
 
     def _forget_touched_blocks(self) -> None:
-        self._window.forget_loaded()
+        self._window.forget_loaded(self._step.sequences)
         state, ranges = self._tiers.device.window[self._group], self._step.window_ranges
         for number, sequence in enumerate(self._step.sequences):
             first = sequence.start // self.block_tokens
@@ -119,19 +120,29 @@ class LayerIndexKeys:
         """See `selection.IndexKeys`."""
         return self._step.kind == "decode" and self._window.has_room_for_all
 
+    @property
+    def pooled_columns(self) -> int:
+        """See `selection.IndexKeys`."""
+        return self._step.pooled_table.shape[1] * PAGE_TOKENS
+
     def is_resident(self, row: int) -> bool:
         """See `selection.IndexKeys`."""
         for sequence in self._step.sequences:
             if row < sequence.num_rows:
-                return self._window.has_room(sequence)
+                decodes = self._step.kind == "decode"
+                return (self._window.holds if decodes else self._window.has_room)(sequence)
             row -= sequence.num_rows
         return False
+
+    def all_positions(self, query: SelectionQuery) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        return self._ops.prefix_positions(query.row_pos, query.topk)
 
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
         self._settle()
         table, rows = self._step.pooled_table, query.num_rows
-        logits = query.index_weights.new_empty(rows, table.shape[1] * PAGE_TOKENS)
+        logits = query.index_weights.new_empty(rows, self.pooled_columns)
         scratch = BlockScratch(logits, self._tiers.device.arrivals(rows))
         slots = self._window.slots_to_find(rows, kept) if self._step.kind == "decode" else None
         pooled = self._pooled_pages, table, query.row_seq, self._block_of(query.row_pos)
@@ -148,6 +159,26 @@ class LayerIndexKeys:
             self._ops.block_topm(blocks.pooled_logits, newest, kept), blocks.pooled_logits
         )
 
+    def best_of_all(
+        self, query: SelectionQuery, topk: int, heads: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `selection.IndexKeys`.
+
+        Where the window holds everything, positions are scored in their order, else blocks by list.
+        """
+        self._settle()
+        if self._holds_all(query, heads):
+            keys = self._window.pages, self._window.slot_pages(), query.row_seq, query.row_pos + 1
+            queries = query.index_q, query.index_weights
+            logits = self._ops.paged_index_logits(*queries, *keys, self._layout, heads=heads)
+            return self._ops.topk(logits, topk)
+        if heads is not None:
+            query = query.with_heads(heads)
+        ids = all_blocks(query, self)
+        if self._is_shared_stream(ids.shape[1]):
+            return self.top_positions(self.token_logits(query, ids), ids, topk)
+        return self.best_tokens(query, KeptBlocks(ids), topk)
+
     def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
         """See `selection.IndexKeys`.
 
@@ -158,11 +189,12 @@ class LayerIndexKeys:
             return self._best_streamed(query, blocks.ids, topk)
         self._settle()
         ids, slots = blocks.ids, blocks.slots
+        if self._window.load():
+            slots = None  # the blocks lay elsewhere when these were looked up
         if self._window.has_room_for_all:
-            if self._window.load_all() or slots is None:
+            if slots is None:
                 slots = self._window.look_up(query.row_seq, ids)
             return self._select_tokens(query, ids, slots, topk)
-        self._window.forget_loaded()
         fits = self._window.fits(ids.shape[1])
         if fits and query.num_rows > _MOST_ROWS_IN_PLACE:
             return self._select_tokens(query, ids, self._fetched(query, ids), topk)
@@ -190,8 +222,9 @@ class LayerIndexKeys:
     def position_logits(self, query: SelectionQuery, positions: torch.Tensor) -> torch.Tensor:
         """See `selection.IndexKeys`."""
         self._settle()
-        self._window.load_all()
-        lists = self._window.pages, self._window.page_table(), query.row_seq, positions
+        self._window.load()
+        table = self._window.slot_pages().page_table()
+        lists = self._window.pages, table, query.row_seq, positions
         return self._ops.score_positions(query.index_q, query.index_weights, *lists, self._layout)
 
     def top_columns(self, logits: torch.Tensor, topk: int) -> torch.Tensor:
@@ -238,6 +271,27 @@ class LayerIndexKeys:
             self._step.watch.see_amounts(counts, what, amounts)
 
     # -- how tokens are chosen ----------------------------------------------------------------
+
+    def _holds_all(self, query: SelectionQuery, heads: torch.Tensor | None) -> bool:
+        """Brings every block to the window if it has room, and says whether it has.
+
+        A prefill chunk of all heads is better scored by list, whose tiles a pipeline reads.
+        """
+        if self._step.kind == "decode" and self._window.has_room_for_all:
+            self._window.load()
+            return True
+        if self._step.kind == "decode" or heads is None:
+            return False
+        tiles = self._window.tiles()
+        if len(tiles) != 1:
+            return False
+        self._window.stream(query, all_blocks(query, self), tiles[0])
+        return True
+
+    def _is_shared_stream(self, num_scored: int) -> bool:
+        """Whether rows of one sequence would each read its missing blocks from the host."""
+        rows = max((sequence.num_rows for sequence in self._step.sequences), default=0)
+        return self._step.kind == "decode" and rows > 1 and not self._window.fits(num_scored)
 
     def _best_streamed(
         self, query: SelectionQuery, block_ids: torch.Tensor, topk: int

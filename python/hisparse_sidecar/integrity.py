@@ -34,6 +34,8 @@ def check_sequence(tiers: Tiers, sequence: int) -> None:
         resident = _Resident(tiers, host, what, group, pages)
         _check_rows(resident, hot_table, ranges.slot_base)
         _check_blocks(resident, window_table, ranges.window_base, length)
+        if tiers.loaded.has(sequence, group):
+            _check_loaded(what, window_table, -(-length // tiers.config.block_tokens))
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,13 @@ def _check_rows(resident: _Resident, table: torch.Tensor, base: int) -> None:
         if wrong.numel():
             what = f"{resident.what}: row {int(positions[wrong[0]])} of layer {layer}"
             raise HisparseError(f"{what} differs from the host's")
+
+
+def _check_loaded(what: str, table: torch.Tensor, blocks: int) -> None:
+    """A window that is taken for one that holds every block does."""
+    held = int((table[:blocks] >= 0).sum())
+    if held != blocks:
+        raise HisparseError(f"{what}: the window holds {held} blocks, all {blocks} are expected")
 
 
 def _check_blocks(resident: _Resident, table: torch.Tensor, base: int, length: int) -> None:

@@ -81,6 +81,8 @@ class LayerPipeline:
         result = None
         for selection, mine in step.selections:
             found = self._selected_by(selection, step, layer, keys, inputs, mine)
+            if len(step.selections) == 1 and selection.index_source != "given":
+                return found  # padding rows have selected nothing
             result = torch.where(mine[:, None], found, -1 if result is None else result)
         assert result is not None
         return result
@@ -105,7 +107,9 @@ class LayerPipeline:
             step.row_seq,
             step.row_pos,
             self._tiers.config.model.topk,
-        ).only(mine)
+        )
+        if len(step.selections) > 1:
+            query = query.only(mine)
         return self._policy.select(step, layer, selection, query, keys)
 
     # -- attention ----------------------------------------------------------------------------

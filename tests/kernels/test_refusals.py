@@ -19,6 +19,7 @@ from hisparse_kernels.index_rows import (
 from hisparse_kernels.kv_rows import pack_kv_rows, unpack_kv_rows
 from hisparse_kernels.layouts import index_layout, kv_layout
 from hisparse_kernels.pool_keys import append_index_rows, rebuild_pooled_keys, resum_open_blocks
+from hisparse_kernels.prefix_positions import prefix_positions
 from hisparse_kernels.refine_logits import refine_logits
 from hisparse_kernels.resolve import MissPlan, SlotRanges, SlotState, release_items, resolve
 from hisparse_kernels.route_heads import route_heads
@@ -128,6 +129,7 @@ OPS = [
         candidate_positions,
         {"columns": zeros(2, 4), "block_ids": zeros(2, 3), "block_tokens": 64, "out": zeros(2, 4)},
     ),
+    Op(prefix_positions, {"row_pos": zeros(2), "k": 3, "out": zeros(2, 3)}),
     Op(
         tail_share,
         {"positions": zeros(2, 4), "block_ids": zeros(2, 3), "block_logits": f32(2, 9)}
@@ -224,6 +226,7 @@ def op_named(call: Callable[..., Any]) -> Op:
         (topk, {"k": 0}, "k is 0, needs at least 1"),
         (block_topm, {"num_kept": 1}, "num_kept is 1, needs at least 2"),
         (candidate_positions, {"block_tokens": 0}, "block_tokens is 0, needs at least 1"),
+        (prefix_positions, {"k": 0}, "k is 0, needs at least 1"),
         (tail_share, {"block_tokens": 0}, "block_tokens is 0, needs at least 1"),
         (route_heads, {"num_routed": 0}, "num_routed is 0, needs at least 1"),
         (route_heads, {"num_routed": 5}, "number of heads is 4, needs at least 5"),

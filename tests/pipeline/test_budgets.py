@@ -76,7 +76,7 @@ def test_the_rows_of_the_cases_end_with_different_budgets() -> None:
 
 
 def test_a_row_has_the_same_budget_beside_longer_sequences_and_alone() -> None:
-    short = replace(stored_keys(), length=20 * BLOCK_TOKENS)
+    short = replace(stored_keys(), num_tokens=20 * BLOCK_TOKENS)
     query, selector = query_of((20 * BLOCK_TOKENS - 1, 700, 1100)), AdaptiveHisaSelector(4, 64, 0.1)
 
     found = selector.select(query, stored_keys())

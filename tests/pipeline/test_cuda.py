@@ -11,6 +11,7 @@ from hisparse_sidecar import LayerInputs, LayerOutputs, Sidecar, SidecarConfig
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from hisparse_sidecar.host_memory import HostMemory
+from hisparse_sidecar.side_stream import SideStream
 from tests.pipeline.world import (
     FLAT,
     HISA,
@@ -28,6 +29,10 @@ pytestmark = pytest.mark.gpu
 Accident = Callable[[Sidecar, int], None]
 
 MISA = SelectionConfig("misa", routed_heads=2)
+HISA_OF_4 = SelectionConfig("hisa", 4, gate="off")
+ADAPTIVE = SelectionConfig("hisa", 4, budget="adaptive", max_blocks=8, gate="off")
+RATIO = SelectionConfig("hisa", 2, budget="ratio", max_blocks=4, gate="off")
+AUDITED = SelectionConfig("hisa", 3, gate="off", audit_one_in=2)
 MISA_DAGGER = SelectionConfig("misa_dagger", routed_heads=1, candidates=100)
 
 
@@ -110,6 +115,11 @@ def test_a_padding_row_that_is_not_finite_is_no_error() -> None:
         ([FLAT], {"window_blocks": 2, "max_logits_bytes": 1}),
         ([HISA], {"window_blocks": 16}),
         ([HISA], {"window_blocks": 2}),
+        ([HISA], {"window_blocks": 6}),
+        ([ADAPTIVE], {"window_blocks": 16}),
+        ([ADAPTIVE], {"window_blocks": 6}),
+        ([RATIO], {"window_blocks": 6}),
+        ([AUDITED], {"window_blocks": 16}),
         ([MISA], {"window_blocks": 16}),
         ([MISA_DAGGER], {"window_blocks": 2}),
         ([FLAT, HISA], {"kv_layout": "bf16", "index_layout": "fp32"}),
@@ -120,6 +130,11 @@ def test_a_padding_row_that_is_not_finite_is_no_error() -> None:
         "flat, row by row",
         "hisa, all resident",
         "hisa, streaming",
+        "hisa, fetched beside",
+        "adaptive, all resident",
+        "adaptive, fetched beside",
+        "ratio, fetched beside",
+        "hisa, audited",
         "misa",
         "misa dagger",
         "flat beside hisa",
@@ -210,3 +225,44 @@ def _no_waiting() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("selection", [HISA_OF_4, ADAPTIVE], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("slow", ["fetch", "layer"])
+def test_blocks_that_are_fetched_beside_a_layer_are_neither_read_nor_evicted_too_early(
+    selection: SelectionConfig, slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either stream may be far behind the other; aborted and cut steps leave fetches behind."""
+    beside = SideStream.beside
+
+    @contextmanager
+    def far_apart(side: SideStream) -> Iterator[None]:
+        if slow == "layer":
+            torch.cuda._sleep(20_000_000)
+        with beside(side):
+            if slow == "fetch":
+                torch.cuda._sleep(20_000_000)
+            yield
+
+    monkeypatch.setattr(SideStream, "beside", far_apart)
+
+    def life(window_blocks: int) -> list[LayerOutputs]:
+        config = small_config(selection=selection, window_blocks=window_blocks)
+        outputs = []
+        with Sidecar(config) as sidecar:
+            sequence = sidecar.open(700, 40)
+            prefill(sidecar, sequence, 700, 1)
+            for seed in range(2, 8):
+                outputs += run_step(sidecar, [Rows(sequence, 1, seed)], "decode")
+                sidecar.begin_step([(sequence, 1)], "decode")
+                for layer in range(2):
+                    sidecar.run_layer(layer, random_rows(config, layer, 1, 100 + seed))
+                sidecar.abort_step()
+                if seed == 5:
+                    sidecar.truncate(sequence, 690)
+                sidecar.check_integrity()
+            fetched = sidecar.stats().groups[0].blocks
+        assert window_blocks > 12 or 0 < fetched.bytes_in <= fetched.bytes_read_in_place
+        return outputs
+
+    assert_same_bits(life(6), life(24))

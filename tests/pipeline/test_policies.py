@@ -246,3 +246,20 @@ def test_layers_select_as_their_profile_says(tmp_path: Path) -> None:
         assert_same_bits(layers[:2], hisa[step][:2])
         assert_same_bits(layers[2:], flat[step][2:])
     assert not torch.equal(hisa[0][2].topk_indices, flat[0][2].topk_indices)
+
+
+@pytest.mark.parametrize("source", ["flat", "hisa", "misa", "misa_dagger"])
+def test_a_prefix_no_longer_than_topk_is_taken_whole_and_no_key_is_read(source: str) -> None:
+    config = small_config(selection=SelectionConfig(source, 4, routed_heads=2, candidates=48))
+    topk = config.model.topk
+    with Sidecar(config) as sidecar:
+        sequence = sidecar.open(topk - 1, 2)
+        prefill(sidecar, sequence, topk - 1, 1)
+        whole = run_step(sidecar, [Rows(sequence, 1, 2)], "decode")
+        blocks = [group.blocks for group in sidecar.stats().groups]
+        longer = run_step(sidecar, [Rows(sequence, 1, 3)], "decode")
+
+    for layer in whole:
+        assert layer.topk_indices.tolist() == [list(range(topk))]
+    assert [one.requests + one.bytes_read_in_place for one in blocks] == [0] * len(blocks)
+    assert any(layer.topk_indices[0, -1] == topk for layer in longer)

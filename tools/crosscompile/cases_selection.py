@@ -6,6 +6,8 @@ import torch
 
 from hisparse_kernels.gpu.block_topm import block_topm_triton
 from hisparse_kernels.gpu.index_logits import index_logits_triton, paged_index_logits_triton
+from hisparse_kernels.gpu.look_up_blocks import look_up_blocks_triton
+from hisparse_kernels.gpu.prefix_positions import prefix_positions_triton
 from hisparse_kernels.gpu.refine_logits import refine_logits_triton
 from hisparse_kernels.gpu.route_heads import route_heads_triton
 from hisparse_kernels.gpu.score_positions import score_positions_triton
@@ -13,9 +15,11 @@ from hisparse_kernels.gpu.select_blocks import select_blocks_triton
 from hisparse_kernels.gpu.select_tokens import select_tokens_triton
 from hisparse_kernels.gpu.tail_share import tail_share_triton
 from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
+from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import INDEX_LAYOUTS, PAGE_TOKENS, IndexLayout
 from hisparse_kernels.refine_logits import HostBlocks
-from hisparse_kernels.select_blocks import BlockScratch, WindowSlots
+from hisparse_kernels.select_blocks import BlockScratch
+from hisparse_kernels.window_slots import WindowSlots
 from tools.crosscompile.case import Case, Expects
 from tools.crosscompile.tensors import (
     BLOCK_TOKENS,
@@ -92,6 +96,8 @@ def cases() -> list[Case]:
         + [
             Case("block_topm", _block_topm),
             Case("candidate_positions", _candidates),
+            Case("look_up_blocks", _look_up_blocks),
+            Case("prefix_positions", _prefix_positions),
             Case("tail_share", _tail_share),
         ]
     )
@@ -131,6 +137,24 @@ def _score_pages(
             layout,
             out=fp32(rows, pages * PAGE_TOKENS),
             heads=None if picked is None else int32(rows, picked),
+        )
+    if picked is None:
+        _score_window(heads, dtype, layout)
+
+
+def _score_window(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+    """Pages by the slots of a window, for blocks of 64 and of 128 tokens."""
+    for per_block, entries in ((1, torch.int32), (2, torch.int16)):
+        base = torch.empty(1, dtype=torch.int64)
+        pages = SlotPages(torch.empty(4096, dtype=entries), base, base, 1024, per_block)
+        paged_index_logits_triton(
+            *_queries(1, heads, dtype),
+            index_pages(HOST_TOKENS * 4, layout),
+            pages,
+            int32(1),
+            int32(1),
+            layout,
+            out=fp32(1, pages.max_pages * PAGE_TOKENS),
         )
 
 
@@ -245,6 +269,19 @@ def _candidates() -> None:
     for rows in ROWS:
         columns, blocks = int32(rows, 2048), int32(rows, 64)
         candidate_positions_triton(columns, blocks, BLOCK_TOKENS, out=int32(rows, 2048))
+
+
+def _look_up_blocks() -> None:
+    for rows in ROWS:
+        for dtype in (torch.int16, torch.int32):
+            table, base = torch.empty(8192, dtype=dtype), torch.empty(rows, dtype=torch.int64)
+            slots = WindowSlots(table, base, base, int32(rows, 64))
+            look_up_blocks_triton(int32(rows, 64), int32(rows), slots)
+
+
+def _prefix_positions() -> None:
+    for rows in ROWS:
+        prefix_positions_triton(int32(rows), 2048, out=int32(rows, 2048))
 
 
 def _tail_share() -> None:

@@ -11,11 +11,13 @@ from hisparse_kernels.gpu.index_rows import (
     write_index_rows_triton,
 )
 from hisparse_kernels.gpu.kv_rows import pack_kv_rows_triton, unpack_kv_rows_triton
+from hisparse_kernels.gpu.look_up_blocks import look_up_blocks_triton
 from hisparse_kernels.gpu.pool_keys import (
     append_index_rows_triton,
     rebuild_pooled_keys_triton,
     resum_open_blocks_triton,
 )
+from hisparse_kernels.gpu.prefix_positions import prefix_positions_triton
 from hisparse_kernels.gpu.refine_logits import refine_logits_triton
 from hisparse_kernels.gpu.resolve import release_items_triton, resolve_triton
 from hisparse_kernels.gpu.route_heads import route_heads_triton
@@ -48,7 +50,9 @@ def triton_ops() -> Ops:
         refine_logits=refine_logits_triton,
         topk=topk_triton,
         candidate_positions=candidate_positions_triton,
+        prefix_positions=prefix_positions_triton,
         select_blocks=select_blocks_triton,
+        look_up_blocks=look_up_blocks_triton,
         select_tokens=select_tokens_triton,
         tail_share=tail_share_triton,
         route_heads=route_heads_triton,

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
 from hisparse_kernels.gpu.select import best_columns, row_options
-from hisparse_kernels.select_blocks import WindowSlots
+from hisparse_kernels.window_slots import WindowSlots
 
 
 def block_topm_triton(
@@ -74,6 +74,7 @@ def _block_topm_kernel(
     BLOCK: tl.constexpr,
     BLOCK_BEST: tl.constexpr,
     WRITE_BLOCK: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     begin_overlapped()
     row = tl.program_id(0).to(tl.int64)
@@ -92,6 +93,7 @@ def _block_topm_kernel(
         BLOCK,
         BLOCK_BEST,
         WRITE_BLOCK,
+        WARPS,
     )
     if table_ptr is not None:
         look_slots_up(

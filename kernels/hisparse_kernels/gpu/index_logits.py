@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
 from hisparse_kernels.gpu.packed_logits import packed_kernel, packed_pages_kernel
 from hisparse_kernels.gpu.packed_rows import packed_options
 from hisparse_kernels.gpu.pipelines import pipeline_of
@@ -18,6 +19,7 @@ from hisparse_kernels.gpu.score_keys import (
     tile_options,
     tiles_per_program,
 )
+from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 
 _MOST_ROWS = 64  # rows that one program of the ragged kernel scores against its tile
@@ -83,7 +85,7 @@ def paged_index_logits_triton(
     index_q: torch.Tensor,
     index_weights: torch.Tensor,
     index_pages: torch.Tensor,
-    page_table: torch.Tensor,
+    page_table: torch.Tensor | SlotPages,
     row_seq: torch.Tensor,
     row_end: torch.Tensor,
     layout: IndexLayout,
@@ -94,7 +96,7 @@ def paged_index_logits_triton(
 
     Where many rows of few heads share a sequence it keeps a tile of keys and goes over the rows.
     """
-    rows, max_pages = index_q.shape[0], page_table.shape[1]
+    rows, max_pages = len(index_q), _max_pages(page_table)
     if out is None:
         out = index_weights.new_empty(rows, max_pages * PAGE_TOKENS)
     if out.numel() == 0:
@@ -106,16 +108,17 @@ def paged_index_logits_triton(
         index_weights.contiguous(),
         None if heads is None else heads.contiguous(),
         *split_keys(index_pages, layout),
-        page_table.contiguous(),
-        row_seq.contiguous(),
-        row_end.contiguous(),
-        out,
     )
+    row_arguments = row_seq.contiguous(), row_end.contiguous(), out
     packed = packed_options(index_q, num_heads, layout)
-    if packed is not None and rows >= _MIN_SHARING * page_table.shape[0]:
+    num_seqs = len(page_table.slot_base if isinstance(page_table, SlotPages) else page_table)
+    if packed is not None and rows >= _MIN_SHARING * num_seqs:
+        table = page_table.page_table() if isinstance(page_table, SlotPages) else page_table
         each = _rows_per_program(rows, num_tiles, _LEAST_PACKED_ROWS, _MOST_PACKED_ROWS)
         packed_pages_kernel[num_tiles, triton.cdiv(rows, each)](
             *arguments,
+            table.contiguous(),
+            *row_arguments,
             rows,
             max_pages,
             index_q.shape[1],
@@ -127,13 +130,34 @@ def paged_index_logits_triton(
         tiles = tiles_per_program(rows, num_tiles)
         _paged_kernel[rows, triton.cdiv(num_tiles, tiles)](
             *arguments,
+            *_table_arguments(page_table),
+            *row_arguments,
             max_pages,
             num_tiles,
             tiles,
             index_q.shape[1],
+            PAGES_PER_BLOCK=_pages_per_entry(page_table),
             **tile_options(index_q, layout, num_heads),
+            **overlap_options(),
         )
     return out
+
+
+def _max_pages(page_table: torch.Tensor | SlotPages) -> int:
+    return page_table.max_pages if isinstance(page_table, SlotPages) else page_table.shape[1]
+
+
+def _pages_per_entry(page_table: torch.Tensor | SlotPages) -> int:
+    return page_table.pages_per_block if isinstance(page_table, SlotPages) else 1
+
+
+def _table_arguments(
+    page_table: torch.Tensor | SlotPages,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """A page table, or the table of a window and both bases of each sequence."""
+    if isinstance(page_table, SlotPages):
+        return page_table.slot_table, page_table.table_base, page_table.slot_base
+    return page_table.contiguous(), None, None
 
 
 def _rows_per_program(rows: int, num_tiles: int, least: int, most: int) -> int:
@@ -199,6 +223,8 @@ def _paged_kernel(
     codes_ptr,
     scales_ptr,
     table_ptr,
+    table_base_ptr,
+    slot_base_ptr,
     seq_ptr,
     end_ptr,
     out_ptr,
@@ -206,6 +232,7 @@ def _paged_kernel(
     num_tiles,
     tiles_per_program,
     num_query_heads,
+    PAGES_PER_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
@@ -213,6 +240,7 @@ def _paged_kernel(
     HAS_SCALE: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
+    begin_overlapped()
     row = tl.program_id(0)
     seq = tl.load(seq_ptr + row)
     num_keys = max_pages * 64
@@ -221,18 +249,22 @@ def _paged_kernel(
     last_tile = tl.minimum(first_tile + tiles_per_program, num_tiles)
     # at least first_tile: a row that ends before this program's tiles has none to score
     end_tile = tl.maximum(tl.minimum(tl.cdiv(end, BLOCK_KEYS), last_tile), first_tile)
-    pages_ptr = table_ptr + tl.maximum(seq, 0).to(tl.int64) * max_pages
+    held_seq = tl.maximum(seq, 0).to(tl.int64)
+    if table_base_ptr is None:
+        pages_ptr, first_slot = table_ptr + held_seq * max_pages, 0
+    else:
+        pages_ptr = table_ptr + tl.load(table_base_ptr + held_seq)
+        first_slot = tl.load(slot_base_ptr + held_seq)
     out_ptr += row.to(tl.int64) * num_keys
     query, weights = load_picked_query(
         query_ptr, weights_ptr, heads_ptr, row, num_query_heads, HEADS, PADDED_HEADS, PRODUCT
     )
     for tile in range(first_tile, end_tile):
-        # -1 beyond the end reads some page of the pool, which the end then masks
-        page0 = tl.maximum(tl.load(pages_ptr + 2 * tile), 0)
-        second = tl.load(pages_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=0)
-        page1 = tl.maximum(second, 0)
+        page0 = _page(pages_ptr, first_slot, 2 * tile, end, PAGES_PER_BLOCK)
+        page1 = _page(pages_ptr, first_slot, 2 * tile + 1, end, PAGES_PER_BLOCK)
+        adjacent: tl.constexpr = PAGES_PER_BLOCK % 2 == 0
         keys, key_scale = load_page_keys(
-            codes_ptr, scales_ptr, page0, page1, False, BLOCK_KEYS, PRODUCT, HAS_SCALE
+            codes_ptr, scales_ptr, page0, page1, adjacent, BLOCK_KEYS, PRODUCT, HAS_SCALE
         )
         scores = score_tile(
             keys, key_scale, query, weights, HEADS, PADDED_HEADS, BLOCK_KEYS, PRODUCT, WIDEN
@@ -243,3 +275,12 @@ def _paged_kernel(
     for tile in range(end_tile, last_tile):
         key = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
         tl.store(out_ptr + key, nothing, mask=key < num_keys)
+
+
+@triton.jit
+def _page(pages_ptr, first_slot, number, end, PAGES_PER_BLOCK: tl.constexpr):
+    """Page of the pool; some page for one beyond the last key, which `end` then masks."""
+    entry = number // PAGES_PER_BLOCK
+    found = tl.load(pages_ptr + entry, mask=number * 64 < end, other=0)
+    block = (tl.maximum(found, 0) + first_slot).to(tl.int64)
+    return block * PAGES_PER_BLOCK + number % PAGES_PER_BLOCK

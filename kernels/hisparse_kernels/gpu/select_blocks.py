@@ -23,10 +23,11 @@ from hisparse_kernels.gpu.score_keys import (
 )
 from hisparse_kernels.gpu.select import best_columns, row_blocks
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
-from hisparse_kernels.select_blocks import BlockScratch, WindowSlots
+from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
+from hisparse_kernels.window_slots import WindowSlots
 
 # beyond these a second launch costs less than to choose in the few warps that score best
-_FEW_ROWS, _FEW_BLOCKS = 256, 2048
+_FEW_BLOCKS = 2048
 
 
 def select_blocks_triton(
@@ -58,7 +59,7 @@ def select_blocks_triton(
     num_columns = max_pages * PAGE_TOKENS
     num_tiles = triton.cdiv(num_columns, BLOCK_KEYS)
     tiles = tiles_per_program(rows, num_tiles)
-    chooses = rows < _FEW_ROWS and num_columns <= _FEW_BLOCKS
+    chooses = rows < COUNTED_ROWS and num_columns <= _FEW_BLOCKS
     codes, scales = split_keys(pooled_pages, layout)
     columns = num_columns if chooses else 1  # who does not choose needs one kernel for all widths
     _select_blocks_kernel[rows, triton.cdiv(num_tiles, tiles)](
@@ -113,6 +114,7 @@ def _select_blocks_kernel(
     BLOCK: tl.constexpr,
     BLOCK_BEST: tl.constexpr,
     WRITE_BLOCK: tl.constexpr,
+    WARPS: tl.constexpr,
     HEADS: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
@@ -171,6 +173,7 @@ def _select_blocks_kernel(
                 BLOCK,
                 BLOCK_BEST,
                 WRITE_BLOCK,
+                WARPS,
             )
             if slot_table_ptr is not None:
                 look_slots_up(

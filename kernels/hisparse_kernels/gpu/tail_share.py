@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hisparse_kernels.gpu.kth_key import ordered_keys
+from hisparse_kernels.gpu.kth_score import key_of
 
 _RANK_TILE = 16
 _BLOCK_POSITIONS = 1024
@@ -121,4 +121,4 @@ def _kept_keys(block, scores):
     score = tl.where(score == score, score, -most)
     score = tl.where(score > most, most, tl.where(score < -most, -most, score))
     forced = (block == 0) | (block == newest)
-    return tl.where(block >= 0, tl.where(forced, 0xFFFFFFFF, ordered_keys(score)), 0)
+    return tl.where(block >= 0, tl.where(forced, 0xFFFFFFFF, key_of(score)), 0)

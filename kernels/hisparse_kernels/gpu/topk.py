@@ -6,17 +6,20 @@ import triton.language as tl
 
 from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
 from hisparse_kernels.gpu.select import best_columns, pad_columns, row_options
+from hisparse_kernels.gpu.topk_tree import grows_a_tree, topk_by_tree
 
 _BLOCK_COLUMNS = 1024
 
 
 def topk_triton(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -> torch.Tensor:
-    """See `topk`. One program for each row."""
+    """See `topk`. One program for each row, several for a long one."""
     rows, num_columns = logits.shape
     if out is None:
         out = logits.new_empty((rows, k), dtype=torch.int32)
-    if rows:
-        options = row_options(rows, num_columns, k)
+    if rows and grows_a_tree(num_columns, k):
+        topk_by_tree(logits, k, None, 1, out)
+    elif rows:
+        options = row_options(rows, num_columns, k) | overlap_options()
         _topk_kernel[(rows,)](logits, *logits.stride(), num_columns, k, out, **options)
     return out
 
@@ -29,7 +32,9 @@ def topk_positions_triton(
     Of a row whose first block is -1 no logits are read: it has no blocks.
     """
     rows, num_columns = logits.shape
-    if rows:
+    if rows and grows_a_tree(num_columns, k):
+        topk_by_tree(logits, k, block_ids, block_tokens, out)
+    elif rows:
         _topk_positions_kernel[(rows,)](
             logits,
             num_columns,
@@ -81,7 +86,9 @@ def _topk_kernel(
     BLOCK: tl.constexpr,
     BLOCK_BEST: tl.constexpr,
     WRITE_BLOCK: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
+    begin_overlapped()
     row = tl.program_id(0).to(tl.int64)
     best_columns(
         logits_ptr + row * row_stride,
@@ -96,6 +103,7 @@ def _topk_kernel(
         BLOCK,
         BLOCK_BEST,
         WRITE_BLOCK,
+        WARPS,
     )
 
 
@@ -111,6 +119,7 @@ def _topk_positions_kernel(
     BLOCK: tl.constexpr,
     BLOCK_BEST: tl.constexpr,
     WRITE_BLOCK: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     begin_overlapped()
     row = tl.program_id(0).to(tl.int64)
@@ -130,6 +139,7 @@ def _topk_positions_kernel(
             BLOCK,
             BLOCK_BEST,
             WRITE_BLOCK,
+            WARPS,
         )
 
 

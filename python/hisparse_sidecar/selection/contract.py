@@ -89,14 +89,21 @@ class IndexKeys(Protocol):
     Attributes:
         block_tokens: tokens of one block.
         num_blocks: blocks of the longest sequence, the open one included.
+        num_tokens: tokens of the longest sequence.
     """
 
     block_tokens: int
     num_blocks: int
+    num_tokens: int
+
+    @property
+    def pooled_columns(self) -> int:
+        """Pooled logits that `best_blocks` makes for a row."""
+        ...
 
     @property
     def all_resident(self) -> bool:
-        """Whether the device has room for the index keys of every sequence; known to the host."""
+        """Whether the device has room for the index keys of every sequence; the host knows."""
         ...
 
     @property
@@ -105,7 +112,11 @@ class IndexKeys(Protocol):
         ...
 
     def is_resident(self, row: int) -> bool:
-        """The same for the sequence of one row; False for a padding row."""
+        """Whether all keys of one row's sequence lie on the device now; False for padding."""
+        ...
+
+    def all_positions(self, query: SelectionQuery) -> torch.Tensor:
+        """[rows, topk] int32, every position up to the row's own; -1 pads. `num_tokens` <= topk."""
         ...
 
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
@@ -114,6 +125,18 @@ class IndexKeys(Protocol):
 
     def more_blocks(self, query: SelectionQuery, blocks: KeptBlocks, kept: int) -> KeptBlocks:
         """`best_blocks` with another number, by the pooled logits that are there."""
+        ...
+
+    def best_of_all(
+        self, query: SelectionQuery, topk: int, heads: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`best_tokens` of every block.
+
+        Args:
+            query: the rows.
+            topk: positions to return.
+            heads: [rows, h] int32, heads of each row that score, -1 in padding rows; None = all.
+        """
         ...
 
     def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:

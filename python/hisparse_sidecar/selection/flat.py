@@ -2,7 +2,7 @@
 
 import torch
 
-from hisparse_sidecar.selection.contract import IndexKeys, KeptBlocks, SelectionQuery
+from hisparse_sidecar.selection.contract import IndexKeys, SelectionQuery
 
 
 class FlatSelector:
@@ -10,7 +10,7 @@ class FlatSelector:
 
     def select(self, query: SelectionQuery, keys: IndexKeys) -> torch.Tensor:
         """[rows, topk] int32, token positions, ascending, -1 pads the tail."""
-        return keys.best_tokens(query, KeptBlocks(all_blocks(query, keys)), query.topk)
+        return keys.best_of_all(query, query.topk)
 
     def scored_blocks(self, num_blocks: int) -> int:
         """All of them."""

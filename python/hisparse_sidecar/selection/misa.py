@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hisparse_sidecar.selection.contract import IndexKeys, KeptBlocks, SelectionQuery
-from hisparse_sidecar.selection.flat import FlatSelector, all_blocks
+from hisparse_sidecar.selection.contract import IndexKeys, SelectionQuery
+from hisparse_sidecar.selection.flat import all_blocks
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class MisaSelector:
     def select(self, query: SelectionQuery, keys: IndexKeys) -> torch.Tensor:
         """[rows, topk] int32, token positions, ascending, -1 pads the tail."""
         heads = keys.routed_heads(query, self.routed_heads)
-        return FlatSelector().select(query.with_heads(heads), keys)
+        return keys.best_of_all(query, query.topk, heads)
 
     def scored_blocks(self, num_blocks: int) -> int:
         """All of them, with few heads."""
@@ -34,16 +34,16 @@ class MisaDaggerSelector:
     def select(self, query: SelectionQuery, keys: IndexKeys) -> torch.Tensor:
         """[rows, topk] int32, token positions, ascending, -1 pads the tail."""
         heads = keys.routed_heads(query, self.routed_heads)
-        blocks = KeptBlocks(all_blocks(query, keys))
         candidates = min(self.candidates, keys.num_blocks * keys.block_tokens)
-        picked = keys.best_tokens(query.with_heads(heads), blocks, candidates)
+        picked = keys.best_of_all(query, candidates, heads)
         if keys.scores_positions:
             columns = keys.top_columns(keys.position_logits(query, picked), query.topk)
             chosen = picked.gather(1, columns.clamp(min=0).long())
             return chosen.masked_fill(columns < 0, -1)
         # keys that stream by come block by block
         logits = keys.token_logits(query, _blocks_of(picked, keys))
-        return keys.top_positions(_keep(logits, picked, keys), blocks.ids, query.topk)
+        blocks = all_blocks(query, keys)
+        return keys.top_positions(_keep(logits, picked, keys), blocks, query.topk)
 
     def scored_blocks(self, num_blocks: int) -> int:
         """All of them, with few heads."""

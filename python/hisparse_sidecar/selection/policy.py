@@ -49,6 +49,8 @@ class SelectionPolicy:
             query: every row of the step; those of other selections are padding.
             keys: index keys of the layer.
         """
+        if keys.num_tokens <= query.topk:  # whatever the scores are
+            return keys.all_positions(query)
         selection = self.selection_of(layer, asked)
         selector = self._selector(selection, query, keys)
         selected = select_in_groups(selector, query, keys, self._most_bytes)

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 import torch
 
 from hisparse_kernels.backends import Ops
+from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.select_blocks import BlockScratch
+from hisparse_kernels.window_slots import WindowSlots
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
+from hisparse_sidecar.selection.flat import all_blocks
 from hisparse_sidecar.stats import SelectionCounts
 
 
@@ -34,7 +37,7 @@ class ResidentKeys:
         ops: the ops to use.
         layout: of the keys.
         stored: the keys.
-        length: tokens of each sequence.
+        num_tokens: tokens of each sequence.
         block_tokens: tokens of one block.
         counts: what selectors count, read at once.
         num_blocks: blocks of a sequence, the open one included.
@@ -43,13 +46,23 @@ class ResidentKeys:
     ops: Ops
     layout: IndexLayout
     stored: StoredKeys
-    length: int
+    num_tokens: int
     block_tokens: int
     counts: SelectionCounts = field(default_factory=SelectionCounts)
     num_blocks: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.num_blocks = -(-self.length // self.block_tokens)
+        self.num_blocks = -(-self.num_tokens // self.block_tokens)
+        sequences, device = len(self.stored.pooled_table), self.stored.pooled_table.device
+        first = torch.arange(sequences, device=device) * self.num_blocks
+        slots = torch.arange(self.num_blocks, dtype=torch.int32, device=device).repeat(sequences)
+        per_block = self.block_tokens // PAGE_TOKENS
+        self._slot_pages = SlotPages(slots, first, first, self.num_blocks, per_block)
+
+    @property
+    def pooled_columns(self) -> int:
+        """See `selection.IndexKeys`."""
+        return self.stored.pooled_table.shape[1] * PAGE_TOKENS
 
     @property
     def all_resident(self) -> bool:
@@ -65,15 +78,18 @@ class ResidentKeys:
         """It is."""
         return row >= 0
 
+    def all_positions(self, query: SelectionQuery) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        return self.ops.prefix_positions(query.row_pos, query.topk)
+
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
-        columns = self.stored.pooled_table.shape[1] * PAGE_TOKENS
-        logits = query.index_weights.new_empty(query.num_rows, columns)
+        logits = query.index_weights.new_empty(query.num_rows, self.pooled_columns)
         scratch = BlockScratch(logits, torch.zeros_like(query.row_seq))
-        newest = self._block_of(query.row_pos)
-        pooled = *self._pooled(query), newest
-        ids = self.ops.select_blocks(*pooled, kept, self.layout, scratch)
-        return KeptBlocks(ids, logits)
+        pooled = *self._pooled(query), self._block_of(query.row_pos)
+        slots = self._slots_to_find(query.num_rows, kept)
+        ids = self.ops.select_blocks(*pooled, kept, self.layout, scratch, slots=slots)
+        return KeptBlocks(ids, logits, slots.out)
 
     def more_blocks(self, query: SelectionQuery, blocks: KeptBlocks, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
@@ -81,11 +97,23 @@ class ResidentKeys:
         ids = self.ops.block_topm(logits, self._block_of(query.row_pos), kept)
         return KeptBlocks(ids, logits)
 
+    def best_of_all(
+        self, query: SelectionQuery, topk: int, heads: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `selection.IndexKeys`; as in a pipeline, rows of a chunk go through lists."""
+        if heads is None and query.num_rows > len(self.stored.pooled_table):
+            return self.best_tokens(query, KeptBlocks(all_blocks(query, self)), topk)
+        keys = self.stored.index_pages, self._slot_pages, query.row_seq, query.row_pos + 1
+        queries = query.index_q, query.index_weights
+        logits = self.ops.paged_index_logits(*queries, *keys, self.layout, heads=heads)
+        return self.ops.topk(logits, topk)
+
     def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
         """See `selection.IndexKeys`."""
         columns = blocks.ids.shape[1] * self.block_tokens
         logits = query.index_weights.new_empty(query.num_rows, columns)
-        lists = self.stored.index_pages, self._slots(query, blocks.ids), blocks.ids, query.row_pos
+        slots = self._slots(query, blocks.ids) if blocks.slots is None else blocks.slots
+        lists = self.stored.index_pages, slots, blocks.ids, query.row_pos
         how = self.block_tokens, topk, self.layout, logits
         return self.ops.select_tokens(query.index_q, query.index_weights, *lists, *how)
 
@@ -105,10 +133,8 @@ class ResidentKeys:
 
     def position_logits(self, query: SelectionQuery, positions: torch.Tensor) -> torch.Tensor:
         """See `selection.IndexKeys`."""
-        pages = self.stored.index_pages
-        table = torch.arange(len(pages), dtype=torch.int32, device=pages.device)
-        table = table.view(self.stored.pooled_table.shape[0], -1)
-        lists = pages, table, query.row_seq, positions
+        table = self._slot_pages.page_table()
+        lists = self.stored.index_pages, table, query.row_seq, positions
         return self.ops.score_positions(query.index_q, query.index_weights, *lists, self.layout)
 
     def top_columns(self, logits: torch.Tensor, topk: int) -> torch.Tensor:
@@ -143,8 +169,13 @@ class ResidentKeys:
         return query.index_q, query.index_weights, *stored, query.row_seq
 
     def _slots(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
-        slots = query.row_seq.clamp(min=0)[:, None] * self.num_blocks + block_ids
-        return slots.masked_fill((block_ids < 0) | (query.row_seq < 0)[:, None], -1)
+        slots = self._slots_to_find(*block_ids.shape)
+        return self.ops.look_up_blocks(block_ids.contiguous(), query.row_seq, slots)
+
+    def _slots_to_find(self, rows: int, kept: int) -> WindowSlots:
+        pages = self._slot_pages
+        out = torch.empty(rows, kept, dtype=torch.int32, device=pages.slot_table.device)
+        return WindowSlots(pages.slot_table, pages.table_base, pages.slot_base, out)
 
     def _block_of(self, positions: torch.Tensor) -> torch.Tensor:
         return torch.div(positions, self.block_tokens, rounding_mode="floor")

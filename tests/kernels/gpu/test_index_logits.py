@@ -4,7 +4,7 @@ import torch
 from accuracy import TOLERANCES, assert_bits_equal, assert_near_largest
 from cases import PAGE_EDGES, naive_scores, on, paged_keys, queries_of
 from hisparse_kernels.gpu.index_logits import index_logits_triton, paged_index_logits_triton
-from hisparse_kernels.index_logits import index_logits_ref, paged_index_logits_ref
+from hisparse_kernels.index_logits import SlotPages, index_logits_ref, paged_index_logits_ref
 from hisparse_kernels.index_rows import pack_index_rows, unpack_index_rows
 from hisparse_kernels.layouts import INDEX_LAYOUTS, IndexLayout, index_layout
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
@@ -210,3 +210,37 @@ def test_a_graph_replays_with_other_lengths_and_allocates_nothing() -> None:
     expected = paged_index_logits_triton(*pool, *on("cuda", *changed), layout)
     assert_bits_equal(out, expected)
     assert_allocates_nothing(call)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("per_block", [1, 2, 3])
+@pytest.mark.parametrize("picked", [None, 3])
+def test_slots_of_a_window_score_as_a_page_table_does(
+    layout: IndexLayout, per_block: int, picked: int | None, device: str
+) -> None:
+    """Blocks lie anywhere in the window; the last of a sequence may not be there."""
+    torch.manual_seed(0)
+    blocks, rows = 5, 20
+    order = torch.randperm(2 * blocks + 3).int()
+    table = torch.stack([order[:blocks], order[blocks : 2 * blocks]]).flatten()
+    base, first = torch.tensor([0, blocks]), torch.tensor([2, 0])
+    table[-1] = -1
+    window = torch.randint(0, 100, ((len(order) + 2) * per_block, layout.page_bytes)).byte()
+    pages = SlotPages(table.short(), base, first, blocks, per_block)
+    row_seq, heads = torch.arange(rows).int() % 3 - 1, None
+    row_end = torch.where(row_seq == 1, blocks - 1, blocks) * 64 * per_block
+    keys = window, pages.page_table(), row_seq, row_end.int()
+    queries = queries_of(F32 if layout.name == "fp32" else F8, rows, 8)
+    if picked is not None:
+        heads = torch.stack([torch.randperm(8)[:picked] for _ in range(rows)]).int().to(device)
+
+    wanted = paged_index_logits_triton(*on(device, *queries, *keys), layout, heads=heads)
+
+    placed = SlotPages(*on(device, table.short(), base, first), blocks, per_block)
+    of_window = *on(device, *queries, window), placed, *on(device, row_seq, row_end.int())
+    assert_bits_equal(paged_index_logits_triton(*of_window, layout, heads=heads), wanted)
+    if device == "cpu":
+        assert_bits_equal(
+            paged_index_logits_ref(*of_window, layout, heads=heads),
+            paged_index_logits_ref(*queries, *keys, layout, heads=heads),
+        )

@@ -9,7 +9,8 @@ from hisparse_kernels.gpu.block_topm import block_topm_triton
 from hisparse_kernels.gpu.index_logits import paged_index_logits_triton
 from hisparse_kernels.gpu.select_blocks import select_blocks_triton
 from hisparse_kernels.layouts import IndexLayout, index_layout
-from hisparse_kernels.select_blocks import BlockScratch, WindowSlots, select_blocks_ref
+from hisparse_kernels.select_blocks import BlockScratch, select_blocks_ref
+from hisparse_kernels.window_slots import WindowSlots
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
 from tests.kernels.gpu.refining import F8, F32, PATHS, int32
 
