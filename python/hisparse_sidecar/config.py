@@ -143,6 +143,10 @@ class SelectionConfig:
         require(self.budget != "adaptive" or kept >= 4, message)
         message = f"routed_stages is {self.routed_stages}, budget is {self.budget}, needs fixed"
         require(self.routed_stages == "none" or self.budget == "fixed", message)
+        for name, unused in (("budget", "fixed"), ("routed_stages", "none")):
+            found = getattr(self, name)
+            message = f"{name} is {found}, index_source is {self.index_source}, needs hisa"
+            require(found == unused or self.index_source == "hisa", message)
 
     def check_for(self, model: ModelShape, block_tokens: int) -> None:
         """Raises InvalidArgument unless the selection can yield `model.topk` tokens."""

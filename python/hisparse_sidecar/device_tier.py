@@ -84,16 +84,19 @@ class DeviceTier:
             pooled[to : to + pages] = pooled[first : first + pages].clone()
 
 
-def _state(num_slots: int, entries: int, device: torch.device) -> SlotState:
-    table_dtype = torch.int16 if num_slots <= _INT16_SLOTS else torch.int32
+def table_dtype(num_slots: int) -> torch.dtype:
+    """Of the slot tables of an arena of so many slots."""
+    return torch.int16 if num_slots <= _INT16_SLOTS else torch.int32
 
+
+def _state(num_slots: int, entries: int, device: torch.device) -> SlotState:
     def empty(count: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.full((count,), -1, dtype=dtype, device=device)
 
     return SlotState(
         slot_item=empty(num_slots, torch.int32),
         slot_stamp=empty(num_slots, torch.int32),
-        slot_table=empty(entries, table_dtype),
+        slot_table=empty(entries, table_dtype(num_slots)),
     )
 
 

@@ -18,6 +18,7 @@ from hisparse_sidecar.integrity import check_sequence
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.pipeline import LayerPipeline
 from hisparse_sidecar.rollback import forget_touched, resum_open_blocks, roll_back
+from hisparse_sidecar.selection.gate_table import GateTable
 from hisparse_sidecar.selection.policy import policy_for
 from hisparse_sidecar.sequence_options import SequenceOptions
 from hisparse_sidecar.stats import GroupTraffic, SidecarStats, TierBytes, add_tier_bytes, tier_bytes
@@ -39,7 +40,8 @@ class Sidecar:
     def __init__(self, config: SidecarConfig) -> None:
         """Makes both tiers, see `build_tiers`; on CUDA the host pool is pinned until `close`."""
         self.config = config
-        policy = policy_for(config)  # first: what it refuses must not leave a host pool behind
+        # first: what it refuses must not leave a host pool behind
+        self._policy = policy = policy_for(config)
         self._tiers = build_tiers(config)
         self._manager, self.device = self._tiers.manager, self._tiers.device.device
         self._traffic = [GroupTraffic() for _ in config.model.anchors]
@@ -48,6 +50,25 @@ class Sidecar:
         self._step: Step | None = None
         self._closed = False
         self._steps_begun = self._steps_committed = self._steps_aborted = 0
+
+    # -- the gate -----------------------------------------------------------------------------
+
+    def gate_table(self) -> tuple[GateTable | None, int]:
+        """Measured times that choose between flat and HISA (None = HISA always), and their epoch.
+
+        Ranks of one model must choose alike: one reads its table, and the others adopt it.
+        """
+        return self._policy.gate.table, self._policy.gate.epoch
+
+    def adopt_gate_table(self, table: GateTable | None, epoch: int) -> None:
+        """Takes another rank's table.
+
+        Raises:
+            WrongState: a step is open, or `epoch` is not above the present one.
+        """
+        if self._step is not None:
+            raise WrongState("a step is open, a gate table needs none")
+        self._policy.gate.adopt(table, epoch)
 
     # -- sequences ----------------------------------------------------------------------------
 

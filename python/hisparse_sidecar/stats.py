@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from hisparse_sidecar._core import SequenceRanges, Stats
 from hisparse_sidecar.clopper_pearson import lower_bound
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.device_tier import device_capacity, table_dtype
 
 
 @dataclass
@@ -143,6 +144,8 @@ class SidecarStats:
 def tier_bytes(config: SidecarConfig, ranges: SequenceRanges, host_pages: int) -> TierBytes:
     """What one sequence holds: its device ranges and its pages."""
     num_layers, num_groups = config.model.num_layers, len(config.model.anchors)
+    arenas = device_capacity(config)
+    hot_entry, entry = (table_dtype(one).itemsize for one in (arenas.slots, arenas.window_slots))
     block_bytes = config.pages_per_block * config.index.page_bytes
     page_bytes = num_layers * 64 * config.kv.row_bytes
     page_bytes += num_groups * (config.index.page_bytes + config.index.row_bytes)
@@ -150,8 +153,8 @@ def tier_bytes(config: SidecarConfig, ranges: SequenceRanges, host_pages: int) -
         hot_buffer=ranges.slot_count * config.kv.row_bytes * num_layers,
         block_window=ranges.window_count * block_bytes * num_groups,
         pooled_keys=(ranges.pooled_count * config.index.row_bytes + 512) * num_groups,
-        hot_tables=(4 * ranges.token_table_count + 8 * ranges.slot_count) * num_groups,
-        window_tables=(4 * ranges.block_table_count + 8 * ranges.window_count) * num_groups,
+        hot_tables=(hot_entry * ranges.token_table_count + 8 * ranges.slot_count) * num_groups,
+        window_tables=(entry * ranges.block_table_count + 8 * ranges.window_count) * num_groups,
         host=host_pages * page_bytes,
     )
 

@@ -1,6 +1,7 @@
 """What a step leaves to be looked at when it ends, so that no layer waits for the device."""
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 
@@ -83,11 +84,15 @@ class StepWatch:
         largest, self._largest = self._largest, {}
         resolved, self._resolved = self._resolved, []
         amounts, self._amounts = self._amounts, []
-        _add_amounts(amounts)
         wrong = _wrong_rows(largest, row_seq)
         counts = [count for one in resolved for count in (one.item_count, one.miss_count)]
+        alike = _alike(amounts)
+        sums = [torch.stack([one.amounts.flatten() for one in group]).sum(1) for group in alike]
         # with a row of its own the transfer waits also where no layer left anything to look at
-        numbers = iter(torch.cat([*wrong, *counts, row_seq[:1]]).tolist())
+        read = torch.cat([*sums, torch.cat([*wrong, *counts, row_seq[:1]]).long()])
+        numbers = iter(read.tolist())
+        for one in chain.from_iterable(alike):
+            setattr(one.counts, one.name, getattr(one.counts, one.name) + next(numbers))
         found = [next(numbers) for _ in range(2 * len(largest))]
         refused = [_count(one, [next(numbers) for _ in range(2 * _width(one))]) for one in resolved]
         self._failure = self._failure or _not_finite(list(largest), found) or _first(refused)
@@ -124,15 +129,12 @@ def _count(one: _Resolved, numbers: list[int]) -> HisparseError | None:
     return WrongState(f"{refused}, too few of its slots may be evicted: abort the step")
 
 
-def _add_amounts(amounts: list[_Amounts]) -> None:
-    """Adds every sum; tensors of one size are summed and read together."""
-    alike: dict[tuple[int, torch.dtype], list[_Amounts]] = {}
+def _alike(amounts: list[_Amounts]) -> list[list[_Amounts]]:
+    """Groups whose tensors have one size and dtype."""
+    groups: dict[tuple[int, torch.dtype], list[_Amounts]] = {}
     for one in amounts:
-        alike.setdefault((one.amounts.numel(), one.amounts.dtype), []).append(one)
-    for group in alike.values():
-        sums = torch.stack([one.amounts.flatten() for one in group]).sum(1, dtype=torch.int64)
-        for one, added in zip(group, sums.tolist(), strict=True):
-            setattr(one.counts, one.name, getattr(one.counts, one.name) + added)
+        groups.setdefault((one.amounts.numel(), one.amounts.dtype), []).append(one)
+    return list(groups.values())
 
 
 def _not_finite(inputs: list[tuple[int, str]], found: list[int]) -> HisparseError | None:

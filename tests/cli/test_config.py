@@ -64,6 +64,14 @@ def test_a_configuration_survives_json() -> None:
         ({"selection": {"tail_share": 1}}, r"tail_share is 1.0, must be >= 0 and < 1"),
         ({"selection": {"audit_one_in": -1}}, r"audit_one_in is -1, must be >= 0"),
         (
+            {"selection": {"index_source": "flat", "budget": "ratio"}},
+            r"budget is ratio, index_source is flat, needs hisa",
+        ),
+        (
+            {"selection": {"index_source": "misa", "routed_stages": "both"}},
+            r"routed_stages is both, index_source is misa, needs hisa",
+        ),
+        (
             {"selection": {"budget": "ratio", "routed_stages": "both"}},
             r"routed_stages is both, budget is ratio, needs fixed",
         ),

@@ -1,6 +1,7 @@
 """The gate's tables and its choice, from numbers that the host knows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +59,25 @@ TABLE = GateTable("GPU Y", (grid(), grid(32, 64, 16384), grid(64, 128, 32768)))
 def test_the_path_follows_from_length_rows_and_heads(
     heads: int, length: int, rows: int, flat: bool
 ) -> None:
-    assert Gate(TABLE).prefers_flat(HISA, heads, length, rows) is flat
+    setting = Setting(heads, 64, 128, 2048)
+    assert Gate(TABLE).prefers_flat(HISA, setting, length, rows) is flat
+    for other in (replace(setting, block_tokens=64), replace(setting, topk=512)):
+        assert not Gate(TABLE).prefers_flat(HISA, other, length, rows)
 
 
 def test_the_grid_of_the_nearest_number_of_blocks_counts() -> None:
     gate = Gate(TABLE)
     for kept, flat in ((64, False), (90, False), (100, True), (512, True)):
-        found = gate.prefers_flat(SelectionConfig("hisa", num_kept_blocks=kept), 64, 32768, 1)
+        found = gate.prefers_flat(HISA, Setting(64, kept, 128, 2048), 32768, 1)
         assert found is flat
 
 
 def test_only_hisa_is_replaced_and_only_where_the_gate_is_not_off() -> None:
     gate = Gate(TABLE)
     for selection in (SelectionConfig("hisa", gate="off"), SelectionConfig("misa")):
-        assert not gate.prefers_flat(selection, 64, 1, 1)
-    assert not Gate().prefers_flat(HISA, 64, 1, 1)
-    assert not Gate(GateTable("GPU Y", ())).prefers_flat(HISA, 64, 1, 1)
+        assert not gate.prefers_flat(selection, TABLE.grids[0].setting, 1, 1)
+    for table in (None, GateTable("GPU Y", ())):
+        assert not Gate(table).prefers_flat(HISA, TABLE.grids[0].setting, 1, 1)
 
 
 def test_one_slow_length_ends_the_lengths_that_are_flat() -> None:
@@ -126,6 +130,20 @@ SETTING = {"index_heads": 1, "num_kept_blocks": 2, "block_tokens": 64, "topk": 1
             "grids.0.cells.0 has length or rows 0, must be >= 1",
         ),
         (
+            changed(grids=[SETTING | {"cells": [CELL | {"flat_us": float("nan")}]}]),
+            "grids.0.cells.0.flat_us is nan, must be finite and > 0",
+        ),
+        (
+            changed(grids=[SETTING | {"cells": [CELL | {"hisa_us": 0}]}]),
+            "grids.0.cells.0.hisa_us is 0.0, must be finite and > 0",
+        ),
+        (
+            changed(grids=[SETTING | {"cells": [CELL, CELL]}]),
+            r"grids.0.cells: length and rows \[\(1, 1\)\] stands twice",
+        ),
+        (changed(grids=[SETTING | {"cells": []}] * 2), "setting .* stands twice"),
+        (changed(grids=[SETTING | {"topk": -1, "cells": []}]), "grids.0.topk is -1, must be >= 1"),
+        (
             changed(grids=[SETTING | {"cells": [CELL | {"us": 0}]}]),
             "unknown key grids.0.cells.0.us; known keys: grids.0.cells.0.flat_us",
         ),
@@ -151,6 +169,35 @@ def test_the_users_table_of_the_gpu_is_found(
     assert find_table("GPU Y") == TABLE
     with pytest.raises(InvalidArgument, match="is of 'GPU Y', this is 'gpu y'"):
         find_table("gpu y")
+
+
+def test_the_users_grids_stand_beside_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    gpu = "NVIDIA H100 80GB HBM3"
+    default = find_table(gpu)
+    assert default is not None
+    own = grid(32)
+    write_table(GateTable(gpu, (own,)), user_table_path(gpu))
+
+    found = find_table(gpu)
+
+    assert found is not None
+    assert set(found.grids) == {own} | {one for one in default.grids if one.setting != own.setting}
+    assert found.grid_for(Setting(64, 64, 128, 2048)) == default.grid_for(
+        Setting(64, 64, 128, 2048)
+    )
+
+
+@pytest.mark.parametrize("gpu", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_the_package_has_tables_for_both_sizes_of_hopper(gpu: str) -> None:
+    table = find_table(gpu)
+    assert table is not None
+    for heads in (32, 64):
+        found = table.grid_for(Setting(heads, 64, 128, 2048))
+        assert found is not None
+        assert set(found.flat_up_to) == {1, 8, 64, 256, 4096}
 
 
 def test_a_relative_cache_folder_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

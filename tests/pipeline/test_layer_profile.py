@@ -93,3 +93,11 @@ def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     path = str(tmp_path / "none.toml")
     with pytest.raises(InvalidArgument, match=f"layer profile {path}: .*No such file"):
         read_profile(small_config(layer_profile=path))
+
+
+def test_a_profile_of_given_positions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile.toml"
+    path.write_text("[layers.2]\nnum_kept_blocks = 3")
+    given = small_config(selection=SelectionConfig("given"), layer_profile=str(path))
+    with pytest.raises(InvalidArgument, match="index_source is 'given', a profile needs another"):
+        read_profile(given)

@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hisparse_sidecar import LayerOutputs, Sidecar, SidecarConfig
 from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.index_keys import LayerIndexKeys
+from hisparse_sidecar.selection import SelectionQuery
 from hisparse_sidecar.selection.gate import gpu_name
 from hisparse_sidecar.selection.gate_table import (
     Cell,
@@ -263,3 +267,51 @@ def test_a_prefix_no_longer_than_topk_is_taken_whole_and_no_key_is_read(source: 
         assert layer.topk_indices.tolist() == [list(range(topk))]
     assert [one.requests + one.bytes_read_in_place for one in blocks] == [0] * len(blocks)
     assert any(layer.topk_indices[0, -1] == topk for layer in longer)
+
+
+def test_audits_and_pooled_logits_keep_to_the_bound_on_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    selection = SelectionConfig("hisa", num_kept_blocks=3, gate="off", audit_one_in=1)
+    config = small_config(selection=selection, window_blocks=24, max_logits_bytes=1 << 15)
+    made = []
+
+    def watch(name: str) -> None:
+        plain = getattr(LayerIndexKeys, name)
+
+        def counted(keys: LayerIndexKeys, query: SelectionQuery, *rest: Any) -> Any:
+            columns = keys.num_blocks if name == "best_of_all" else 3
+            pooled = keys.pooled_columns if name == "best_blocks" else 0
+            made.append((query.num_rows, 4 * (columns * 64 + pooled)))
+            return plain(keys, query, *rest)
+
+        monkeypatch.setattr(LayerIndexKeys, name, counted)
+
+    watch("best_of_all")
+    watch("best_blocks")
+    _, counts = run(config)
+
+    assert all(one.audited_rows for one in counts)
+    assert all(rows * each <= 1 << 15 or rows == 1 for rows, each in made)
+    assert max(rows for rows, _ in made) > 1
+
+
+def test_ranks_agree_once_they_have_adopted_one_table() -> None:
+    grid = Grid(Setting(INDEX_HEADS, 3, 64, 48), (Cell(2048, 1, 1.0, 2.0),))
+    table = GateTable("cpu", (grid,))
+    config = small_config(selection=SelectionConfig("hisa", 3), window_blocks=24)
+    with Sidecar(config) as first, Sidecar(config) as second:
+        first.adopt_gate_table(table, 1)
+        second.adopt_gate_table(*first.gate_table())
+        flat_calls = []
+        for sidecar in (first, second):
+            sequence = sidecar.open(300, 2)
+            prefill(sidecar, sequence, 300, 1)
+            sidecar.begin_step([(sequence, 1)], "decode")
+            with pytest.raises(WrongState, match="a step is open"):
+                sidecar.adopt_gate_table(None, 2)
+            sidecar.abort_step()
+            run_step(sidecar, [Rows(sequence, 1, 2)], "decode")
+            flat_calls.append([group.selection.flat_calls for group in sidecar.stats().groups])
+    assert flat_calls[0] == flat_calls[1]
+    assert all(flat_calls[0])

@@ -9,6 +9,7 @@ from hisparse_kernels.gpu.select import best_columns, pad_columns, row_options
 from hisparse_kernels.gpu.topk_tree import grows_a_tree, topk_by_tree
 
 _BLOCK_COLUMNS = 1024
+_MANY_ROWS = 64  # so many programs that wait would take the place of those that they wait for
 
 
 def topk_triton(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -19,7 +20,9 @@ def topk_triton(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -
     if rows and grows_a_tree(num_columns, k):
         topk_by_tree(logits, k, None, 1, out)
     elif rows:
-        options = row_options(rows, num_columns, k) | overlap_options()
+        options = row_options(rows, num_columns, k)
+        if rows < _MANY_ROWS:
+            options |= overlap_options()
         _topk_kernel[(rows,)](logits, *logits.stride(), num_columns, k, out, **options)
     return out
 

@@ -7,6 +7,7 @@ import torch
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.selection.contract import IndexKeys, SelectionQuery
 from hisparse_sidecar.selection.flat import FlatSelector
+from hisparse_sidecar.selection.row_groups import select_in_groups
 from hisparse_sidecar.step import Step
 
 _NO_POSITION = torch.iinfo(torch.int32).max
@@ -28,7 +29,13 @@ def audited_rows(step: Step, asked: SelectionConfig, one_in: int) -> Iterator[ra
         start = stop
 
 
-def audit(query: SelectionQuery, keys: IndexKeys, rows: range, selected: torch.Tensor) -> None:
+def audit(
+    query: SelectionQuery,
+    keys: IndexKeys,
+    rows: range,
+    selected: torch.Tensor,
+    most_bytes: int,
+) -> None:
     """Scores rows of one sequence flat and counts what was found, or that they were skipped.
 
     Args:
@@ -36,12 +43,14 @@ def audit(query: SelectionQuery, keys: IndexKeys, rows: range, selected: torch.T
         keys: index keys; they must be resident to be read.
         rows: which rows.
         selected: [all rows, topk] int32, what is audited.
+        most_bytes: bound on the logits.
     """
     if not keys.is_resident(rows[0]):
         keys.count("skipped_audits", len(rows))
         return
     some = slice(rows.start, rows.stop, rows.step)
-    wanted = FlatSelector().select(query.rows(some).contiguous(), keys)
+    audited = query.rows(some).contiguous()
+    wanted = select_in_groups(FlatSelector(), audited, keys, most_bytes)
     is_token = wanted >= 0
     keys.count("audited_rows", is_token.any(1))
     keys.count("audited_tokens", is_token.sum(1))

@@ -6,7 +6,7 @@ import torch
 
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import WrongState
-from hisparse_sidecar.selection.gate_table import GateTable
+from hisparse_sidecar.selection.gate_table import GateTable, Setting
 
 
 class Gate:
@@ -34,20 +34,20 @@ class Gate:
         self.table, self.epoch = table, epoch
 
     def prefers_flat(
-        self, selection: SelectionConfig, index_heads: int, length: int, rows: int
+        self, selection: SelectionConfig, setting: Setting, length: int, rows: int
     ) -> bool:
         """Whether flat is the faster way to do what `selection` asks for.
 
         Args:
             selection: only HISA with gate "auto" may be replaced.
-            index_heads: heads of the indexer.
+            setting: of the call.
             length: tokens of the longest sequence.
             rows: rows of the call, padding included.
         """
         if self.table is None or selection.gate == "off" or selection.index_source != "hisa":
             return False
-        grid = self.table.grid_for(index_heads, selection.num_kept_blocks)
-        if grid is None or not grid.cells or rows < 1:
+        grid = self.table.grid_for(setting)
+        if grid is None or rows < 1:
             return False
         measured = grid.flat_up_to
         nearest = min(measured, key=lambda count: (abs(math.log(count / rows)), count))

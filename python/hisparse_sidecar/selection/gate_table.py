@@ -3,9 +3,11 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,12 +79,15 @@ class GateTable:
     gpu: str
     grids: tuple[Grid, ...]
 
-    def grid_for(self, index_heads: int, num_kept_blocks: int) -> Grid | None:
-        """The grid of that many heads, and of the nearest number of kept blocks; None = none."""
-        alike = [grid for grid in self.grids if grid.setting.index_heads == index_heads]
-        if not alike:
-            return None
-        return min(alike, key=lambda grid: abs(grid.setting.num_kept_blocks - num_kept_blocks))
+    def grid_for(self, setting: Setting) -> Grid | None:
+        """The grid of a setting, but for the nearest number of kept blocks; None = none."""
+        kept = setting.num_kept_blocks
+        alike = [
+            grid
+            for grid in self.grids
+            if replace(grid.setting, num_kept_blocks=kept) == setting and grid.cells
+        ]
+        return min(alike, key=lambda grid: abs(grid.setting.num_kept_blocks - kept), default=None)
 
     def to_values(self) -> dict[str, Any]:
         """Plain values, as the file holds them."""
@@ -107,7 +112,9 @@ def read_table(path: Path) -> GateTable:
         require(set(values) == known, f"keys are {sorted(values)}, need {sorted(known)}")
         gpu = _require(values["gpu"], str, "gpu", "a string")
         grids = _require(values["grids"], list, "grids", "a list")
-        return GateTable(gpu, tuple(_grid(one, f"grids.{i}.") for i, one in enumerate(grids)))
+        made = tuple(_grid(one, f"grids.{i}.") for i, one in enumerate(grids))
+        _require_once("setting", [grid.setting for grid in made])
+        return GateTable(gpu, made)
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"gate table {path}: {error}") from None
 
@@ -116,14 +123,26 @@ def _grid(values: object, prefix: str) -> Grid:
     setting = dict(_require(values, dict, prefix[:-1], "an object"))
     cells = _require(setting.pop("cells", None), list, f"{prefix}cells", "a list")
     made = tuple(_cell(cell, f"{prefix}cells.{number}") for number, cell in enumerate(cells))
-    return Grid(build_dataclass(Setting, setting, prefix), made)
+    _require_once(f"{prefix}cells: length and rows", [(cell.length, cell.rows) for cell in made])
+    found = build_dataclass(Setting, setting, prefix)
+    for name, value in asdict(found).items():
+        require(value >= 1, f"{prefix}{name} is {value}, must be >= 1")
+    return Grid(found, made)
 
 
 def _cell(values: object, key: str) -> Cell:
     cell = build_dataclass(Cell, _require(values, dict, key, "an object"), key + ".")
     least = min(cell.length, cell.rows)
     require(least >= 1, f"{key} has length or rows {least}, must be >= 1")
+    for name in ("flat_us", "hisa_us"):
+        time = getattr(cell, name)
+        require(isfinite(time) and time > 0, f"{key}.{name} is {time}, must be finite and > 0")
     return cell
+
+
+def _require_once(what: str, found: Sequence[object]) -> None:
+    twice = [one for one, count in Counter(found).items() if count > 1]
+    require(not twice, f"{what} {twice[:1]} stands twice, must stand once")
 
 
 def _require(value: object, kind: type[_Value], key: str, what: str) -> _Value:
@@ -161,15 +180,16 @@ def user_table_path(gpu: str) -> Path:
 
 
 def find_table(gpu: str) -> GateTable | None:
-    """The user's table of a GPU, else the one that comes with the package, else None.
+    """The grids of the user's table of a GPU, and those of the package's that it lacks.
+
+    None where there is neither table.
 
     Raises:
         InvalidArgument: see `read_table`; or the table is of another GPU.
     """
-    for path in (user_table_path(gpu), _DEFAULTS / f"{_file_name(gpu)}.json"):
-        if path.exists():
-            return _table_of(path, gpu)
-    return None
+    default, own = _DEFAULTS / f"{_file_name(gpu)}.json", user_table_path(gpu)
+    found = _table_of(default, gpu) if default.exists() else None
+    return with_grids(default, gpu, _table_of(own, gpu).grids) if own.exists() else found
 
 
 def _table_of(path: Path, gpu: str) -> GateTable:

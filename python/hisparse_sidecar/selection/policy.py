@@ -8,9 +8,10 @@ from hisparse_sidecar.selection.audit import audit, audited_rows
 from hisparse_sidecar.selection.contract import IndexKeys, SelectionQuery, Selector
 from hisparse_sidecar.selection.flat import FlatSelector
 from hisparse_sidecar.selection.gate import Gate, gpu_name
-from hisparse_sidecar.selection.gate_table import find_table
+from hisparse_sidecar.selection.gate_table import Setting, find_table
 from hisparse_sidecar.selection.profile import read_profile
 from hisparse_sidecar.selection.registry import selector_for
+from hisparse_sidecar.selection.row_groups import select_in_groups
 from hisparse_sidecar.step import Step
 
 
@@ -29,7 +30,7 @@ class SelectionPolicy:
         """
         self.gate = gate
         self._default, self._most_bytes = config.selection, config.max_logits_bytes
-        self._index_heads = config.model.index_heads
+        self._model, self._block_tokens = config.model, config.block_tokens
         self._of_layer = read_profile(config)
 
     def select(
@@ -56,7 +57,7 @@ class SelectionPolicy:
         selected = select_in_groups(selector, query, keys, self._most_bytes)
         if not isinstance(selector, FlatSelector):
             for rows in audited_rows(step, asked, selection.audit_one_in):
-                audit(query, keys, rows, selected)
+                audit(query, keys, rows, selected, self._most_bytes)
         return selected
 
     def selection_of(self, layer: int, asked: SelectionConfig) -> SelectionConfig:
@@ -66,8 +67,9 @@ class SelectionPolicy:
     def _selector(
         self, selection: SelectionConfig, query: SelectionQuery, keys: IndexKeys
     ) -> Selector:
-        length = keys.num_blocks * keys.block_tokens
-        call = selection, self._index_heads, length, query.num_rows
+        model, kept = self._model, selection.num_kept_blocks
+        setting = Setting(model.index_heads, kept, self._block_tokens, model.topk)
+        call = selection, setting, keys.num_tokens, query.num_rows
         if self.gate.prefers_flat(*call) and keys.all_resident:
             keys.count("flat_calls", 1)
             return FlatSelector()
@@ -82,14 +84,3 @@ def policy_for(config: SidecarConfig) -> SelectionPolicy:
             `read_profile` and `find_table`.
     """
     return SelectionPolicy(config, Gate(find_table(gpu_name(find_device(config.device)))))
-
-
-def select_in_groups(
-    selector: Selector, query: SelectionQuery, keys: IndexKeys, most_bytes: int
-) -> torch.Tensor:
-    """`selector.select`, for so many rows at a time that their logits keep to `most_bytes`."""
-    row_bytes = 4 * selector.scored_blocks(keys.num_blocks) * keys.block_tokens
-    room = max(1, most_bytes // max(1, row_bytes))
-    starts = range(0, query.num_rows, room)
-    parts = [selector.select(query.rows(slice(at, at + room)), keys) for at in starts]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

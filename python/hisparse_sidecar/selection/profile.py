@@ -27,6 +27,8 @@ def read_profile(config: SidecarConfig) -> dict[int, SelectionConfig]:
         return {}
     path = Path(config.layer_profile)
     try:
+        source = config.selection.index_source
+        require(source != "given", "selection.index_source is 'given', a profile needs another")
         values = read_values(path)
         require(set(values) == {"layers"}, f"keys are {sorted(values)}, need ['layers']")
         layers = values["layers"]

@@ -12,7 +12,7 @@ from hisparse_sidecar.selection.contract import SelectionQuery, Selector
 from hisparse_sidecar.selection.flat import FlatSelector
 from hisparse_sidecar.selection.gate_table import Cell, Grid, Setting
 from hisparse_sidecar.selection.hisa import HisaSelector
-from hisparse_sidecar.selection.policy import select_in_groups
+from hisparse_sidecar.selection.row_groups import select_in_groups
 from hisparse_sidecar.tuning.resident_keys import ResidentKeys, store_keys
 from hisparse_sidecar.tuning.stopwatch import captured, time_in_turn
 

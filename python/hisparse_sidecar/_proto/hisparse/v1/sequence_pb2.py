@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from hisparse_sidecar._proto.hisparse.v1 import selection_pb2 as hisparse_dot_v1_dot_selection__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahisparse/v1/sequence.proto\x12\x0bhisparse.v1\x1a\x1bhisparse/v1/selection.proto\"\xc3\x01\n\x13OpenSequenceRequest\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x03\x12)\n\tselection\x18\x03 \x01(\x0b\x32\x16.hisparse.v1.Selection\x12\x16\n\thot_slots\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rwindow_blocks\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x0c\n\n_hot_slotsB\x10\n\x0e_window_blocks\"+\n\x14OpenSequenceResponse\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"Y\n\x13\x46orkSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rlength_tokens\x18\x02 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\x03\"+\n\x14\x46orkSequenceResponse\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"E\n\x17TruncateSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rlength_tokens\x18\x02 \x01(\x03\"\x1a\n\x18TruncateSequenceResponse\".\n\x17GetSequenceBytesRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"@\n\x18GetSequenceBytesResponse\x12$\n\x04held\x18\x01 \x01(\x0b\x32\x16.hisparse.v1.TierBytes\"\x83\x01\n\tTierBytes\x12\x12\n\nhot_buffer\x18\x01 \x01(\x03\x12\x14\n\x0c\x62lock_window\x18\x02 \x01(\x03\x12\x13\n\x0bpooled_keys\x18\x03 \x01(\x03\x12\x12\n\nhot_tables\x18\x04 \x01(\x03\x12\x0c\n\x04host\x18\x05 \x01(\x03\x12\x15\n\rwindow_tables\x18\x06 \x01(\x03\"+\n\x14\x43loseSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\x17\n\x15\x43loseSequenceResponse2\xd5\x03\n\x0fSequenceService\x12S\n\x0cOpenSequence\x12 .hisparse.v1.OpenSequenceRequest\x1a!.hisparse.v1.OpenSequenceResponse\x12S\n\x0c\x46orkSequence\x12 .hisparse.v1.ForkSequenceRequest\x1a!.hisparse.v1.ForkSequenceResponse\x12_\n\x10TruncateSequence\x12$.hisparse.v1.TruncateSequenceRequest\x1a%.hisparse.v1.TruncateSequenceResponse\x12_\n\x10GetSequenceBytes\x12$.hisparse.v1.GetSequenceBytesRequest\x1a%.hisparse.v1.GetSequenceBytesResponse\x12V\n\rCloseSequence\x12!.hisparse.v1.CloseSequenceRequest\x1a\".hisparse.v1.CloseSequenceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahisparse/v1/sequence.proto\x12\x0bhisparse.v1\x1a\x1bhisparse/v1/selection.proto\"\xc3\x01\n\x13OpenSequenceRequest\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x03\x12)\n\tselection\x18\x03 \x01(\x0b\x32\x16.hisparse.v1.Selection\x12\x16\n\thot_slots\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rwindow_blocks\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x0c\n\n_hot_slotsB\x10\n\x0e_window_blocks\"+\n\x14OpenSequenceResponse\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"Y\n\x13\x46orkSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rlength_tokens\x18\x02 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\x03\"+\n\x14\x46orkSequenceResponse\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"E\n\x17TruncateSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rlength_tokens\x18\x02 \x01(\x03\"\x1a\n\x18TruncateSequenceResponse\".\n\x17GetSequenceBytesRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"@\n\x18GetSequenceBytesResponse\x12$\n\x04held\x18\x01 \x01(\x0b\x32\x16.hisparse.v1.TierBytes\"\x91\x01\n\tTierBytes\x12\x12\n\nhot_buffer\x18\x01 \x01(\x03\x12\x14\n\x0c\x62lock_window\x18\x02 \x01(\x03\x12\x13\n\x0bpooled_keys\x18\x03 \x01(\x03\x12\x12\n\nhot_tables\x18\x07 \x01(\x03\x12\x0c\n\x04host\x18\x05 \x01(\x03\x12\x15\n\rwindow_tables\x18\x06 \x01(\x03J\x04\x08\x04\x10\x05R\x06tables\"+\n\x14\x43loseSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\x17\n\x15\x43loseSequenceResponse2\xd5\x03\n\x0fSequenceService\x12S\n\x0cOpenSequence\x12 .hisparse.v1.OpenSequenceRequest\x1a!.hisparse.v1.OpenSequenceResponse\x12S\n\x0c\x46orkSequence\x12 .hisparse.v1.ForkSequenceRequest\x1a!.hisparse.v1.ForkSequenceResponse\x12_\n\x10TruncateSequence\x12$.hisparse.v1.TruncateSequenceRequest\x1a%.hisparse.v1.TruncateSequenceResponse\x12_\n\x10GetSequenceBytes\x12$.hisparse.v1.GetSequenceBytesRequest\x1a%.hisparse.v1.GetSequenceBytesResponse\x12V\n\rCloseSequence\x12!.hisparse.v1.CloseSequenceRequest\x1a\".hisparse.v1.CloseSequenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,11 +49,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSEQUENCEBYTESRESPONSE']._serialized_start=598
   _globals['_GETSEQUENCEBYTESRESPONSE']._serialized_end=662
   _globals['_TIERBYTES']._serialized_start=665
-  _globals['_TIERBYTES']._serialized_end=796
-  _globals['_CLOSESEQUENCEREQUEST']._serialized_start=798
-  _globals['_CLOSESEQUENCEREQUEST']._serialized_end=841
-  _globals['_CLOSESEQUENCERESPONSE']._serialized_start=843
-  _globals['_CLOSESEQUENCERESPONSE']._serialized_end=866
-  _globals['_SEQUENCESERVICE']._serialized_start=869
-  _globals['_SEQUENCESERVICE']._serialized_end=1338
+  _globals['_TIERBYTES']._serialized_end=810
+  _globals['_CLOSESEQUENCEREQUEST']._serialized_start=812
+  _globals['_CLOSESEQUENCEREQUEST']._serialized_end=855
+  _globals['_CLOSESEQUENCERESPONSE']._serialized_start=857
+  _globals['_CLOSESEQUENCERESPONSE']._serialized_end=880
+  _globals['_SEQUENCESERVICE']._serialized_start=883
+  _globals['_SEQUENCESERVICE']._serialized_end=1352
 # @@protoc_insertion_point(module_scope)
