@@ -9,7 +9,8 @@ import torch
 class SideStream:
     """Runs work beside the current stream; `join` before anything looks at what it does.
 
-    On the CPU there is one order only: the work runs where it is called.
+    On the CPU there is one order only: the work runs where it is called. Whoever captures a layer
+    in a graph joins before the capture ends.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -13,7 +13,9 @@ class Traffic:
     """Accesses to one kind of device slots, summed over decode steps or over prefill chunks.
 
     Attributes:
-        requests: distinct items asked for.
+        requests: items asked for: distinct ones of a sequence, or of each row where kernels read
+            what is missing in place. Blocks of a window that holds all of its sequence's are not
+            asked for.
         misses: of these, not on the device.
         bytes_in: bytes copied from the host for the misses (all layers of the group).
         bytes_read_in_place: bytes that kernels read from the host where they lie, each time.
