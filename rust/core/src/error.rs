@@ -20,6 +20,12 @@ pub enum ErrorKind {
     WrongState,
     /// The operating system refused a call on a region.
     Region,
+    /// A tier has no room for a page, or a tenant's share of it has none.
+    TierFull,
+    /// A tier does not answer: its device, its server or its network failed, or is being spared.
+    TierDown,
+    /// The call's deadline passed first.
+    DeadlinePassed,
     /// An invariant does not hold: a bug of this crate.
     Corrupt,
 }
@@ -153,6 +159,46 @@ pub enum Error {
         /// Seals needed.
         needed: u32,
     },
+    /// A tier cannot take a page now.
+    #[error("{tier} full: need {need} bytes, {free} free of {capacity}")]
+    TierFull {
+        /// Which tier, or whose share of it.
+        tier: &'static str,
+        /// Bytes that the page takes.
+        need: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that it may hold.
+        capacity: u64,
+    },
+    /// A tier is spared calls after too many failures.
+    #[error("{tier} down: {failures} calls failed, {limit} permitted; next try in {retry_ms} ms")]
+    TierDown {
+        /// Which tier.
+        tier: &'static str,
+        /// Failures within the time that the breaker looks back.
+        failures: u32,
+        /// How many it permits.
+        limit: u32,
+        /// Until a call is let through.
+        retry_ms: u64,
+    },
+    /// A tier's device, server or network refused a call.
+    #[error("{tier}: {call} failed: {text}")]
+    TierIo {
+        /// Which tier.
+        tier: &'static str,
+        /// What was tried.
+        call: &'static str,
+        /// The system's or server's words.
+        text: String,
+    },
+    /// The call's deadline passed before it was done.
+    #[error("{call}: deadline passed")]
+    DeadlinePassed {
+        /// The call.
+        call: &'static str,
+    },
     /// An invariant does not hold: a bug of this crate.
     #[error("integrity: {what}: found {found}, expected {expected}")]
     Corrupt {
@@ -182,6 +228,9 @@ impl Error {
             Self::StaleHandle { .. } => ErrorKind::StaleHandle,
             Self::WrongState { .. } => ErrorKind::WrongState,
             Self::Region { .. } | Self::RegionUnsealed { .. } => ErrorKind::Region,
+            Self::TierFull { .. } => ErrorKind::TierFull,
+            Self::TierDown { .. } | Self::TierIo { .. } => ErrorKind::TierDown,
+            Self::DeadlinePassed { .. } => ErrorKind::DeadlinePassed,
             Self::Corrupt { .. } | Self::Poisoned => ErrorKind::Corrupt,
         }
     }

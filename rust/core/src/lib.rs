@@ -23,6 +23,7 @@ mod sequence;
 mod slot_lru;
 mod stats;
 pub mod sync;
+pub mod tier;
 
 pub use admission::{DeviceCapacity, DeviceSlots};
 pub use arena::{IdRange, RangeArena};

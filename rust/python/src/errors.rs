@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
 
-const NAMES: [(ErrorKind, &str, &str); 7] = [
+const NAMES: [(ErrorKind, &str, &str); 10] = [
     (ErrorKind::InvalidArgument, "InvalidArgument", "The call itself is wrong."),
     (ErrorKind::HostPoolFull, "HostPoolFull", "Too few host pages are free now."),
     (ErrorKind::DeviceArenaFull, "DeviceArenaFull", "No device range is long enough now."),
@@ -14,6 +14,9 @@ const NAMES: [(ErrorKind, &str, &str); 7] = [
     (ErrorKind::StaleHandle, "StaleHandle", "What the handle named has ended."),
     (ErrorKind::WrongState, "WrongState", "The call does not fit the object's state."),
     (ErrorKind::Region, "RegionError", "The operating system refused a region."),
+    (ErrorKind::TierFull, "TierFull", "A tier has no room for a page."),
+    (ErrorKind::TierDown, "TierDown", "A tier does not answer."),
+    (ErrorKind::DeadlinePassed, "DeadlinePassed", "The call's deadline passed first."),
 ];
 
 struct Classes {
