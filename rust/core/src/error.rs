@@ -193,6 +193,28 @@ pub enum Error {
         /// The system's or server's words.
         text: String,
     },
+    /// A tier's store holds pages of another model or layout.
+    #[error("{tier}: found pages of digest {found}, needed {needed}")]
+    TierForeign {
+        /// Which tier.
+        tier: &'static str,
+        /// Digest of the pages, in hexadecimal.
+        found: String,
+        /// Digest asked for.
+        needed: String,
+    },
+    /// A tier's store is damaged, and the caller asked to be told.
+    #[error("{tier}: {file} damaged at byte {at}: {what}")]
+    TierDamaged {
+        /// Which tier.
+        tier: &'static str,
+        /// The file.
+        file: String,
+        /// Where in it.
+        at: u64,
+        /// What is missing there.
+        what: String,
+    },
     /// The call's deadline passed before it was done.
     #[error("{call}: deadline passed")]
     DeadlinePassed {
@@ -226,7 +248,9 @@ impl Error {
             Self::DeviceArenaFull { .. } => ErrorKind::DeviceArenaFull,
             Self::UnknownSequence { .. } => ErrorKind::UnknownSequence,
             Self::StaleHandle { .. } => ErrorKind::StaleHandle,
-            Self::WrongState { .. } => ErrorKind::WrongState,
+            Self::WrongState { .. } | Self::TierForeign { .. } | Self::TierDamaged { .. } => {
+                ErrorKind::WrongState
+            }
             Self::Region { .. } | Self::RegionUnsealed { .. } => ErrorKind::Region,
             Self::TierFull { .. } => ErrorKind::TierFull,
             Self::TierDown { .. } | Self::TierIo { .. } => ErrorKind::TierDown,

@@ -78,9 +78,9 @@ impl IdentityChain {
         check_range("tokens of a page", tokens.len(), 1, PAGE_TOKENS as usize)?;
         let mut hasher = blake3::Hasher::new_keyed(&self.key.0);
         hasher.update(&parent.0);
-        tokens.iter().for_each(|token| {
+        for token in tokens {
             hasher.update(&token.to_le_bytes());
-        });
+        }
         Ok(PageIdentity(*hasher.finalize().as_bytes()))
     }
 

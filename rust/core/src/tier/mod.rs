@@ -1,12 +1,25 @@
 //! Where pages lie that are not in the host pool: one trait, and what every tier must keep to.
 
+mod breaker;
+mod fault;
+pub mod file;
+pub mod frame;
+mod guarded;
 mod identity;
+mod memory;
+mod verified;
+mod workers;
 
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
+pub use breaker::{Admission, Breaker, BreakerLimits, BreakerState};
+pub use fault::{DrawBy, FaultCounts, FaultPlan, FaultTier, ONE_MILLION};
+pub use guarded::{Clock, GuardLimits, GuardedTier};
 pub use identity::{IDENTITY_BYTES, IdentityChain, PageIdentity, TenantKey};
+pub use memory::MemoryTier;
+pub use verified::VerifiedTier;
 
 /// A store of whole pages by identity.
 ///

@@ -1,0 +1,135 @@
+//! What opening a directory finds after an end that nobody planned.
+
+#[path = "support/file_pages.rs"]
+mod file_pages;
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use file_pages::{Got, Scratch, far, get, identity, put};
+use hisparse_core::Error;
+use hisparse_core::tier::file::{FileTier, FileTierOptions, Recovery, RecoveryMode};
+use hisparse_core::tier::{PageTier, Stored};
+
+const SEGMENTS: u64 = 32;
+const NUM_PAGES: u64 = 40;
+const MODES: [RecoveryMode; 2] = [RecoveryMode::Strict, RecoveryMode::Quiet];
+
+/// A closed directory with pages 0 to 39, all flushed.
+fn filled(name: &str) -> Scratch {
+    let scratch = Scratch::new(name);
+    let (tier, _) = scratch.open(SEGMENTS);
+    (0..NUM_PAGES).for_each(|page| assert_eq!(put(&tier, page), Ok(Stored::New)));
+    tier.flush(far()).expect("a sound disk");
+    drop(tier);
+    scratch
+}
+
+fn open(scratch: &Scratch, recovery: RecoveryMode) -> Result<(FileTier, Recovery), Error> {
+    FileTier::open(FileTierOptions { recovery, ..scratch.options(SEGMENTS) })
+}
+
+fn count_right(tier: &FileTier) -> u64 {
+    let got: Vec<_> = (0..NUM_PAGES).map(|page| get(tier, page)).collect();
+    assert!(!got.contains(&Ok(Got::Wrong)), "{got:?}");
+    got.iter().filter(|got| **got == Ok(Got::Right)).count() as u64
+}
+
+fn len(path: &Path) -> u64 {
+    path.metadata().expect("it exists").len()
+}
+
+fn shorten(path: &Path, num_bytes: u64) {
+    let file = OpenOptions::new().write(true).open(path).expect("it exists");
+    file.set_len(len(path) - num_bytes).expect("it can be shorter");
+}
+
+#[test]
+fn a_torn_end_is_dropped_and_written_over_in_both_modes() {
+    for mode in MODES {
+        let scratch = filled("torn");
+        let newest = scratch.segments().pop().expect("there are segments");
+        shorten(&newest, 4096 + 100);
+        let (tier, found) = open(&scratch, mode).expect("a torn end is no damage");
+        assert_eq!((found.pages, found.torn, found.skipped), (NUM_PAGES - 1, 1, 0));
+        assert_eq!(count_right(&tier), NUM_PAGES - 1);
+        assert_eq!(put(&tier, NUM_PAGES - 1), Ok(Stored::New));
+        drop(tier);
+        let (tier, found) = open(&scratch, mode).expect("nothing is torn any more");
+        assert_eq!((count_right(&tier), found.torn), (NUM_PAGES, 0));
+    }
+}
+
+#[test]
+fn a_torn_footer_costs_a_scan_and_no_page() {
+    let scratch = filled("footer");
+    shorten(&scratch.segments()[0], 1);
+    let refused = open(&scratch, RecoveryMode::Strict).err();
+    assert!(matches!(refused, Some(Error::TierDamaged { .. })), "{refused:?}");
+    let (tier, found) = open(&scratch, RecoveryMode::Quiet).expect("quiet goes on");
+    assert_eq!((found.pages, found.scanned, found.skipped), (NUM_PAGES, 2, 1));
+    assert_eq!(count_right(&tier), NUM_PAGES);
+    tier.flush(far()).expect("a sound disk");
+    drop(tier);
+    let (_, found) = open(&scratch, RecoveryMode::Strict).expect("the footer is there again");
+    assert_eq!((found.pages, found.scanned), (NUM_PAGES, 1));
+}
+
+#[test]
+fn a_lost_manifest_is_made_again_from_the_segments() {
+    let scratch = filled("manifest");
+    fs::remove_file(scratch.path().join("manifest")).expect("it exists");
+    let refused = open(&scratch, RecoveryMode::Strict).err();
+    assert!(matches!(refused, Some(Error::TierDamaged { .. })), "{refused:?}");
+    let other = FileTierOptions { digest: [1; 32], ..scratch.options(SEGMENTS) };
+    let foreign = FileTier::open(other).err();
+    assert!(matches!(foreign, Some(Error::TierForeign { .. })), "{foreign:?}");
+    let (tier, found) = open(&scratch, RecoveryMode::Quiet).expect("quiet goes on");
+    assert_eq!((found.pages, found.skipped), (NUM_PAGES, 1));
+    assert_eq!(count_right(&tier), NUM_PAGES);
+    drop(tier);
+    assert!(open(&scratch, RecoveryMode::Strict).is_ok());
+}
+
+#[test]
+fn a_manifest_of_another_version_is_refused_in_both_modes() {
+    let scratch = filled("version");
+    let path = scratch.path().join("manifest");
+    let mut bytes = fs::read(&path).expect("it exists");
+    bytes[8] = 7;
+    let body = bytes.len() - 4;
+    let crc = crc32fast::hash(&bytes[..body]);
+    bytes[body..].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, bytes).expect("there is space");
+    for mode in MODES {
+        let refused = open(&scratch, mode).err();
+        assert!(matches!(refused, Some(Error::WrongState { found: 7, needed: 1, .. })));
+    }
+}
+
+#[test]
+fn a_segment_that_no_manifest_lists_is_removed() {
+    let scratch = filled("orphan");
+    let orphan = scratch.path().join("segment-00000099");
+    fs::copy(&scratch.segments()[0], &orphan).expect("there is space");
+    let (tier, found) = open(&scratch, RecoveryMode::Strict).expect("an orphan is no damage");
+    assert_eq!((found.pages, count_right(&tier)), (NUM_PAGES, NUM_PAGES));
+    assert!(!orphan.exists());
+}
+
+#[test]
+fn a_damaged_page_is_counted_once_quarantined_and_leaves_with_its_segment() {
+    let scratch = filled("quarantine");
+    let (tier, _) = open(&scratch, RecoveryMode::Strict).expect("no damage");
+    let damaged = scratch.segments().remove(0);
+    let file = OpenOptions::new().write(true).open(&damaged).expect("it exists");
+    file.write_all_at(&[0xff; 16], 4096 + 192).expect("it can be written"); // the first page
+    assert_eq!(get(&tier, 0), Ok(Got::Miss));
+    assert_eq!(get(&tier, 0), Ok(Got::Miss));
+    assert_eq!(tier.holds(&identity(0), far()), Ok(false));
+    assert_eq!((tier.usage().corrupt, count_right(&tier)), (1, NUM_PAGES - 1));
+    assert!(tier.collect(far()).expect("a sound disk").segments >= 1);
+    assert!(!damaged.exists(), "its sound pages have moved");
+    assert_eq!(count_right(&tier), NUM_PAGES - 1);
+}
