@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 __all__ = [
     "BlockWindowModel",
+    "DeadlinePassed",
     "DeviceArenaFull",
     "DeviceCapacity",
     "HisparseError",
@@ -31,6 +32,8 @@ __all__ = [
     "SequenceRanges",
     "StaleHandle",
     "Stats",
+    "TierDown",
+    "TierFull",
     "UnknownSequence",
     "WrongState",
     "core_version",
@@ -57,6 +60,15 @@ class StaleHandle(HisparseError):
 
 class WrongState(HisparseError):
     """The call does not fit the state that the object is in."""
+
+class TierFull(HisparseError):
+    """A tier, or a tenant's share of it, has no room; says what was needed and what is free."""
+
+class TierDown(HisparseError):
+    """A tier does not answer: its device, server or network failed, or is being spared."""
+
+class DeadlinePassed(HisparseError):
+    """The call's deadline passed before it was done."""
 
 class RegionError(HisparseError):
     """The operating system refused a region, or a received region is not sealed."""

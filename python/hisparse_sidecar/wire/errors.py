@@ -5,12 +5,15 @@
 import grpc
 
 from hisparse_sidecar.errors import (
+    DeadlinePassed,
     DeviceArenaFull,
     HisparseError,
     HostPoolFull,
     InvalidArgument,
     RegionError,
     StaleHandle,
+    TierDown,
+    TierFull,
     UnknownSequence,
     WrongState,
 )
@@ -54,6 +57,7 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     HostPoolFull: _Code.RESOURCE_EXHAUSTED,
     DeviceArenaFull: _Code.RESOURCE_EXHAUSTED,
     LimitExceeded: _Code.RESOURCE_EXHAUSTED,
+    TierFull: _Code.RESOURCE_EXHAUSTED,
     UnknownSequence: _Code.NOT_FOUND,
     UnknownRegion: _Code.NOT_FOUND,
     StaleHandle: _Code.FAILED_PRECONDITION,
@@ -61,7 +65,9 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     NotOwner: _Code.PERMISSION_DENIED,
     Unauthenticated: _Code.UNAUTHENTICATED,
     Draining: _Code.UNAVAILABLE,
+    TierDown: _Code.UNAVAILABLE,
     DeadlineExceeded: _Code.DEADLINE_EXCEEDED,
+    DeadlinePassed: _Code.DEADLINE_EXCEEDED,
     RegionError: _Code.INTERNAL,
     HisparseError: _Code.INTERNAL,
 }

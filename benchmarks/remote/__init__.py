@@ -1,0 +1,1 @@
+"""The remote tier beside the client that it is built on."""

@@ -1,0 +1,14 @@
+"""Pages in a store on other machines: best effort, verified, never waited for too long."""
+
+from hisparse_sidecar.remote.breaker import Breaker, BreakerLimits
+from hisparse_sidecar.remote.mooncake import MooncakeTier, RemoteUsage, connect
+from hisparse_sidecar.remote.object_store import MooncakeOptions
+
+__all__ = [
+    "Breaker",
+    "BreakerLimits",
+    "MooncakeOptions",
+    "MooncakeTier",
+    "RemoteUsage",
+    "connect",
+]

@@ -1,0 +1,100 @@
+"""Spares a tier that keeps failing: the states of `rust/core/src/tier/breaker.rs`, in Python."""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from hisparse_sidecar._core import TierDown
+
+
+@dataclass(frozen=True)
+class BreakerLimits:
+    """When a breaker opens, and how often it tries again."""
+
+    failures: int = 5
+    window_seconds: float = 10.0
+    probe_seconds: float = 1.0
+
+
+class BreakerState(Enum):
+    """What is let through: every call, none, or none while one is tried."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half open"
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Leave to make one call, which must be reported; `probe` is None where all are let through."""
+
+    probe: int | None
+
+
+class Breaker:
+    """Opens after `failures` within the window; then lets one probe through at a time.
+
+    Times are arguments, by the monotonic clock: the breaker reads none.
+    """
+
+    def __init__(self, tier: str, limits: BreakerLimits) -> None:
+        self._tier = tier
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._state = BreakerState.CLOSED
+        self._failed_at: deque[float] = deque(maxlen=limits.failures)
+        self._probe_at = 0.0
+        self._num_probes = 0
+
+    @property
+    def state(self) -> BreakerState:
+        """What is let through; to show, not to decide by."""
+        return self._state
+
+    def admit(self, now: float) -> Admission:
+        """Lets a call through. A probe that never reports is given up when the next is due.
+
+        Raises:
+            TierDown: the tier is spared; says when the next call is let through.
+        """
+        with self._lock:
+            if self._state is BreakerState.CLOSED:
+                return Admission(None)
+            if now < self._probe_at:
+                raise TierDown(self._refusal(now))
+            self._state = BreakerState.HALF_OPEN
+            self._probe_at = now + self._limits.probe_seconds
+            self._num_probes += 1
+            return Admission(self._num_probes)
+
+    def succeeded(self, admission: Admission) -> None:
+        """The call was answered; the probe under way closes the breaker."""
+        with self._lock:
+            if self._is_probe_under_way(admission):
+                self._state = BreakerState.CLOSED
+                self._failed_at.clear()
+
+    def failed(self, admission: Admission, now: float) -> None:
+        """The call failed, or was not answered in time."""
+        with self._lock:
+            if self._is_probe_under_way(admission):
+                self._open(now)
+            elif self._state is BreakerState.CLOSED and admission.probe is None:
+                self._failed_at.append(now)
+                is_full = len(self._failed_at) == self._limits.failures
+                if is_full and now - self._failed_at[0] <= self._limits.window_seconds:
+                    self._open(now)
+
+    def _open(self, now: float) -> None:
+        self._state = BreakerState.OPEN
+        self._probe_at = now + self._limits.probe_seconds
+
+    def _is_probe_under_way(self, admission: Admission) -> bool:
+        return self._state is BreakerState.HALF_OPEN and admission.probe == self._num_probes
+
+    def _refusal(self, now: float) -> str:
+        failures, permitted = len(self._failed_at), self._limits.failures - 1
+        retry_ms = max(1, round((self._probe_at - now) * 1000))
+        calls = f"{failures} calls failed, {permitted} permitted"
+        return f"{self._tier} down: {calls}; next try in {retry_ms} ms"

@@ -1,0 +1,89 @@
+"""What the remote tier uses of Mooncake's client, and where the store is."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hisparse_sidecar._core import InvalidArgument, TierDown
+from hisparse_sidecar.remote.breaker import BreakerLimits
+
+# the client's answers that say something about a page
+FULL, WRONG_LENGTH, ABSENT, UNREADABLE = -200, -600, -704, -800
+ABOUT_THE_KEY = range(-799, -699)  # not there, not ready, there already, leased
+
+
+class ObjectStore(Protocol):
+    """What is used of `mooncake.store.MooncakeDistributedStore`; a negative answer is an error."""
+
+    def put_parts(self, key: str, *parts: bytes | memoryview) -> int:
+        """Stores the parts as one object under a key that is new; 0 also where it is not."""
+        ...
+
+    def get_into(self, key: str, buffer_ptr: int, size: int) -> int:
+        """Copies an object; its length."""
+        ...
+
+    def is_exist(self, key: str) -> int:
+        """1 if the master lists the key."""
+        ...
+
+    def remove(self, key: str, force: bool) -> int:
+        """Forgets a key, with `force` even within its lease."""
+        ...
+
+    def register_buffer(self, buffer_ptr: int, size: int) -> int:
+        """Lets the store copy to and from the memory."""
+        ...
+
+    def close(self) -> int:
+        """Leaves the store."""
+        ...
+
+
+@dataclass(frozen=True)
+class MooncakeOptions:
+    """Where the store is, and how much of it a tier uses."""
+
+    master: str  # host:port
+    hostname: str = "127.0.0.1"
+    metadata_server: str = "P2PHANDSHAKE"
+    protocol: str = "tcp"
+    rdma_devices: str = ""
+    segment_bytes: int = 0  # memory that this process lends to the store; it goes with the process
+    staging_bytes: int = 16 << 20  # memory that the store's client sets aside for itself
+    max_page_bytes: int = 16 << 20
+    num_lanes: int = 4  # calls at a time
+    key_prefix: str = "hisparse/"
+    breaker: BreakerLimits = field(default_factory=BreakerLimits)
+
+
+def open_store(options: MooncakeOptions) -> ObjectStore:
+    """A client of a running store.
+
+    Raises:
+        TierDown: the master does not answer.
+        InvalidArgument: the wheel of the store is not installed, or a library that it needs.
+    """
+    try:
+        from mooncake.store import MooncakeDistributedStore
+    except ImportError as error:
+        found = f"Mooncake: found {error}"
+        raise InvalidArgument(f"{found}, needed hisparse-sidecar[mooncake], libibverbs1") from error
+    client = MooncakeDistributedStore()
+    code = client.setup(
+        options.hostname,
+        options.metadata_server,
+        options.segment_bytes,
+        options.staging_bytes,
+        options.protocol,
+        options.rdma_devices,
+        options.master,
+    )
+    if code != 0:
+        raise TierDown(failure(f"setup with {options.master}", code))
+    store: ObjectStore = client
+    return store
+
+
+def failure(call: str, code: int) -> str:
+    """The text of a failed call."""
+    return f"remote tier: {call} failed: found code {code}, needed 0 or more"

@@ -1,0 +1,268 @@
+"""The tier over a store of the test's own, which lies, hangs and fills up as it is told."""
+
+import ctypes
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from hisparse_sidecar._core import DeadlinePassed, InvalidArgument, TierDown, TierFull, WrongState
+from hisparse_sidecar.remote import BreakerLimits, MooncakeOptions, MooncakeTier, RemoteUsage
+from hisparse_sidecar.remote.breaker import BreakerState
+from hisparse_sidecar.remote.object_store import ABSENT, FULL, UNREADABLE, WRONG_LENGTH
+from tests.remote.pages import PAGE_BYTES, bytes_of, identity_of
+
+LONG, SHORT = 60.0, 0.05
+OPTIONS = MooncakeOptions(master="", max_page_bytes=PAGE_BYTES, num_lanes=2)
+
+
+class ScriptedStore:
+    """Objects in a dictionary; `codes` are given out before anything else is done."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.codes: list[int] = []
+        self.hanging_keys: set[str] = set()
+        self.may_go_on = threading.Event()
+        self.num_calls = self.num_closed = 0
+
+    def put_parts(self, key: str, *parts: bytes | memoryview) -> int:
+        code = self._begin(key)
+        if code == 0:
+            self.objects.setdefault(key, b"".join(parts))
+        return code
+
+    def get_into(self, key: str, buffer_ptr: int, size: int) -> int:
+        code, found = self._begin(key), self.objects.get(key)
+        if code or found is None:
+            return code or ABSENT
+        if len(found) > size:
+            return WRONG_LENGTH
+        ctypes.memmove(buffer_ptr, found, len(found))
+        return len(found)
+
+    def is_exist(self, key: str) -> int:
+        return self._begin(key) or int(key in self.objects)
+
+    def remove(self, key: str, force: bool) -> int:
+        assert force
+        return self._begin(key) or (0 if self.objects.pop(key, None) is not None else ABSENT)
+
+    def register_buffer(self, buffer_ptr: int, size: int) -> int:
+        return 0
+
+    def close(self) -> int:
+        self.num_closed += 1
+        return 0
+
+    def _begin(self, key: str) -> int:
+        self.num_calls += 1
+        if key in self.hanging_keys:
+            assert self.may_go_on.wait(LONG)
+        return self.codes.pop(0) if self.codes else 0
+
+
+@pytest.fixture
+def store() -> ScriptedStore:
+    return ScriptedStore()
+
+
+@pytest.fixture
+def tier(store: ScriptedStore) -> Iterator[MooncakeTier]:
+    with MooncakeTier(store, OPTIONS) as tier:
+        yield tier
+        store.may_go_on.set()
+
+
+def put(tier: MooncakeTier, page: int, deadline_seconds: float = LONG) -> None:
+    tier.put(identity_of(page), bytes_of(page), num_tokens=64, deadline_seconds=deadline_seconds)
+
+
+def get(tier: MooncakeTier, page: int, deadline_seconds: float = LONG) -> bytes | None:
+    into = bytearray(b"\xee" * PAGE_BYTES)
+    found = tier.get(identity_of(page), into, deadline_seconds=deadline_seconds)
+    assert found or into == b"\xee" * PAGE_BYTES, "a miss wrote to its caller's bytes"
+    return bytes(into) if found else None
+
+
+def test_a_page_comes_back_as_it_was_put(tier: MooncakeTier) -> None:
+    put(tier, 1)
+    assert get(tier, 1) == bytes_of(1)
+    assert get(tier, 2) is None
+    assert tier.holds(identity_of(1), deadline_seconds=LONG)
+    assert tier.remove(identity_of(1), deadline_seconds=LONG)
+    assert not tier.remove(identity_of(1), deadline_seconds=LONG)
+    assert not tier.holds(identity_of(1), deadline_seconds=LONG)
+    assert tier.usage == RemoteUsage(puts=1, hits=1, misses=1)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 63, 65, PAGE_BYTES + 64 + 1])
+def test_an_object_of_another_length_is_a_miss(
+    store: ScriptedStore, tier: MooncakeTier, num_bytes: int
+) -> None:
+    store.objects[f"hisparse/{identity_of(1).hex()}"] = bytes(num_bytes)
+    assert get(tier, 1) is None
+    assert tier.usage == RemoteUsage(misses=1, corrupt=1)
+
+
+@pytest.mark.parametrize("at", [0, 20, 59, 60, 64, 1000, PAGE_BYTES + 63])
+def test_a_corrupt_page_is_a_miss_and_can_be_put_again(
+    store: ScriptedStore, tier: MooncakeTier, at: int
+) -> None:
+    put(tier, 1)
+    (key,) = store.objects
+    frame = bytearray(store.objects[key])
+    frame[at] ^= 4
+    store.objects[key] = bytes(frame)
+    assert get(tier, 1) is None
+    put(tier, 1)
+    assert get(tier, 1) == bytes_of(1)
+    assert tier.usage.corrupt == 1
+
+
+def test_an_answer_that_wrote_nothing_is_a_miss(store: ScriptedStore, tier: MooncakeTier) -> None:
+    put(tier, 1)
+    assert get(tier, 1) == bytes_of(1)  # the frame is in the lane's memory now
+    for _ in OPTIONS.num_lanes * [0]:
+        put(tier, 1)
+        store.codes = [64 + PAGE_BYTES]
+        assert get(tier, 1) is None
+    assert tier.usage.corrupt == OPTIONS.num_lanes
+
+
+def test_what_is_listed_and_cannot_be_read_is_a_miss(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    put(tier, 1)
+    for _ in range(9):
+        store.codes = [UNREADABLE]
+        assert get(tier, 1) is None
+    assert tier.holds(identity_of(1), deadline_seconds=LONG)
+    assert (tier.usage.unreadable, tier.state) == (9, BreakerState.CLOSED)
+
+
+def test_a_full_store_is_tried_again(store: ScriptedStore, tier: MooncakeTier) -> None:
+    store.codes = [FULL] * 4
+    put(tier, 1)
+    assert get(tier, 1) == bytes_of(1)
+    assert tier.usage.full == 4
+
+
+def test_a_store_that_stays_full_is_a_typed_error(store: ScriptedStore, tier: MooncakeTier) -> None:
+    store.codes = [FULL] * 1000
+    with pytest.raises(TierFull, match=f"need {PAGE_BYTES + 64} bytes, no room in . tries"):
+        put(tier, 1, 0.5)
+    assert tier.state is BreakerState.CLOSED, "a full store answers"
+
+
+def test_a_call_that_hangs_is_left_and_its_lane_comes_back(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    put(tier, 1)
+    store.hanging_keys = set(store.objects)
+    for _ in range(4):  # twice in a lane, twice without one
+        with pytest.raises(DeadlinePassed):
+            get(tier, 1, SHORT)
+    assert store.num_calls == 1 + OPTIONS.num_lanes
+    store.may_go_on.set()
+    for _ in range(20):
+        assert get(tier, 1) == bytes_of(1)
+    assert_every_lane_is_free_once(tier)
+
+
+def test_a_call_that_hangs_takes_no_lane_of_others(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    put(tier, 1)
+    store.hanging_keys = set(store.objects)
+    put(tier, 2)
+    with pytest.raises(DeadlinePassed):
+        get(tier, 1, SHORT)
+    for _ in range(10):
+        assert get(tier, 2, deadline_seconds=10) == bytes_of(2)
+    store.may_go_on.set()
+
+
+def assert_every_lane_is_free_once(tier: MooncakeTier) -> None:
+    with ExitStack() as held:
+        for _ in range(OPTIONS.num_lanes):
+            reading = tier.read(identity_of(1), PAGE_BYTES, deadline_seconds=LONG)
+            assert held.enter_context(reading) == bytes_of(1)
+        with pytest.raises(DeadlinePassed, match=f"{OPTIONS.num_lanes} calls hang"):
+            get(tier, 1, SHORT)
+
+
+def test_a_put_that_comes_late_never_stores_other_bytes_as_the_page(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    put(tier, 2)
+    (key,) = store.objects
+    store.objects.clear()
+    store.hanging_keys = {key}
+    page = bytearray(bytes_of(2))
+    with pytest.raises(DeadlinePassed):
+        tier.put(identity_of(2), page, num_tokens=64, deadline_seconds=SHORT)
+    page[:8] = b"used for"  # another page, while the call still hangs
+    store.may_go_on.set()
+    assert_every_call_has_ended(store, key)
+    assert get(tier, 2) is None
+    assert tier.usage.corrupt == 1
+
+
+def assert_every_call_has_ended(store: ScriptedStore, key: str) -> None:
+    deadline = time.monotonic() + LONG
+    while key not in store.objects and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert key in store.objects
+
+
+def test_a_store_that_fails_is_spared_and_then_tried_again(store: ScriptedStore) -> None:
+    options = MooncakeOptions(
+        "", max_page_bytes=PAGE_BYTES, breaker=BreakerLimits(5, probe_seconds=0.2)
+    )
+    with MooncakeTier(store, options) as tier:
+        store.codes = [-900] * 5
+        for _ in range(5):
+            with pytest.raises(TierDown, match="found code -900"):
+                put(tier, 1)
+        with pytest.raises(TierDown, match="5 calls failed, 4 permitted"):
+            put(tier, 1)
+        assert store.num_calls == 5
+        threading.Event().wait(0.25)
+        put(tier, 1)
+        assert tier.state is BreakerState.CLOSED
+
+
+def test_a_refused_put_is_no_put(store: ScriptedStore, tier: MooncakeTier) -> None:
+    for code in (UNREADABLE, WRONG_LENGTH):
+        store.codes = [code]
+        with pytest.raises(TierDown, match=f"found code {code}"):
+            put(tier, 1)
+    assert tier.usage.puts == 0
+
+
+def test_a_page_can_be_read_where_it_lies(tier: MooncakeTier) -> None:
+    put(tier, 1)
+    with tier.read(identity_of(1), PAGE_BYTES, deadline_seconds=LONG) as page:
+        assert page == bytes_of(1)
+
+
+def test_what_was_asked_wrongly_is_refused(store: ScriptedStore, tier: MooncakeTier) -> None:
+    with pytest.raises(InvalidArgument, match="found 3 bytes, needed 32"):
+        tier.holds(b"abc", deadline_seconds=LONG)
+    with pytest.raises(InvalidArgument, match=f"needed 0 to {PAGE_BYTES}"):
+        tier.get(identity_of(1), bytearray(PAGE_BYTES + 1), deadline_seconds=LONG)
+    with pytest.raises(InvalidArgument, match="num_tokens: found 65, needed 1 to 64"):
+        tier.put(identity_of(1), b"", num_tokens=65, deadline_seconds=LONG)
+    assert store.num_calls == 0
+
+
+def test_a_closed_tier_is_refused(store: ScriptedStore) -> None:
+    with MooncakeTier(store, OPTIONS) as tier:
+        pass
+    tier.close()
+    assert store.num_closed == 1
+    with pytest.raises(WrongState):
+        put(tier, 1)
