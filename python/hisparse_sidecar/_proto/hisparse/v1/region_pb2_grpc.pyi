@@ -28,12 +28,13 @@ and the number needed, and the trailing metadata `hisparse-error`: the name of t
 that the same call raises in process. A refused call changes nothing.
 
   INVALID_ARGUMENT     InvalidArgument, ValueError
-  RESOURCE_EXHAUSTED   HostPoolFull, DeviceArenaFull, LimitExceeded
+  RESOURCE_EXHAUSTED   HostPoolFull, DeviceArenaFull, LimitExceeded, TierFull
   NOT_FOUND            UnknownSequence, UnknownRegion
   FAILED_PRECONDITION  StaleHandle, WrongState
   PERMISSION_DENIED    NotOwner
   UNAUTHENTICATED      Unauthenticated
-  UNAVAILABLE          Draining
+  UNAVAILABLE          Draining, TierDown
+  DEADLINE_EXCEEDED    DeadlinePassed
   INTERNAL             HisparseError, RegionError, and anything else: a fault of the server
 """
 
