@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 RUST_FILES := $(shell find rust \( -name tests -o -name benches \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-rust test-slow test-triton36 test-gpu sanitize
+.PHONY: help setup demo test test-python test-rust test-slow test-remote test-triton36 test-gpu sanitize
 .PHONY: crosscompile crosscompile-triton36 lint format proto bench wheels clean
 
 help:  ## list the targets
@@ -53,8 +53,14 @@ test-rust: setup  ## unit, property and interleaving tests of the Rust core
 test-python: setup  ## pytest but for the long ones
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training
+test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kills, corruption
+	cargo test --quiet --release --package hisparse-core \
+	    --test file_tier_kill --test file_tier_corruption -- --ignored
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of the system
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mooncake]'
+	$(BIN)/python -m pytest tests/remote $(ARGS)
 
 test-triton36: $(OLD)/.stamp  ## what is interpreted, with Triton 3.6 and NumPy below 2.4
 	PYTHONPATH=$(OLD) $(BIN)/python -m pytest -m "not slow" $(OLD_WARNING) -k "gpu or interpreted" \

@@ -56,15 +56,22 @@ class Sidecar:
     def gate_table(self) -> tuple[GateTable | None, int]:
         """Measured times that choose between flat and HISA (None = HISA always), and their epoch.
 
-        Ranks of one model must choose alike: one reads its table, and the others adopt it.
+        Ranks of one model must choose alike: one reads its table, and all of them, itself
+        included, adopt it with epoch + 1. Until a rank adopts one, it has what its own machine has
+        for its GPU, and epoch 0.
         """
         return self._policy.gate.table, self._policy.gate.epoch
 
     def adopt_gate_table(self, table: GateTable | None, epoch: int) -> None:
-        """Takes another rank's table.
+        """Takes the table that all ranks agree on, from the next step on.
+
+        Args:
+            table: as one rank's `gate_table` has it.
+            epoch: above the present one; the same on all ranks.
 
         Raises:
-            WrongState: a step is open, or `epoch` is not above the present one.
+            WrongState: a step is open, or `epoch` is not above the present one; nothing has
+                changed.
         """
         if self._step is not None:
             raise WrongState("a step is open, a gate table needs none")

@@ -41,8 +41,9 @@ class SelectionCounts:
         doublings: doublings, summed over these rows.
         capped_rows: rows that would have been doubled once more, but for `max_blocks`.
         flat_calls: selections that the gate sent down the flat path.
-        audited_rows: rows that were also scored flat.
-        skipped_audits: rows that were due, but whose index keys were not resident.
+        audited_rows: rows that were also scored flat and found a token there.
+        skipped_audits: rows that were due, but of a sequence whose index keys were not all on the
+            device. Where flat was taken, or a whole prefix, no row is due.
         audited_tokens: tokens that flat selected for the audited rows.
         found_tokens: of these, selected in truth.
     """

@@ -90,6 +90,17 @@ def test_a_wrong_value_is_refused_by_name(change: dict[str, Any], message: str) 
         build_config({**VALUES, **change})
 
 
+@pytest.mark.parametrize("source", ["flat", "misa", "misa_dagger", "given"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("budget", "ratio"), ("budget", "adaptive"), ("routed_stages", "tokens")],
+)
+def test_what_fits_hisa_alone_is_refused_elsewhere(source: str, name: str, value: str) -> None:
+    build_config({**VALUES, "selection": {"index_source": "hisa", name: value}})
+    with pytest.raises(ValueError, match=f"{name} is {value}, index_source is {source}, needs his"):
+        build_config({**VALUES, "selection": {"index_source": source, name: value}})
+
+
 def test_a_missing_key_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="key host_pages is missing"):
         build_config({"model": MODEL})

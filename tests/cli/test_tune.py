@@ -11,7 +11,7 @@ import torch
 from hisparse_sidecar.cli.commands import tune
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.selection.flat import FlatSelector
-from hisparse_sidecar.selection.gate_table import Setting, read_table, user_table_path
+from hisparse_sidecar.selection.gate_table import Cell, Setting, read_table, user_table_path
 from hisparse_sidecar.selection.hisa import HisaSelector
 from hisparse_sidecar.tuning import measure
 from hisparse_sidecar.tuning.measure import TunePlan
@@ -79,6 +79,16 @@ def test_grids_of_other_settings_are_kept_and_those_of_the_same_replaced(tmp_pat
     }
 
 
+def test_what_is_named_twice_is_measured_once(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    twice = ["--lengths", "130,130", "--rows", "2,2", "--index-heads", "4,4"]
+
+    run_tune(*SMALL, *twice, "--output", str(path))
+
+    (grid,) = read_table(path).grids  # a table in which a cell stands twice is refused
+    assert [(cell.length, cell.rows) for cell in grid.cells] == [(130, 2)]
+
+
 def test_a_table_of_another_gpu_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"format": 1, "gpu": "GPU Y", "grids": []}))
@@ -121,7 +131,7 @@ def test_both_paths_select_the_same_while_the_kept_blocks_hold_the_sequence() ->
 
 def test_cells_that_do_not_fit_are_reported_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_fits", lambda plan, length, rows: length < 500)
-    seen = []
+    seen: list[Cell | None] = []
 
     grid = measure.measure_grid(plan(), seen.append)
 

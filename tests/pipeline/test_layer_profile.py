@@ -89,6 +89,17 @@ def test_what_fits_no_layer_is_refused_by_file_and_key(
         read_profile(small_config(selection=HISA, layer_profile=path))
 
 
+def test_a_budget_of_the_default_must_be_undone_where_a_layer_is_flat(tmp_path: Path) -> None:
+    selection = SelectionConfig("hisa", num_kept_blocks=4, budget="ratio")
+    path = written(tmp_path, PROFILE)
+    with pytest.raises(InvalidArgument, match=r"layers\.0: budget is ratio, index_source is flat"):
+        read_profile(small_config(selection=selection, layer_profile=path))
+
+    path = written(tmp_path, PROFILE.replace('"flat"', '"flat"\nbudget = "fixed"'))
+    found = read_profile(small_config(selection=selection, layer_profile=path))
+    assert found[0] == SelectionConfig("flat", num_kept_blocks=4)
+
+
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     path = str(tmp_path / "none.toml")
     with pytest.raises(InvalidArgument, match=f"layer profile {path}: .*No such file"):

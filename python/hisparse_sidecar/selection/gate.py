@@ -12,12 +12,13 @@ from hisparse_sidecar.selection.gate_table import GateTable, Setting
 class Gate:
     """Chooses flat or HISA for a call from numbers that the host knows; never looks at the device.
 
-    One rank reads the table; others `adopt` it with its epoch. A path may change only where the
-    epoch, the length or the rows do: who captures graphs captures one for each path and epoch.
+    One rank reads its table; all, itself included, `adopt` it with the next epoch. A path may
+    change only where the epoch, the length or the rows do: who captures graphs captures one for
+    each path and epoch.
 
     Attributes:
         table: measured times; None = HISA always.
-        epoch: counts the tables that were adopted.
+        epoch: of the table, as it was adopted; 0 = what this rank found itself.
     """
 
     def __init__(self, table: GateTable | None = None, epoch: int = 0) -> None:

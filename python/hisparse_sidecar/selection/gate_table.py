@@ -115,7 +115,7 @@ def read_table(path: Path) -> GateTable:
         made = tuple(_grid(one, f"grids.{i}.") for i, one in enumerate(grids))
         _require_once("setting", [grid.setting for grid in made])
         return GateTable(gpu, made)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:  # an integer no float can hold
         raise InvalidArgument(f"gate table {path}: {error}") from None
 
 

@@ -19,6 +19,9 @@ def read_profile(config: SidecarConfig) -> dict[int, SelectionConfig]:
         budget = "adaptive"
         max_blocks = 512
 
+    What fits HISA alone is not dropped by itself: where `config.selection` has a budget or routed
+    stages, a layer of another index source says budget = "fixed" or routed_stages = "none", too.
+
     Raises:
         InvalidArgument: the file cannot be read, a key, a layer or a value is none that fits, or
             the layer shares another's selection; the message names the file and the key.

@@ -59,11 +59,11 @@ class TunePlan:
 
     @property
     def cells(self) -> list[tuple[int, int]]:
-        """(length, rows) of every call; a prefill chunk must lie within its sequence."""
+        """(length, rows) of every call, each once; a prefill chunk must lie within its sequence."""
         return [
             (length, rows)
-            for length in sorted(self.lengths)
-            for rows in sorted(self.rows)
+            for length in sorted(set(self.lengths))
+            for rows in sorted(set(self.rows))
             if rows <= max(length, MAX_DECODE_ROWS)
         ]
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Time flat selection and HISA at a grid of lengths and rows, on index keys that are resident, and
 write the table that the gate decides by. The file is read when a sidecar starts, for the GPU of its
-name; it replaces the table that comes with the package. Grids of other settings in it are kept.
+name; its grids go before those of the same settings in the table that comes with the package. Grids
+of other settings in it are kept.
 """
 _EXAMPLES = """\
 examples:
@@ -100,7 +101,7 @@ def _plans(args: argparse.Namespace, device: "torch.device") -> "list[TunePlan]"
             args.runs,
             args.graphs,
         )
-        for heads in args.index_heads
+        for heads in dict.fromkeys(args.index_heads)  # a table has one grid for each
     ]
 
 

@@ -1,0 +1,85 @@
+"""What layers leave to be looked at comes in one transfer, whatever its sizes and types are."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hisparse_kernels.resolve import MissPlan
+from hisparse_sidecar.layer_io import LayerInputs
+from hisparse_sidecar.stats import SelectionCounts, Traffic
+from hisparse_sidecar.step_watch import StepWatch
+
+pytestmark = pytest.mark.cpu_only
+ROW_SEQ = torch.tensor([0, 1, -1], dtype=torch.int32)
+AMOUNTS = {
+    "doubled_rows": torch.tensor([True, False, True]),
+    "doublings": torch.tensor([[3, 4], [5, 0]], dtype=torch.int32),
+    "capped_rows": torch.tensor([True] * 300),
+    "audited_tokens": torch.tensor([2**31, 2**31 + 1]),
+    "found_tokens": torch.zeros(0, dtype=torch.int32),
+    "audited_rows": torch.tensor([200, 100], dtype=torch.uint8),
+}
+WANTED = SelectionCounts(
+    doubled_rows=2, doublings=12, capped_rows=300, audited_tokens=2**32 + 1, audited_rows=300
+)
+_READS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the calls by which the host has read a tensor."""
+    seen: list[str] = []
+
+    def watch(name: str) -> None:
+        plain = getattr(torch.Tensor, name)
+
+        def counted(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+            seen.append(name)
+            return plain(tensor, *args, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+
+    for name in _READS:
+        watch(name)
+    return seen
+
+
+def watched(counts: SelectionCounts, traffic: Traffic) -> StepWatch:
+    """Amounts of every size and type, in two layers, beside a resolve and inputs."""
+    watch = StepWatch()
+    for _ in range(2):
+        for name, amounts in AMOUNTS.items():
+            watch.see_amounts(counts, name, amounts)
+    item, miss = torch.tensor([5, 6], dtype=torch.int32), torch.tensor([1, 2], dtype=torch.int32)
+    watch.see_resolve("slots", MissPlan(miss, miss, miss, item), traffic, 10)
+    rows = torch.ones(3, 4)
+    watch.see_inputs(0, LayerInputs(rows, rows, rows[:, None], rows, rows))
+    return watch
+
+
+def test_everything_comes_in_one_transfer(reads: list[str]) -> None:
+    counts, traffic = SelectionCounts(), Traffic()
+    watch = watched(counts, traffic)
+
+    watch.read(ROW_SEQ)
+
+    assert reads == ["tolist"]
+    assert vars(counts) == {name: 2 * number for name, number in vars(WANTED).items()}
+    assert (traffic.requests, traffic.misses, traffic.bytes_in) == (11, 3, 30)
+
+
+def test_a_step_that_left_nothing_still_waits_once(reads: list[str]) -> None:
+    StepWatch().read(ROW_SEQ)
+    assert reads == ["tolist"]
+
+
+def test_what_was_read_is_not_added_again() -> None:
+    counts, traffic = SelectionCounts(), Traffic()
+    watch = watched(counts, traffic)
+    watch.read(ROW_SEQ)
+    before = vars(counts).copy(), vars(traffic).copy()
+
+    watch.read(ROW_SEQ)
+
+    assert (vars(counts), vars(traffic)) == before
