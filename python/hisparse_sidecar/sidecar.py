@@ -73,8 +73,7 @@ class Sidecar:
             WrongState: a step is open, or `epoch` is not above the present one; nothing has
                 changed.
         """
-        if self._step is not None:
-            raise WrongState("a step is open, a gate table needs none")
+        self._require_no_step("adopt a gate table")
         self._policy.gate.adopt(table, epoch)
 
     # -- sequences ----------------------------------------------------------------------------

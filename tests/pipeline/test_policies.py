@@ -308,7 +308,7 @@ def test_ranks_agree_once_they_have_adopted_one_table() -> None:
             sequence = sidecar.open(300, 2)
             prefill(sidecar, sequence, 300, 1)
             sidecar.begin_step([(sequence, 1)], "decode")
-            with pytest.raises(WrongState, match="a step is open"):
+            with pytest.raises(WrongState, match="cannot adopt a gate table while step"):
                 sidecar.adopt_gate_table(None, 2)
             sidecar.abort_step()
             run_step(sidecar, [Rows(sequence, 1, 2)], "decode")

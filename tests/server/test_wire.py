@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import grpc
@@ -101,6 +101,8 @@ def test_every_setting_of_a_selection_survives_the_wire_and_unset_ones_are_the_s
     assert decode_selection(encode_selection(changed), SelectionConfig()) == changed
     hisa = selection_pb2.Selection(index_source=selection_pb2.INDEX_SOURCE_HISA)
     assert decode_selection(hisa, changed) == changed
+    flat = selection_pb2.Selection(index_source=selection_pb2.INDEX_SOURCE_FLAT)
+    assert decode_selection(flat, changed) == replace(changed, index_source="flat", budget="fixed")
 
 
 @pytest.mark.parametrize("name", ["budget", "gate", "routed_stages"])

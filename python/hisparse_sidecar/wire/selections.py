@@ -43,11 +43,12 @@ def decode_selection(message: selection_pb2.Selection, default: SelectionConfig)
     numbers = {
         name: getattr(message if message.HasField(name) else default, name) for name in _NUMBERS
     }
+    of_hisa = default if name == "hisa" else SelectionConfig()  # others know no budget, no stages
     return SelectionConfig(
         index_source=cast(IndexSource, name),
-        budget=_budget(message.budget) or default.budget,
+        budget=_budget(message.budget) or of_hisa.budget,
         gate=_gate(message.gate) or default.gate,
-        routed_stages=_stages(message.routed_stages) or default.routed_stages,
+        routed_stages=_stages(message.routed_stages) or of_hisa.routed_stages,
         **numbers,
     )
 
