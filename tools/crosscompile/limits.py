@@ -20,6 +20,9 @@ PERMITTED_SPILLS: dict[tuple[str, int], int] = {
     ("topk._topk_positions_kernel", 90): 40,
     ("topk._topk_positions_kernel", 100): 40,
     ("topk_tree._best_of_runs_kernel", 90): 48,
+    # more than half of a block kept of a long row; with Triton 3.6.0 alone
+    ("topk._topk_kernel", 90): 32,
+    ("topk._topk_kernel", 100): 32,
 }
 
 # (arch, Triton): compilers that give tf32 for input_precision="ieee" of widened e4m3 values
