@@ -48,7 +48,7 @@ test: test-rust test-python  ## every test but the long ones
 
 test-rust: setup  ## unit, property and interleaving tests of the Rust core
 	cargo test --quiet --workspace
-	cargo test --quiet --package hisparse-core --features shuttle --test schedules
+	cargo test --quiet --package hisparse-core --features shuttle --test schedules --test schedules_prefix
 
 test-python: setup  ## pytest but for the long ones
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -96,7 +96,7 @@ lint: setup  ## every static check
 	$(BIN)/mypy
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
-	cargo clippy --quiet --package hisparse-core --features shuttle --test schedules -- -D warnings
+	cargo clippy --quiet --package hisparse-core --features shuttle --test schedules --test schedules_prefix -- -D warnings
 	$(BIN)/buf lint
 	$(BIN)/python -m tools.check_file_sizes
 

@@ -129,6 +129,14 @@ pub enum Error {
         /// Generation that is live, or comes next.
         current: u32,
     },
+    /// The owner was never registered, or has been given up since.
+    #[error("unknown owner {owner:#x}: never registered, or given up; {num_live} live")]
+    UnknownOwner {
+        /// The owner's number.
+        owner: u64,
+        /// Owners that live.
+        num_live: usize,
+    },
     /// The call does not fit the state that the object is in.
     #[error("{what}: found {found}, needed {needed}")]
     WrongState {
@@ -247,7 +255,7 @@ impl Error {
             Self::HostPoolFull { .. } => ErrorKind::HostPoolFull,
             Self::DeviceArenaFull { .. } => ErrorKind::DeviceArenaFull,
             Self::UnknownSequence { .. } => ErrorKind::UnknownSequence,
-            Self::StaleHandle { .. } => ErrorKind::StaleHandle,
+            Self::StaleHandle { .. } | Self::UnknownOwner { .. } => ErrorKind::StaleHandle,
             Self::WrongState { .. } | Self::TierForeign { .. } | Self::TierDamaged { .. } => {
                 ErrorKind::WrongState
             }

@@ -18,6 +18,7 @@ mod page;
 pub mod page_ops;
 mod page_table;
 mod pooled_keys;
+pub mod prefix;
 mod region;
 mod region_memory;
 mod sequence;

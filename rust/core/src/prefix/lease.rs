@@ -1,0 +1,78 @@
+//! The right to use the pages of a prefix: it ends when dropped, with its owner, or at its deadline.
+
+use std::ops::Range;
+
+use super::entry::Held;
+use super::host_pages::HostPages;
+use super::leases::LeaseKey;
+use super::movement::Promotion;
+use super::shelf::ShelfRef;
+use crate::error::Result;
+
+/// Pages that stay where a reader finds them, until the lease ends.
+///
+/// Every use names the time, and is refused as stale once the lease has ended.
+#[derive(Debug)]
+#[must_use = "dropping it ends the lease"]
+pub struct PrefixLease {
+    shelf: ShelfRef,
+    key: LeaseKey,
+    found: Vec<Held>,
+    is_ended: bool,
+}
+
+impl PrefixLease {
+    pub(super) fn new(shelf: ShelfRef, key: LeaseKey, found: Vec<Held>) -> Self {
+        Self { shelf, key, found, is_ended: false }
+    }
+
+    /// Where each page lay when the lease began. Host pages stay there as long as the lease lasts.
+    pub fn found(&self) -> &[Held] {
+        &self.found
+    }
+
+    /// Names the lease to those who cannot hold this guard.
+    pub const fn key(&self) -> LeaseKey {
+        self.key
+    }
+
+    /// Where each page lies now.
+    pub fn pages(&self, now_ms: u64) -> Result<Vec<Held>> {
+        self.shelf.with(|_, table| table.lease_pages(self.key, now_ms))
+    }
+
+    /// References to every host page, for a sequence that goes on from the prefix: they outlast the
+    /// lease. Refused while a page is not in the host pool.
+    pub fn share(&self, now_ms: u64) -> Result<HostPages> {
+        let pages = self.shelf.with(|pool, table| table.share_lease(pool, self.key, now_ms))?;
+        Ok(HostPages::shared(self.shelf.clone(), pages))
+    }
+
+    /// Begins to bring those of the pages in `range` up that are in lower tiers only.
+    pub fn promote(&self, range: Range<usize>, now_ms: u64) -> Result<Vec<Promotion>> {
+        self.shelf.with(|pool, table| {
+            let keys = table.begin_promotions(pool, self.key, range, now_ms)?;
+            Ok(keys.into_iter().map(|key| Promotion::new(&self.shelf, table, key)).collect())
+        })?
+    }
+
+    /// Lets the lease last until `deadline_ms` instead.
+    pub fn extend(&self, now_ms: u64, deadline_ms: u64) -> Result<()> {
+        self.shelf.with(|_, table| table.extend_lease(self.key, now_ms, deadline_ms))
+    }
+
+    /// Ends the lease now, and reports what dropping it could only swallow.
+    pub fn release(mut self) -> Result<()> {
+        self.is_ended = true;
+        self.shelf.with(|_, table| table.end_lease(self.key))
+    }
+}
+
+impl Drop for PrefixLease {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            // fails if it has ended at its deadline or with its owner: nothing is left to give back
+            let _ = self.shelf.with(|_, table| table.end_lease(self.key));
+        }
+    }
+}

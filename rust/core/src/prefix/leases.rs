@@ -1,0 +1,203 @@
+//! The leases of a table: which pages each pins, for whom, until when.
+
+use std::ops::Range;
+
+use super::entry::Held;
+use super::owners::{self, OwnerId};
+use super::slab::SlabKey;
+use super::table::PrefixTable;
+use crate::error::{Error, Result, check_range};
+use crate::page::{PageAllocator, PageHandle};
+use crate::tier::PageIdentity;
+
+/// Names one lease; stale for ever after the lease has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseKey(SlabKey);
+
+impl LeaseKey {
+    /// A key from its number.
+    #[allow(clippy::cast_possible_truncation, reason = "the low half is the entry")]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(SlabKey { entry: bits as u32, generation: (bits >> 32) as u32 })
+    }
+
+    /// The key as a number: entry in the low half, generation in the high one.
+    pub const fn bits(self) -> u64 {
+        (self.0.generation as u64) << 32 | self.0.entry as u64
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct LeaseRecord {
+    pub(super) owner: OwnerId,
+    pub(super) entries: Box<[u32]>, // pinned, so they stay what they are
+    deadline_ms: u64,
+}
+
+impl PrefixTable {
+    /// Pins the longest run of `chain`, from its first page on, that any tier holds for one tenant.
+    pub(crate) fn match_prefix(
+        &mut self,
+        chain: &[PageIdentity],
+        owner: OwnerId,
+        deadline_ms: u64,
+    ) -> Result<(LeaseKey, Vec<Held>)> {
+        self.check_owner(owner)?;
+        let (entries, found) = self.pin_run(chain);
+        self.counters.hits += entries.len() as u64;
+        self.counters.misses += (chain.len() - entries.len()) as u64;
+        self.next_deadline_ms = self.next_deadline_ms.min(deadline_ms);
+        let entries = entries.into_boxed_slice();
+        let key = self.leases.insert(LeaseRecord { owner, entries, deadline_ms });
+        Ok((LeaseKey(key.expect("fewer than 2^32 leases fit in memory")), found))
+    }
+
+    /// Where the leased pages lie now.
+    pub(crate) fn lease_pages(&mut self, lease: LeaseKey, now_ms: u64) -> Result<Vec<Held>> {
+        self.end_if_expired(lease, now_ms)?;
+        let record = self.leases.get(lease.0)?;
+        Ok(record.entries.iter().map(|&entry| self.entries.at(entry).held()).collect())
+    }
+
+    /// Adds a reference to the host page of every leased page: all or none.
+    pub(crate) fn share_lease(
+        &mut self,
+        pool: &mut PageAllocator,
+        lease: LeaseKey,
+        now_ms: u64,
+    ) -> Result<Vec<PageHandle>> {
+        self.end_if_expired(lease, now_ms)?;
+        let record = self.leases.get(lease.0)?;
+        let readable = |&entry: &u32| self.entries.at(entry).readable_page();
+        let pages: Vec<PageHandle> = record.entries.iter().filter_map(readable).collect();
+        if pages.len() < record.entries.len() {
+            let (found, needed) = (pages.len() as u64, record.entries.len() as u64);
+            return Err(Error::WrongState { what: "leased pages in the host pool", found, needed });
+        }
+        for (num_shared, &page) in pages.iter().enumerate() {
+            if let Err(error) = pool.share(page) {
+                pages[..num_shared].iter().try_for_each(|&page| pool.release(page).map(drop))?;
+                return Err(error);
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Lets a lease last until `deadline_ms` instead.
+    pub(crate) fn extend_lease(
+        &mut self,
+        lease: LeaseKey,
+        now_ms: u64,
+        deadline_ms: u64,
+    ) -> Result<()> {
+        self.end_if_expired(lease, now_ms)?;
+        self.leases.get_mut(lease.0)?.deadline_ms = deadline_ms;
+        self.next_deadline_ms = self.next_deadline_ms.min(deadline_ms);
+        Ok(())
+    }
+
+    /// Unpins the pages of a lease.
+    pub(crate) fn end_lease(&mut self, lease: LeaseKey) -> Result<()> {
+        let record = self.leases.remove(lease.0)?;
+        for &entry in &record.entries {
+            let page = self.entries.at_mut(entry);
+            page.num_pins -= 1;
+            if page.num_pins == 0 && page.is_lost() {
+                self.forget(entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends every lease whose deadline has come; how many.
+    pub(crate) fn sweep(&mut self, now_ms: u64) -> Result<usize> {
+        if now_ms < self.next_deadline_ms {
+            return Ok(0);
+        }
+        let ended = self.end_leases_if(|lease| lease.deadline_ms <= now_ms)?;
+        let deadlines = self.leases.iter().map(|(_, lease)| lease.deadline_ms);
+        self.next_deadline_ms = deadlines.min().unwrap_or(u64::MAX);
+        Ok(ended)
+    }
+
+    /// Lets an owner hold leases.
+    pub(crate) fn add_owner(&mut self, owner: OwnerId) {
+        self.owners.insert(owner);
+    }
+
+    /// Ends the owners, and every lease of theirs; how many leases.
+    pub(crate) fn end_owners(&mut self, ended: &[OwnerId]) -> Result<usize> {
+        let is_known = ended.iter().filter(|&owner| self.owners.remove(owner)).count();
+        if is_known == 0 {
+            return Ok(0);
+        }
+        let owners = std::mem::take(&mut self.owners);
+        let num_leases = self.end_leases_if(|lease| !owners.contains(&lease.owner));
+        self.owners = owners;
+        num_leases
+    }
+
+    /// The entries of those leased pages in `range`; ends the lease first if it has expired.
+    pub(super) fn leased_entries(
+        &mut self,
+        lease: LeaseKey,
+        range: Range<usize>,
+        now_ms: u64,
+    ) -> Result<&[u32]> {
+        self.end_if_expired(lease, now_ms)?;
+        let entries = &self.leases.get(lease.0)?.entries;
+        check_range("end of the leased pages", range.end, 0, entries.len())?;
+        check_range("first of the leased pages", range.start, 0, range.end)?;
+        Ok(&entries[range])
+    }
+
+    /// A lease is over at its deadline, even before it is swept.
+    fn end_if_expired(&mut self, lease: LeaseKey, now_ms: u64) -> Result<()> {
+        if self.leases.get(lease.0)?.deadline_ms <= now_ms {
+            self.end_lease(lease)?;
+        }
+        Ok(())
+    }
+
+    fn check_owner(&self, owner: OwnerId) -> Result<()> {
+        if self.owners.contains(&owner) {
+            return Ok(());
+        }
+        Err(owners::unknown(owner, self.owners.len()))
+    }
+
+    fn pin_run(&mut self, chain: &[PageIdentity]) -> (Vec<u32>, Vec<Held>) {
+        let (mut run, mut found) = (Vec::new(), Vec::new());
+        let mut tenant = None;
+        for identity in chain {
+            let Some(entry) = self.find(identity) else { break };
+            let page = self.entries.at_mut(entry);
+            let is_foreign = *tenant.get_or_insert(page.tenant) != page.tenant;
+            if is_foreign || page.is_lost() || page.num_pins == u32::MAX {
+                break;
+            }
+            page.num_pins += 1;
+            reserve_once(&mut run, &mut found, chain.len());
+            found.push(page.held());
+            run.push(entry);
+        }
+        // the first page is the newest: without it no other could be found
+        run.iter().rev().for_each(|&entry| self.touch(entry));
+        (run, found)
+    }
+
+    fn end_leases_if(&mut self, is_over: impl Fn(&LeaseRecord) -> bool) -> Result<usize> {
+        let over = self.leases.iter().filter(|(_, lease)| is_over(lease));
+        let over: Vec<LeaseKey> = over.map(|(key, _)| LeaseKey(key)).collect();
+        over.iter().try_for_each(|&lease| self.end_lease(lease))?;
+        Ok(over.len())
+    }
+}
+
+/// Makes room for the whole chain at the first hit, and none for a miss.
+fn reserve_once(run: &mut Vec<u32>, found: &mut Vec<Held>, num_pages: usize) {
+    if run.is_empty() {
+        run.reserve_exact(num_pages);
+        found.reserve_exact(num_pages);
+    }
+}

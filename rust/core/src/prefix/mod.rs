@@ -1,0 +1,49 @@
+//! Which pages are held, where, and by whom: the directory that lets sequences share prefixes.
+//!
+//! A page has one identity, which covers its KV rows, index rows and pooled keys together. Life of
+//! a page: `Resident -> Demoting -> Lower -> Promoting -> Resident`, and gone from any of them but
+//! those in motion. The host pool stays the only owner of host pages: the directory holds one
+//! reference for each page that it has there, as a sequence would.
+//!
+//! # Invariants
+//! 1. A page that a lease pins is never forgotten, and its host page never given to another.
+//! 2. Whatever is begun ends: a guard that is dropped gives back all that it held.
+//! 3. What a tenant has in the host pool never exceeds its quota.
+//!
+//! # Lock order
+//! The owners' lock and the shelf's lock are both leaves: no call holds one and takes the other.
+
+mod decisions;
+mod directory;
+mod entry;
+mod evict;
+mod host_pages;
+mod identity_map;
+mod integrity;
+mod lease;
+mod leases;
+mod movement;
+mod moves;
+mod own_order;
+mod owners;
+mod publish;
+mod shelf;
+mod slab;
+mod table;
+mod tenants;
+#[cfg(test)]
+mod worn_tests;
+
+pub use decisions::{Decision, Verdict};
+pub use directory::PrefixDirectory;
+pub use entry::{Held, LowerTier, LowerTiers};
+pub use evict::Pressure;
+pub use host_pages::HostPages;
+pub use lease::PrefixLease;
+pub use leases::LeaseKey;
+pub use movement::{Demotion, Enqueued, Promotion, Refused, Started};
+pub use owners::{OwnerId, OwnerLimits, Reaped};
+pub use publish::Published;
+pub use shelf::{HostShelf, Shelf};
+pub use table::{PrefixLimits, PrefixStats, PrefixTable};
+pub use tenants::{TenantId, TenantUsage};
