@@ -54,9 +54,9 @@ class BlockWindow:
         Nothing asks for these blocks: their bytes count, not they.
         """
         loaded, sequences = self._tiers.loaded, self._step.sequences
-        roomy = [sequence for sequence in sequences if self.has_room(sequence)]
-        missing = [one in roomy and not self.holds(one) for one in sequences]
-        self.forget_loaded([one for one in sequences if one not in roomy])
+        rooms = [(sequence, self.has_room(sequence)) for sequence in sequences]
+        missing = [has_room and not self.holds(one) for one, has_room in rooms]
+        self.forget_loaded(one for one, has_room in rooms if not has_room)
         if not any(missing):
             return False
         device = self.pages.device
@@ -68,8 +68,9 @@ class BlockWindow:
         plan, _ = self._resolve(items, numbers, self._step.select_stamps, None)
         read = plan.miss_count * self._block_bytes
         self._step.watch.see_amounts(self._traffic.blocks, "bytes_in", read)
-        for sequence in roomy:
-            loaded.add(sequence.handle, self._group)
+        for sequence, has_room in rooms:
+            if has_room:
+                loaded.add(sequence.handle, self._group)
         return True
 
     def forget_loaded(self, sequences: Iterable[StepSequence]) -> None:

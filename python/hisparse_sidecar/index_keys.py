@@ -2,11 +2,11 @@
 
 import torch
 
-from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.select_blocks import BlockScratch
 from hisparse_sidecar.block_window import BlockWindow
 from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.index_key_choices import IndexKeyChoices
 from hisparse_sidecar.selection import KeptBlocks, SelectionQuery
 from hisparse_sidecar.selection.flat import all_blocks
 from hisparse_sidecar.stats import GroupTraffic
@@ -17,17 +17,16 @@ from hisparse_sidecar.tiers import Tiers
 _MOST_ROWS_IN_PLACE = 8
 
 
-class LayerIndexKeys:
+class LayerIndexKeys(IndexKeyChoices):
     """Index keys of one anchor group during one step; implements `selection.IndexKeys`."""
 
     def __init__(self, tiers: Tiers, step: Step, group: int, traffic: GroupTraffic) -> None:
+        pooled = tiers.device.pooled_pages[group], step.pooled_table
+        super().__init__(tiers.ops, tiers.config.index, tiers.config.block_tokens, *pooled)
         self._tiers, self._step, self._group, self._traffic = tiers, step, group, traffic
-        self._ops, self._layout = tiers.ops, tiers.config.index
         self._window = BlockWindow(tiers, step, group, traffic)
         self._is_fetching = False
-        self._pooled_pages = tiers.device.pooled_pages[group]
         self._host_pages = tiers.host.index_pages[group]
-        self.block_tokens = tiers.config.block_tokens
         self.num_tokens = max((sequence.length for sequence in step.sequences), default=0)
         self.num_blocks = -(-self.num_tokens // self.block_tokens)
 
@@ -120,11 +119,6 @@ class LayerIndexKeys:
         """See `selection.IndexKeys`."""
         return self._step.kind == "decode" and self._window.has_room_for_all
 
-    @property
-    def pooled_columns(self) -> int:
-        """See `selection.IndexKeys`."""
-        return self._step.pooled_table.shape[1] * PAGE_TOKENS
-
     def is_resident(self, row: int) -> bool:
         """See `selection.IndexKeys`."""
         for sequence in self._step.sequences:
@@ -134,30 +128,16 @@ class LayerIndexKeys:
             row -= sequence.num_rows
         return False
 
-    def all_positions(self, query: SelectionQuery) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        return self._ops.prefix_positions(query.row_pos, query.topk)
-
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
         self._settle()
-        table, rows = self._step.pooled_table, query.num_rows
+        rows = query.num_rows
         logits = query.index_weights.new_empty(rows, self.pooled_columns)
         scratch = BlockScratch(logits, self._tiers.device.arrivals(rows))
         slots = self._window.slots_to_find(rows, kept) if self._step.kind == "decode" else None
-        pooled = self._pooled_pages, table, query.row_seq, self._block_of(query.row_pos)
-        ids = self._ops.select_blocks(
-            query.index_q, query.index_weights, *pooled, kept, self._layout, scratch, slots=slots
-        )
+        pooled = *self._pooled(query), self._block_of(query.row_pos)
+        ids = self._ops.select_blocks(*pooled, kept, self._layout, scratch, slots=slots)
         return KeptBlocks(ids, logits, None if slots is None else slots.out)
-
-    def more_blocks(self, query: SelectionQuery, blocks: KeptBlocks, kept: int) -> KeptBlocks:
-        """See `selection.IndexKeys`."""
-        assert blocks.pooled_logits is not None
-        newest = self._block_of(query.row_pos)
-        return KeptBlocks(
-            self._ops.block_topm(blocks.pooled_logits, newest, kept), blocks.pooled_logits
-        )
 
     def best_of_all(
         self, query: SelectionQuery, topk: int, heads: torch.Tensor | None = None
@@ -226,41 +206,6 @@ class LayerIndexKeys:
         table = self._window.slot_pages().page_table()
         lists = self._window.pages, table, query.row_seq, positions
         return self._ops.score_positions(query.index_q, query.index_weights, *lists, self._layout)
-
-    def top_columns(self, logits: torch.Tensor, topk: int) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        return self._ops.topk(logits, topk)
-
-    def top_positions(
-        self, logits: torch.Tensor, block_ids: torch.Tensor, topk: int
-    ) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        columns = self._ops.topk(logits, topk)
-        return self._ops.candidate_positions(columns, block_ids, self.block_tokens)
-
-    def routed_heads(self, query: SelectionQuery, num_routed: int) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        return self._ops.route_heads(
-            query.index_q,
-            query.index_weights,
-            self._pooled_pages,
-            self._step.pooled_table,
-            query.row_seq,
-            self._block_of(query.row_pos + 1),
-            num_routed,
-            layout=self._layout,
-        )
-
-    def needs_more(
-        self,
-        query: SelectionQuery,
-        positions: torch.Tensor,
-        blocks: KeptBlocks,
-        tail_share: float,
-    ) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        lists = positions, blocks.ids, blocks.pooled_logits, self._block_of(query.row_pos)
-        return self._ops.tail_share(*lists, self.block_tokens, tail_share)[1]
 
     def count(self, what: str, amounts: torch.Tensor | int) -> None:
         """See `selection.IndexKeys`."""
@@ -347,7 +292,3 @@ class LayerIndexKeys:
         if also_items:
             watch.see_amounts(traffic, "requests", asked.sum(1))
             watch.see_amounts(traffic, "misses", missing)
-
-    def _block_of(self, positions: torch.Tensor) -> torch.Tensor:
-        """[rows] int32, the block of each position; -1 for -1."""
-        return torch.div(positions, self.block_tokens, rounding_mode="floor")

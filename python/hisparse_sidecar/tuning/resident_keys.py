@@ -9,6 +9,7 @@ from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.select_blocks import BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
+from hisparse_sidecar.index_key_choices import IndexKeyChoices
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 from hisparse_sidecar.selection.flat import all_blocks
 from hisparse_sidecar.stats import SelectionCounts
@@ -30,7 +31,7 @@ class StoredKeys:
 
 
 @dataclass
-class ResidentKeys:
+class ResidentKeys(IndexKeyChoices):
     """Implements `selection.IndexKeys`: every block has the slot of its number.
 
     Attributes:
@@ -52,17 +53,14 @@ class ResidentKeys:
     num_blocks: int = field(init=False)
 
     def __post_init__(self) -> None:
+        pooled = self.stored.pooled_pages, self.stored.pooled_table
+        super().__init__(self.ops, self.layout, self.block_tokens, *pooled)
         self.num_blocks = -(-self.num_tokens // self.block_tokens)
         sequences, device = len(self.stored.pooled_table), self.stored.pooled_table.device
         first = torch.arange(sequences, device=device) * self.num_blocks
         slots = torch.arange(self.num_blocks, dtype=torch.int32, device=device).repeat(sequences)
         per_block = self.block_tokens // PAGE_TOKENS
         self._slot_pages = SlotPages(slots, first, first, self.num_blocks, per_block)
-
-    @property
-    def pooled_columns(self) -> int:
-        """See `selection.IndexKeys`."""
-        return self.stored.pooled_table.shape[1] * PAGE_TOKENS
 
     @property
     def all_resident(self) -> bool:
@@ -78,10 +76,6 @@ class ResidentKeys:
         """It is."""
         return row >= 0
 
-    def all_positions(self, query: SelectionQuery) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        return self.ops.prefix_positions(query.row_pos, query.topk)
-
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
         logits = query.index_weights.new_empty(query.num_rows, self.pooled_columns)
@@ -90,12 +84,6 @@ class ResidentKeys:
         slots = self._slots_to_find(query.num_rows, kept)
         ids = self.ops.select_blocks(*pooled, kept, self.layout, scratch, slots=slots)
         return KeptBlocks(ids, logits, slots.out)
-
-    def more_blocks(self, query: SelectionQuery, blocks: KeptBlocks, kept: int) -> KeptBlocks:
-        """See `selection.IndexKeys`."""
-        logits = blocks.pooled_logits
-        ids = self.ops.block_topm(logits, self._block_of(query.row_pos), kept)
-        return KeptBlocks(ids, logits)
 
     def best_of_all(
         self, query: SelectionQuery, topk: int, heads: torch.Tensor | None = None
@@ -117,11 +105,6 @@ class ResidentKeys:
         how = self.block_tokens, topk, self.layout, logits
         return self.ops.select_tokens(query.index_q, query.index_weights, *lists, *how)
 
-    def routed_heads(self, query: SelectionQuery, num_routed: int) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        complete = self._block_of(query.row_pos + 1)
-        return self.ops.route_heads(*self._pooled(query), complete, num_routed, layout=self.layout)
-
     def token_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
         """See `selection.IndexKeys`."""
         shape = query.num_rows, block_ids.shape[1] * self.block_tokens
@@ -137,36 +120,10 @@ class ResidentKeys:
         lists = self.stored.index_pages, table, query.row_seq, positions
         return self.ops.score_positions(query.index_q, query.index_weights, *lists, self.layout)
 
-    def top_columns(self, logits: torch.Tensor, topk: int) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        return self.ops.topk(logits, topk)
-
-    def top_positions(
-        self, logits: torch.Tensor, block_ids: torch.Tensor, topk: int
-    ) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        columns = self.ops.topk(logits, topk)
-        return self.ops.candidate_positions(columns, block_ids, self.block_tokens)
-
-    def needs_more(
-        self,
-        query: SelectionQuery,
-        positions: torch.Tensor,
-        blocks: KeptBlocks,
-        tail_share: float,
-    ) -> torch.Tensor:
-        """See `selection.IndexKeys`."""
-        lists = positions, blocks.ids, blocks.pooled_logits, self._block_of(query.row_pos)
-        return self.ops.tail_share(*lists, self.block_tokens, tail_share)[1]
-
     def count(self, what: str, amounts: torch.Tensor | int) -> None:
         """Adds at once: waits for the device."""
         added = amounts if isinstance(amounts, int) else int(amounts.sum())
         setattr(self.counts, what, getattr(self.counts, what) + added)
-
-    def _pooled(self, query: SelectionQuery) -> tuple[torch.Tensor, ...]:
-        stored = self.stored.pooled_pages, self.stored.pooled_table
-        return query.index_q, query.index_weights, *stored, query.row_seq
 
     def _slots(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
         slots = self._slots_to_find(*block_ids.shape)
@@ -176,9 +133,6 @@ class ResidentKeys:
         pages = self._slot_pages
         out = torch.empty(rows, kept, dtype=torch.int32, device=pages.slot_table.device)
         return WindowSlots(pages.slot_table, pages.table_base, pages.slot_base, out)
-
-    def _block_of(self, positions: torch.Tensor) -> torch.Tensor:
-        return torch.div(positions, self.block_tokens, rounding_mode="floor")
 
 
 def store_keys(

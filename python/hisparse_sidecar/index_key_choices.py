@@ -1,0 +1,77 @@
+"""What of `selection.IndexKeys` is the same wherever index keys lie: choices among scores."""
+
+import torch
+
+from hisparse_kernels.backends import Ops
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
+
+
+class IndexKeyChoices:
+    """Pooled keys of the sequences of a call, and choices among scores.
+
+    Attributes:
+        block_tokens: tokens of one block.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        layout: IndexLayout,
+        block_tokens: int,
+        pooled_pages: torch.Tensor,
+        pooled_table: torch.Tensor,
+    ) -> None:
+        self._ops, self._layout, self.block_tokens = ops, layout, block_tokens
+        self._pooled_pages, self._pooled_table = pooled_pages, pooled_table
+
+    @property
+    def pooled_columns(self) -> int:
+        """See `selection.IndexKeys`."""
+        return self._pooled_table.shape[1] * PAGE_TOKENS
+
+    def all_positions(self, query: SelectionQuery) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        return self._ops.prefix_positions(query.row_pos, query.topk)
+
+    def more_blocks(self, query: SelectionQuery, blocks: KeptBlocks, kept: int) -> KeptBlocks:
+        """See `selection.IndexKeys`."""
+        logits = blocks.pooled_logits
+        return KeptBlocks(self._ops.block_topm(logits, self._block_of(query.row_pos), kept), logits)
+
+    def routed_heads(self, query: SelectionQuery, num_routed: int) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        complete = self._block_of(query.row_pos + 1)
+        pooled = self._pooled(query)
+        return self._ops.route_heads(*pooled, complete, num_routed, layout=self._layout)
+
+    def top_columns(self, logits: torch.Tensor, topk: int) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        return self._ops.topk(logits, topk)
+
+    def top_positions(
+        self, logits: torch.Tensor, block_ids: torch.Tensor, topk: int
+    ) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        columns = self._ops.topk(logits, topk)
+        return self._ops.candidate_positions(columns, block_ids, self.block_tokens)
+
+    def needs_more(
+        self,
+        query: SelectionQuery,
+        positions: torch.Tensor,
+        blocks: KeptBlocks,
+        tail_share: float,
+    ) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        lists = positions, blocks.ids, blocks.pooled_logits, self._block_of(query.row_pos)
+        return self._ops.tail_share(*lists, self.block_tokens, tail_share)[1]
+
+    def _pooled(self, query: SelectionQuery) -> tuple[torch.Tensor, ...]:
+        """The query's rows and the pooled keys, as the ops take them."""
+        stored = self._pooled_pages, self._pooled_table
+        return query.index_q, query.index_weights, *stored, query.row_seq
+
+    def _block_of(self, positions: torch.Tensor) -> torch.Tensor:
+        """[rows] int32, the block of each position; -1 for -1."""
+        return torch.div(positions, self.block_tokens, rounding_mode="floor")
