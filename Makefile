@@ -56,7 +56,7 @@ test-python: setup  ## pytest but for the long ones
 test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kills, corruption
 	cargo test --quiet --release --package hisparse-core \
 	    --test file_tier_kill --test file_tier_corruption \
-	    --test prefix_model --test prefix_threads -- --ignored
+	    --test prefix_model --test prefix_threads --test sharing_model -- --ignored
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of the system

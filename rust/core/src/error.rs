@@ -75,6 +75,18 @@ pub enum Error {
         /// Pages of the pool.
         total: u64,
     },
+    /// A tenant may not have so many host pages more.
+    #[error("share of tenant {tenant} full: need {need} pages, {free} free of {quota}")]
+    ShareFull {
+        /// Number of the tenant.
+        tenant: u16,
+        /// Pages that the call needs.
+        need: u64,
+        /// Pages of its quota that are not in use.
+        free: u64,
+        /// Pages that it may have.
+        quota: u64,
+    },
     /// No contiguous range of the asked length is free.
     #[error(
         "device arena full: need {need} {arena} in one range, {free} free of {total}, \
@@ -136,6 +148,12 @@ pub enum Error {
         owner: u64,
         /// Owners that live.
         num_live: usize,
+    },
+    /// No tenant of that name; names are not repeated, for whoever asks may not know them.
+    #[error("unknown tenant: named 1, {num_known} known, none of that name")]
+    UnknownTenant {
+        /// Tenants that are known.
+        num_known: usize,
     },
     /// The call does not fit the state that the object is in.
     #[error("{what}: found {found}, needed {needed}")]
@@ -251,6 +269,7 @@ impl Error {
             Self::OutOfRange { .. }
             | Self::NotAMultiple { .. }
             | Self::BadByte { .. }
+            | Self::UnknownTenant { .. }
             | Self::TooFewVictims { .. } => ErrorKind::InvalidArgument,
             Self::HostPoolFull { .. } => ErrorKind::HostPoolFull,
             Self::DeviceArenaFull { .. } => ErrorKind::DeviceArenaFull,
@@ -260,7 +279,7 @@ impl Error {
                 ErrorKind::WrongState
             }
             Self::Region { .. } | Self::RegionUnsealed { .. } => ErrorKind::Region,
-            Self::TierFull { .. } => ErrorKind::TierFull,
+            Self::TierFull { .. } | Self::ShareFull { .. } => ErrorKind::TierFull,
             Self::TierDown { .. } | Self::TierIo { .. } => ErrorKind::TierDown,
             Self::DeadlinePassed { .. } => ErrorKind::DeadlinePassed,
             Self::Corrupt { .. } | Self::Poisoned => ErrorKind::Corrupt,

@@ -14,6 +14,7 @@ mod layout;
 mod lease;
 mod ledger;
 mod manager;
+mod names;
 mod page;
 pub mod page_ops;
 mod page_table;
@@ -22,10 +23,13 @@ pub mod prefix;
 mod region;
 mod region_memory;
 mod sequence;
+mod sharing;
 mod slot_lru;
 mod split_mix;
 mod stats;
 pub mod sync;
+mod tenant_names;
+mod tenants;
 pub mod tier;
 
 pub use admission::{DeviceCapacity, DeviceSlots};
@@ -41,8 +45,10 @@ pub use pooled_keys::{ClosedBlocks, PooledKeys};
 pub use region::{HostRegion, RegionOptions};
 pub use region_memory::PageKind;
 pub use sequence::{SequenceHandle, SequenceRanges};
+pub use sharing::{MatchedPrompt, SharingOptions};
 pub use slot_lru::{MAX_SLOTS, Resolution, SlotLru, StepStamps};
 pub use stats::Stats;
+pub use tenants::{TenantId, TenantUsage};
 
 /// Version of this crate.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

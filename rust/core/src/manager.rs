@@ -9,16 +9,24 @@ use crate::layout::HostLayout;
 use crate::lease::PageLease;
 use crate::ledger::Ledger;
 use crate::pooled_keys::ClosedBlocks;
+use crate::prefix::{OwnerId, OwnerLimits, PrefixDirectory};
 use crate::region::HostRegion;
 use crate::sequence::{SequenceHandle, SequenceRanges};
+use crate::sharing::SharingOptions;
 use crate::stats::Stats;
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
+use crate::tenant_names::TenantNames;
+use crate::tier::IdentityChain;
 
 /// Owner of a region's pages and of the ids of all device arenas.
 #[derive(Debug)]
 pub struct Manager {
-    region: Arc<HostRegion>,
-    layout: HostLayout,
+    pub(crate) region: Arc<HostRegion>,
+    pub(crate) layout: HostLayout,
+    pub(crate) directory: PrefixDirectory,
+    pub(crate) tenants: TenantNames,
+    pub(crate) owner: OwnerId,      // of the leases that last for one call
+    pub(crate) rest: IdentityChain, // names pages of resting sequences, which nobody can ask for
     ledger: Arc<Mutex<Ledger>>,
 }
 
@@ -30,10 +38,32 @@ impl Manager {
         capacity: DeviceCapacity,
         block_tokens: u32,
     ) -> Result<Self> {
+        Self::sharing(region, layout, capacity, block_tokens, &SharingOptions::default())
+    }
+
+    /// As [`new`](Self::new), for pages that processes and hosts may share by name.
+    pub fn sharing(
+        region: Arc<HostRegion>,
+        layout: HostLayout,
+        capacity: DeviceCapacity,
+        block_tokens: u32,
+        options: &SharingOptions,
+    ) -> Result<Self> {
         check_range("bytes of the layout", layout.num_bytes(), 1, region.num_bytes())?;
         region.address()?;
-        let ledger = Ledger::new(layout.shape(), capacity, block_tokens)?;
-        Ok(Self { region, layout, ledger: Arc::new(Mutex::new(ledger)) })
+        let prefix = options.directory(&layout)?;
+        let ledger = Ledger::new(layout.shape(), capacity, block_tokens, prefix)?;
+        let ledger = Arc::new(Mutex::new(ledger));
+        let directory = PrefixDirectory::over(Arc::clone(&ledger) as _, OwnerLimits::random())?;
+        let owner = directory.register(u64::MAX)?; // never silent for too long
+        let tenants = TenantNames::new(options.chain_maker(&layout, block_tokens));
+        let rest = options.private_chain();
+        Ok(Self { region, layout, directory, tenants, owner, rest, ledger })
+    }
+
+    /// The directory of shared pages, under the manager's own lock.
+    pub fn directory(&self) -> PrefixDirectory {
+        self.directory.clone()
     }
 
     /// Opens an empty sequence. Host pages and device ranges for `prompt_tokens + max_new_tokens`
@@ -84,7 +114,7 @@ impl Manager {
         self.lock()?.fork(sequence, length, max_new_tokens, device, &copy)
     }
 
-    /// Ends a sequence and gives back all that it held.
+    /// Ends a sequence and gives back all that it held; pages that it shares stay for others.
     pub fn close(&self, sequence: SequenceHandle) -> Result<()> {
         self.lock()?.close(sequence)
     }
@@ -99,10 +129,10 @@ impl Manager {
         self.lock()?.sequence(sequence).map(|sequence| sequence.admitted_tokens)
     }
 
-    /// Host pages of the sequence's tokens, in order.
+    /// Host pages of the sequence's tokens, in order; refused while it rests.
     pub fn host_pages(&self, sequence: SequenceHandle) -> Result<Vec<u32>> {
         let ledger = self.lock()?;
-        let pages = ledger.sequence(sequence)?.pages.pages();
+        let pages = ledger.sequence(sequence)?.active()?.pages.pages();
         Ok(pages.iter().map(|handle| handle.page()).collect())
     }
 
@@ -111,9 +141,9 @@ impl Manager {
         self.lock()?.sequence(sequence)?.pooled.state(anchor)
     }
 
-    /// Where the sequence's state lies in each device arena; fixed while it is open.
+    /// Where the sequence's state lies in each device arena; fixed until it rests or is closed.
     pub fn ranges(&self, sequence: SequenceHandle) -> Result<SequenceRanges> {
-        self.lock()?.sequence(sequence).map(|sequence| sequence.ranges)
+        Ok(self.lock()?.sequence(sequence)?.active()?.ranges)
     }
 
     /// Takes pages out of the pool until the lease is dropped.
@@ -136,7 +166,7 @@ impl Manager {
         self.region.copy_page(&self.layout, src, dst)
     }
 
-    fn lock(&self) -> Result<MutexGuard<'_, Ledger>> {
+    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Ledger>> {
         lock(&self.ledger)
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! A reservation is a count, not a choice: pages are picked when they are needed, so a reserved
 //! page never fails to appear. Freeing a page raises its generation, which makes old handles stale.
+//! Every page and every promise counts for one tenant.
 
 use crate::error::{Error, Result, check_equal, check_range};
+use crate::tenants::{TenantId, TenantUsage, Tenants};
 
 /// Tokens of one page: the unit of allocation.
 pub const PAGE_TOKENS: u32 = 64;
@@ -30,10 +32,11 @@ impl PageHandle {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct PageState {
     generation: u32,
     num_refs: u32, // 0 = free
+    tenant: TenantId,
 }
 
 /// Hands out pages with reference counts.
@@ -43,14 +46,21 @@ pub struct PageAllocator {
     free: Vec<u32>, // the last one is handed out next
     num_reserved: usize,
     num_shared: usize, // pages with two references or more
+    tenants: Tenants,
 }
 
 impl PageAllocator {
     /// A pool of `num_pages` free pages, 1 to [`MAX_PAGES`].
     pub fn new(num_pages: u32) -> Result<Self> {
         check_range("num_pages", num_pages, 1, MAX_PAGES)?;
-        let pages = vec![PageState::default(); num_pages as usize];
-        Ok(Self { pages, free: (0..num_pages).rev().collect(), num_reserved: 0, num_shared: 0 })
+        let page = PageState { generation: 0, num_refs: 0, tenant: TenantId::DEFAULT };
+        Ok(Self {
+            pages: vec![page; num_pages as usize],
+            free: (0..num_pages).rev().collect(),
+            num_reserved: 0,
+            num_shared: 0,
+            tenants: Tenants::new(),
+        })
     }
 
     /// All pages of the pool.
@@ -78,24 +88,60 @@ impl PageAllocator {
         self.num_shared
     }
 
-    /// Promises `count` pages to later [`take_reserved`](Self::take_reserved) calls.
-    pub fn reserve(&mut self, count: usize) -> Result<()> {
+    /// Adds a tenant that may have so many pages.
+    pub fn add_tenant(&mut self, quota_pages: u64) -> Result<TenantId> {
+        self.tenants.add(quota_pages)
+    }
+
+    /// Changes a quota; what a tenant has beyond it stays until it goes by itself.
+    pub fn set_quota(&mut self, tenant: TenantId, quota_pages: u64) -> Result<()> {
+        self.tenants.set_quota(tenant, quota_pages)
+    }
+
+    /// What a tenant has, and may have.
+    pub fn tenant_usage(&self, tenant: TenantId) -> Result<TenantUsage> {
+        self.tenants.usage(tenant)
+    }
+
+    /// Every tenant.
+    pub(crate) fn tenants(&self) -> impl Iterator<Item = TenantId> {
+        (0..self.tenants.iter().len())
+            .filter_map(|number| u16::try_from(number).ok())
+            .map(TenantId::from_number)
+    }
+
+    /// Pages that a tenant has to give up before it may have `count` more.
+    pub(crate) fn over_quota(&self, tenant: TenantId, count: usize) -> Result<usize> {
+        self.tenants.missing(tenant, count)
+    }
+
+    /// Why a tenant may not have `count` pages more.
+    pub(crate) fn share_full(&self, tenant: TenantId, count: usize) -> Error {
+        self.tenants.full(tenant, count)
+    }
+
+    /// Promises `count` pages to later [`take_reserved`](Self::take_reserved) calls of a tenant.
+    pub fn reserve(&mut self, tenant: TenantId, count: usize) -> Result<()> {
         if count > self.num_available() {
             return Err(self.full(count));
         }
+        self.tenants.charge(tenant, count)?;
         self.num_reserved += count;
         Ok(())
     }
 
-    /// Takes back the promise of `count` pages.
-    pub fn unreserve(&mut self, count: usize) -> Result<()> {
+    /// Takes back the promise of `count` pages, made to the same tenant.
+    pub fn unreserve(&mut self, tenant: TenantId, count: usize) -> Result<()> {
+        self.tenants.usage(tenant)?;
         self.check_reserved(count)?;
         self.num_reserved -= count;
+        self.tenants.credit(tenant, count);
         Ok(())
     }
 
-    /// Picks a promised page; the caller holds its only reference.
-    pub fn take_reserved(&mut self) -> Result<PageHandle> {
+    /// Picks a page that was promised to the tenant; the caller holds its only reference.
+    pub fn take_reserved(&mut self, tenant: TenantId) -> Result<PageHandle> {
+        self.tenants.usage(tenant)?;
         self.check_reserved(1)?;
         let page = self.free.pop().ok_or(Error::HostPoolFull {
             need: 1,
@@ -104,14 +150,19 @@ impl PageAllocator {
         })?;
         self.num_reserved -= 1;
         let state = &mut self.pages[page as usize];
-        state.num_refs = 1;
+        (state.num_refs, state.tenant) = (1, tenant);
         Ok(PageHandle { page, generation: state.generation })
     }
 
     /// Picks `count` pages without an earlier promise: all or none.
-    pub fn allocate(&mut self, count: usize) -> Result<Vec<PageHandle>> {
-        self.reserve(count)?;
-        (0..count).map(|_| self.take_reserved()).collect()
+    pub fn allocate(&mut self, tenant: TenantId, count: usize) -> Result<Vec<PageHandle>> {
+        self.reserve(tenant, count)?;
+        (0..count).map(|_| self.take_reserved(tenant)).collect()
+    }
+
+    /// The tenant that the page counts for.
+    pub fn tenant_of(&self, handle: PageHandle) -> Result<TenantId> {
+        self.state(handle).map(|state| state.tenant)
     }
 
     /// References to the page.
@@ -138,6 +189,7 @@ impl PageAllocator {
             return Ok(false);
         }
         state.generation = state.generation.wrapping_add(1);
+        self.tenants.credit(state.tenant, 1);
         self.free.push(handle.page);
         Ok(true)
     }
@@ -155,7 +207,9 @@ impl PageAllocator {
         check_equal("pages used and free", used + self.free.len(), self.pages.len())?;
         let shared = self.pages.iter().filter(|state| state.num_refs > 1).count();
         check_equal("shared pages", self.num_shared, shared)?;
-        check_range("reserved pages", self.num_reserved, 0, self.free.len())
+        check_range("reserved pages", self.num_reserved, 0, self.free.len())?;
+        let charged: u64 = self.tenants.iter().map(|share| share.used_pages).sum();
+        check_equal("pages charged to tenants", charged, (used + self.num_reserved) as u64)
     }
 
     fn state(&self, handle: PageHandle) -> Result<PageState> {
@@ -192,22 +246,24 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
+    const TENANT: TenantId = TenantId::DEFAULT;
+
     #[test]
     fn a_full_pool_says_what_was_needed_and_what_was_free() {
         let mut pages = PageAllocator::new(4).unwrap();
-        pages.reserve(3).unwrap();
-        let error = pages.allocate(2).unwrap_err();
+        pages.reserve(TENANT, 3).unwrap();
+        let error = pages.allocate(TENANT, 2).unwrap_err();
         assert_eq!(error.to_string(), "host pool full: need 2 pages, 1 free of 4");
-        assert_eq!(pages.allocate(1).unwrap().len(), 1);
+        assert_eq!(pages.allocate(TENANT, 1).unwrap().len(), 1);
         pages.check_integrity().unwrap();
     }
 
     #[test]
     fn a_freed_page_makes_its_handle_stale() {
         let mut pages = PageAllocator::new(1).unwrap();
-        let old = pages.allocate(1).unwrap()[0];
+        let old = pages.allocate(TENANT, 1).unwrap()[0];
         assert!(pages.release(old).unwrap());
-        let new = pages.allocate(1).unwrap()[0];
+        let new = pages.allocate(TENANT, 1).unwrap()[0];
         assert_eq!(new.page(), old.page());
         let error = pages.release(old).unwrap_err();
         assert_eq!(error.to_string(), "stale page handle 0: found generation 0, needed 1");
@@ -218,16 +274,16 @@ mod tests {
     fn a_page_generation_wraps_to_zero() {
         let mut pages = PageAllocator::new(1).unwrap();
         pages.pages[0].generation = u32::MAX;
-        let last = pages.allocate(1).unwrap()[0];
+        let last = pages.allocate(TENANT, 1).unwrap()[0];
         pages.release(last).unwrap();
-        assert_eq!(pages.allocate(1).unwrap()[0].generation(), 0);
+        assert_eq!(pages.allocate(TENANT, 1).unwrap()[0].generation(), 0);
         assert_eq!(pages.num_refs(last).unwrap_err().kind(), ErrorKind::StaleHandle);
     }
 
     #[test]
     fn a_shared_page_is_free_after_its_last_release() {
         let mut pages = PageAllocator::new(2).unwrap();
-        let page = pages.allocate(1).unwrap()[0];
+        let page = pages.allocate(TENANT, 1).unwrap()[0];
         pages.share(page).unwrap();
         assert_eq!(pages.num_shared(), 1);
         assert!(!pages.release(page).unwrap());
@@ -238,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_page_of_another_pool_is_refused() {
-        let far = PageAllocator::new(9).unwrap().allocate(9).unwrap()[8];
+        let far = PageAllocator::new(9).unwrap().allocate(TENANT, 9).unwrap()[8];
         let error = PageAllocator::new(2).unwrap().share(far).unwrap_err();
         assert_eq!(error.to_string(), "page: found 8, needed 0 to 1");
     }
@@ -246,8 +302,27 @@ mod tests {
     #[test]
     fn a_page_that_was_not_reserved_cannot_be_taken() {
         let mut pages = PageAllocator::new(2).unwrap();
-        let error = pages.take_reserved().unwrap_err();
+        let error = pages.take_reserved(TENANT).unwrap_err();
         assert_eq!(error.to_string(), "reserved pages: found 0, needed 1");
-        assert_eq!(pages.unreserve(1).unwrap_err().kind(), ErrorKind::WrongState);
+        assert_eq!(pages.unreserve(TENANT, 1).unwrap_err().kind(), ErrorKind::WrongState);
+    }
+
+    #[test]
+    fn a_page_counts_for_its_tenant_from_the_promise_to_the_last_release() {
+        let mut pages = PageAllocator::new(8).unwrap();
+        let tenant = pages.add_tenant(3).unwrap();
+        let used = |pages: &PageAllocator| pages.tenant_usage(tenant).unwrap().used_pages;
+        pages.reserve(tenant, 3).unwrap();
+        assert_eq!(pages.reserve(tenant, 1).unwrap_err().kind(), ErrorKind::TierFull);
+        let page = pages.take_reserved(tenant).unwrap();
+        pages.unreserve(tenant, 1).unwrap();
+        assert_eq!((used(&pages), pages.tenant_of(page)), (2, Ok(tenant)));
+        pages.share(page).unwrap();
+        pages.release(page).unwrap();
+        assert_eq!(used(&pages), 2);
+        pages.release(page).unwrap();
+        assert_eq!(used(&pages), 1);
+        pages.check_integrity().unwrap();
+        assert!(pages.reserve(TenantId::from_number(2), 1).is_err());
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Result, check_range};
 use crate::page::{PageAllocator, PageHandle};
+use crate::tenants::TenantId;
 
 /// What [`time`] measured.
 #[derive(Debug, Clone, Copy)]
@@ -31,8 +32,8 @@ pub fn time(num_pages: u32, num_operations: u64) -> Result<PageOpsTiming> {
 fn fill(pages: &mut PageAllocator, held: &mut Vec<PageHandle>) -> Result<u64> {
     let first = held.len();
     while pages.num_available() > 0 {
-        pages.reserve(1)?;
-        let page = pages.take_reserved()?;
+        pages.reserve(TenantId::DEFAULT, 1)?;
+        let page = pages.take_reserved(TenantId::DEFAULT)?;
         pages.share(page)?;
         held.push(page);
     }

@@ -7,12 +7,14 @@
 
 use crate::error::{Result, check_equal};
 use crate::page::{PAGE_TOKENS, PageAllocator, PageHandle};
+use crate::tenants::TenantId;
 
 /// Copies the bytes of page `.0` to page `.1`; may refuse.
 pub(crate) type CopyPage<'a> = &'a dyn Fn(u32, u32) -> Result<()>;
 
 #[derive(Debug)]
 pub(crate) struct PageTable {
+    tenant: TenantId,
     pages: Vec<PageHandle>,
     admitted_pages: usize,
     holds_copy_promise: bool, // the last page was shared and partial when it was last looked at
@@ -24,9 +26,25 @@ pub(crate) fn pages_for(num_tokens: u32) -> usize {
 }
 
 impl PageTable {
-    /// An empty table whose `admitted_pages` pages the caller has reserved.
-    pub(crate) fn new(admitted_pages: usize) -> Self {
-        Self { pages: Vec::new(), admitted_pages, holds_copy_promise: false }
+    /// An empty table whose `admitted_pages` pages the caller has reserved for the tenant.
+    pub(crate) fn new(tenant: TenantId, admitted_pages: usize) -> Self {
+        Self::sharing(tenant, Vec::new(), admitted_pages, false)
+    }
+
+    /// A table that begins with pages of which it has a reference each; the caller has reserved the
+    /// rest of `admitted_pages`, and a page to copy the last one to if that is partial and shared.
+    pub(crate) fn sharing(
+        tenant: TenantId,
+        pages: Vec<PageHandle>,
+        admitted_pages: usize,
+        holds_copy_promise: bool,
+    ) -> Self {
+        Self { tenant, pages, admitted_pages, holds_copy_promise }
+    }
+
+    /// Puts a page with the same bytes in the place of another; the references are the caller's.
+    pub(crate) fn replace(&mut self, at: usize, page: PageHandle) {
+        self.pages[at] = page;
     }
 
     /// A table that shares the full pages of the first `length` tokens and copies the partial one.
@@ -39,12 +57,12 @@ impl PageTable {
     ) -> Result<Self> {
         let num_shared = (length / PAGE_TOKENS) as usize;
         let num_owned = admitted_pages - num_shared;
-        pool.reserve(num_owned)?;
-        let mut fork = Self::new(admitted_pages);
+        pool.reserve(self.tenant, num_owned)?;
+        let mut fork = Self::new(self.tenant, admitted_pages);
         if num_shared < pages_for(length) {
             let source = self.pages[num_shared];
-            let partial = take_copy(pool, source, copy);
-            fork.pages.push(partial.inspect_err(|_| give_back(pool, num_owned))?);
+            let partial = take_copy(pool, self.tenant, source, copy);
+            fork.pages.push(partial.inspect_err(|_| give_back(pool, self.tenant, num_owned))?);
         }
         for &page in &self.pages[..num_shared] {
             pool.share(page)?;
@@ -63,7 +81,7 @@ impl PageTable {
     ) -> Result<bool> {
         let copied = !length.is_multiple_of(PAGE_TOKENS) && self.own_last_page(pool, copy)?;
         for _ in self.pages.len()..pages_for(end) {
-            self.pages.push(pool.take_reserved()?);
+            self.pages.push(pool.take_reserved(self.tenant)?);
         }
         Ok(copied)
     }
@@ -77,24 +95,29 @@ impl PageTable {
         let old_promise = self.num_promised();
         let promise = self.admitted_pages - keep + usize::from(needs_copy);
         let extra = promise.saturating_sub(old_promise + freed);
-        pool.reserve(extra)?;
+        pool.reserve(self.tenant, extra)?;
         for page in self.pages.drain(keep..) {
             pool.release(page)?;
         }
         self.holds_copy_promise = needs_copy;
         match (old_promise + extra).checked_sub(promise) {
-            Some(surplus) => pool.unreserve(surplus),
-            None => pool.reserve(promise - old_promise - extra),
+            Some(surplus) => pool.unreserve(self.tenant, surplus),
+            None => pool.reserve(self.tenant, promise - old_promise - extra),
         }
     }
 
     /// Gives back every page and the promise.
     pub(crate) fn release(self, pool: &mut PageAllocator) -> Result<()> {
-        pool.unreserve(self.num_promised())?;
+        pool.unreserve(self.tenant, self.num_promised())?;
         for page in self.pages {
             pool.release(page)?;
         }
         Ok(())
+    }
+
+    /// Whose share the pages are in.
+    pub(crate) fn tenant(&self) -> TenantId {
+        self.tenant
     }
 
     pub(crate) fn pages(&self) -> &[PageHandle] {
@@ -118,12 +141,12 @@ impl PageTable {
         let Some(&last) = self.pages.last() else { return Ok(false) };
         let is_shared = pool.num_refs(last)? > 1;
         if is_shared {
-            let owned = take_copy(pool, last, copy)?;
+            let owned = take_copy(pool, self.tenant, last, copy)?;
             pool.release(last)?;
             self.pages.pop();
             self.pages.push(owned);
         } else if self.holds_copy_promise {
-            pool.unreserve(1)?;
+            pool.unreserve(self.tenant, 1)?;
         }
         self.holds_copy_promise = false;
         Ok(is_shared)
@@ -145,20 +168,21 @@ impl PageTable {
 /// Takes a promised page and copies `source` to it; a refused copy leaves the promise as it was.
 fn take_copy(
     pool: &mut PageAllocator,
+    tenant: TenantId,
     source: PageHandle,
     copy: CopyPage<'_>,
 ) -> Result<PageHandle> {
-    let owned = pool.take_reserved()?;
+    let owned = pool.take_reserved(tenant)?;
     if let Err(error) = copy(source.page(), owned.page()) {
         pool.release(owned)?;
-        pool.reserve(1)?;
+        pool.reserve(tenant, 1)?;
         return Err(error);
     }
     Ok(owned)
 }
 
-fn give_back(pool: &mut PageAllocator, num_reserved: usize) {
-    pool.unreserve(num_reserved).expect("this call reserved them");
+fn give_back(pool: &mut PageAllocator, tenant: TenantId, num_reserved: usize) {
+    pool.unreserve(tenant, num_reserved).expect("this call reserved them");
 }
 
 #[cfg(test)]
@@ -166,6 +190,7 @@ mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
 
+    const TENANT: TenantId = TenantId::DEFAULT;
     const NO_COPY: CopyPage<'static> = &|_, _| panic!("no page is shared and partial");
     const COPY: CopyPage<'static> = &|_, _| Ok(());
 
@@ -174,8 +199,8 @@ mod tests {
     }
 
     fn table(pool: &mut PageAllocator, admitted: u32, length: u32) -> PageTable {
-        pool.reserve(pages_for(admitted)).unwrap();
-        let mut table = PageTable::new(pages_for(admitted));
+        pool.reserve(TENANT, pages_for(admitted)).unwrap();
+        let mut table = PageTable::new(TENANT, pages_for(admitted));
         table.append(pool, 0, length, NO_COPY).unwrap();
         table
     }

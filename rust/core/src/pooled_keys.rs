@@ -34,6 +34,17 @@ impl PooledKeys {
         Ok(Self { block_tokens, folded_tokens: vec![0; num_anchors] })
     }
 
+    /// The first `length` tokens folded in: their pooled keys came with their pages.
+    pub fn restored(num_anchors: usize, block_tokens: u32, length: u32) -> Result<Self> {
+        check_block_tokens(block_tokens)?;
+        Ok(Self { block_tokens, folded_tokens: vec![length; num_anchors] })
+    }
+
+    /// Tokens that every anchor has folded in.
+    pub fn num_folded(&self, length: u32) -> u32 {
+        self.folded_tokens.iter().copied().min().unwrap_or(length)
+    }
+
     /// Closed blocks and tokens in the open block.
     pub fn state(&self, anchor: usize) -> Result<(u32, u32)> {
         check_index("anchor", anchor, self.folded_tokens.len())?;

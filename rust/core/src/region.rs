@@ -130,6 +130,18 @@ impl HostRegion {
         })
     }
 
+    /// Whether two pages have the same bytes in every array of `layout`.
+    pub(crate) fn same_page(&self, layout: &HostLayout, a: u32, b: u32) -> Result<bool> {
+        check_range("bytes of the layout", layout.num_bytes(), 1, self.num_bytes)?;
+        check_range("page", a.max(b), 0, layout.shape().num_pages - 1)?;
+        self.with_memory(|memory| {
+            layout.arrays().all(|array| {
+                let at = |page: u32| array.offset + page as usize * array.page_bytes;
+                memory.equal_within(at(a), at(b), array.page_bytes)
+            })
+        })
+    }
+
     fn with_memory<T>(&self, use_memory: impl FnOnce(&RegionMemory) -> T) -> Result<T> {
         lock(&self.open)?.memory.as_ref().map(use_memory).ok_or(CLOSED)
     }

@@ -173,6 +173,18 @@ impl RegionMemory {
         // SAFETY: both ranges lie inside the mapping; `copy` allows them to overlap.
         unsafe { std::ptr::copy(src, dst, num_bytes) };
     }
+
+    /// Whether `num_bytes` bytes at two offsets, both inside the mapping, are the same.
+    pub(crate) fn equal_within(&self, a: usize, b: usize, num_bytes: usize) -> bool {
+        debug_assert!(a.max(b) + num_bytes <= self.num_bytes);
+        let bytes = |offset: usize| {
+            // SAFETY: `offset` lies inside the mapping.
+            let start = unsafe { self.address().as_ptr().add(offset) };
+            // SAFETY: the range lies inside the mapping, and nobody writes pages that are compared.
+            unsafe { std::slice::from_raw_parts(start, num_bytes) }
+        };
+        bytes(a) == bytes(b)
+    }
 }
 
 impl Drop for RegionMemory {

@@ -2,8 +2,10 @@
 
 use crate::arena::IdRange;
 use crate::error::{Error, Result, check_range};
+use crate::names::PageNames;
 use crate::page_table::PageTable;
 use crate::pooled_keys::PooledKeys;
+use crate::tenants::TenantId;
 
 /// Names one open sequence; stale for ever after the sequence is closed. 0 names none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,10 +58,60 @@ pub struct SequenceRanges {
 pub(crate) struct Sequence {
     pub(crate) length: u32,
     pub(crate) admitted_tokens: u32,
-    pub(crate) pages: PageTable,
     pub(crate) pooled: PooledKeys,
+    pub(crate) names: Option<PageNames>, // None = it shares nothing but with its forks
+    pub(crate) life: Life,
+}
+
+/// What a sequence has at the moment.
+#[derive(Debug)]
+pub(crate) enum Life {
+    /// All that steps need.
+    Active(Active),
+    /// Pages that are kept for it, in whatever tier, and nothing on the device.
+    Resting(Resting),
+}
+
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) pages: PageTable,
     pub(crate) ranges: SequenceRanges,
 }
+
+#[derive(Debug)]
+pub(crate) struct Resting {
+    pub(crate) tenant: TenantId,
+    pub(crate) held: Box<[u32]>, // entries of the directory, in order
+}
+
+impl Sequence {
+    /// What steps need; refused while the sequence rests.
+    pub(crate) fn active(&self) -> Result<&Active> {
+        match &self.life {
+            Life::Active(active) => Ok(active),
+            Life::Resting(_) => Err(RESTS),
+        }
+    }
+
+    /// As [`active`](Self::active), to change it.
+    pub(crate) fn active_mut(&mut self) -> Result<&mut Active> {
+        match &mut self.life {
+            Life::Active(active) => Ok(active),
+            Life::Resting(_) => Err(RESTS),
+        }
+    }
+
+    /// What is kept; refused while the sequence is active.
+    pub(crate) fn resting(&self) -> Result<&Resting> {
+        match &self.life {
+            Life::Resting(resting) => Ok(resting),
+            Life::Active(_) => Err(WORKS),
+        }
+    }
+}
+
+const RESTS: Error = Error::WrongState { what: "preemptions of the sequence", found: 1, needed: 0 };
+const WORKS: Error = Error::WrongState { what: "preemptions of the sequence", found: 0, needed: 1 };
 
 #[derive(Debug)]
 struct Entry {
@@ -145,9 +197,12 @@ mod tests {
         Sequence {
             length: 0,
             admitted_tokens: 1,
-            pages: PageTable::new(1),
             pooled: PooledKeys::new(1, 64).unwrap(),
-            ranges: SequenceRanges::default(),
+            names: None,
+            life: Life::Active(Active {
+                pages: PageTable::new(TenantId::DEFAULT, 1),
+                ranges: SequenceRanges::default(),
+            }),
         }
     }
 

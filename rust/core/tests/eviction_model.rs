@@ -93,9 +93,19 @@ fn evict(
     victims
 }
 
-fn check(ops: &[Op], policy: &mut dyn EvictionPolicy, model: &mut dyn Model) {
-    for op in ops {
+/// What goes and is taken back at once leaves an exact policy as it was.
+fn probe(policy: &mut dyn EvictionPolicy, op: usize) {
+    let pinned: HashSet<u32> = (0..NUM_KEYS).filter(|&key| key as usize % 5 == op % 7).collect();
+    let gone = evict(policy, op % 11, &pinned, true);
+    policy.restore(&gone);
+}
+
+fn check(ops: &[Op], policy: &mut dyn EvictionPolicy, model: &mut dyn Model, is_exact: bool) {
+    for (at, op) in ops.iter().enumerate() {
         apply(op, policy, model);
+        if is_exact {
+            probe(policy, at);
+        }
         let held = model.held();
         assert_eq!(policy.num_pages(), held.len());
         (0..NUM_KEYS).for_each(|key| assert_eq!(policy.holds(key), held.contains(&key)));
@@ -113,17 +123,17 @@ proptest! {
 
     #[test]
     fn lru_equals_its_definition(ops in prop::collection::vec(op(), 1..160)) {
-        check(&ops, &mut Lru::new(NUM_KEYS).expect("legal"), &mut LruModel::default());
+        check(&ops, &mut Lru::new(NUM_KEYS).expect("legal"), &mut LruModel::default(), true);
     }
 
     #[test]
     fn s3_fifo_equals_its_definition(ops in prop::collection::vec(op(), 1..160)) {
-        check(&ops, &mut S3Fifo::new(NUM_KEYS).expect("legal"), &mut S3FifoModel::default());
+        check(&ops, &mut S3Fifo::new(NUM_KEYS).expect("legal"), &mut S3FifoModel::default(), false);
     }
 
     #[test]
     fn leaf_first_equals_its_definition(ops in prop::collection::vec(op(), 1..160)) {
-        check(&ops, &mut LeafFirst::new(NUM_KEYS).expect("legal"), &mut LeafFirstModel::default());
+        check(&ops, &mut LeafFirst::new(NUM_KEYS).expect("legal"), &mut LeafFirstModel::default(), true);
     }
 }
 
@@ -157,4 +167,16 @@ fn a_scan_passes_through_the_small_queue_and_leaves_used_pages_alone() {
         policy.inserted(key, None, name).expect("new");
         assert!(key >= 80, "{key} was used");
     }
+}
+
+#[test]
+fn what_s3_fifo_takes_back_is_held_and_goes_next() {
+    let mut policy = S3Fifo::new(20).expect("legal");
+    for key in 0..20 {
+        policy.inserted(key, None, key.into()).expect("new");
+    }
+    let gone = evict(&mut policy, 5, &HashSet::new(), true);
+    policy.restore(&gone);
+    assert_eq!((policy.num_pages(), policy.holds(gone[0])), (20, true));
+    assert_eq!(evict(&mut policy, 5, &HashSet::new(), true), gone);
 }

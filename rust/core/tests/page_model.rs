@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use hisparse_core::{Error, ErrorKind, PageAllocator, PageHandle};
+use hisparse_core::{Error, ErrorKind, PageAllocator, PageHandle, TenantId};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -69,20 +69,27 @@ fn apply(op: &Op, pages: &mut PageAllocator, model: &mut Model) {
     match op {
         Op::Reserve(count) => {
             let fits = *count <= model.available();
-            assert_eq!(pages.reserve(*count).is_ok(), fits);
+            assert_eq!(pages.reserve(TenantId::DEFAULT, *count).is_ok(), fits);
             model.reserved += if fits { *count } else { 0 };
         }
         Op::Unreserve(count) => {
             let fits = *count <= model.reserved;
-            assert_eq!(pages.unreserve(*count).is_ok(), fits);
+            assert_eq!(pages.unreserve(TenantId::DEFAULT, *count).is_ok(), fits);
             model.reserved -= if fits { *count } else { 0 };
         }
         Op::Take if model.reserved == 0 => {
-            assert_eq!(pages.take_reserved().map_err(|e| e.kind()), Err(ErrorKind::WrongState));
+            assert_eq!(
+                pages.take_reserved(TenantId::DEFAULT).map_err(|e| e.kind()),
+                Err(ErrorKind::WrongState)
+            );
         }
         Op::Take => {
             model.reserved -= 1;
-            model.insert(pages.take_reserved().expect("a reserved page never fails to appear"));
+            model.insert(
+                pages
+                    .take_reserved(TenantId::DEFAULT)
+                    .expect("a reserved page never fails to appear"),
+            );
         }
         Op::Allocate(count) => allocate(*count, pages, model),
         Op::Share(pick) if !model.order.is_empty() => {
@@ -105,7 +112,7 @@ fn apply(op: &Op, pages: &mut PageAllocator, model: &mut Model) {
 
 fn allocate(count: usize, pages: &mut PageAllocator, model: &mut Model) {
     let free = model.available();
-    match pages.allocate(count) {
+    match pages.allocate(TenantId::DEFAULT, count) {
         Ok(handles) => handles.into_iter().for_each(|page| model.insert(page)),
         Err(error) => {
             let (need, free, total) = (count as u64, free as u64, NUM_PAGES as u64);

@@ -6,7 +6,7 @@ mod prefix_pages;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, Ordering};
 
-use hisparse_core::prefix::{OwnerId, PrefixDirectory, PrefixLease};
+use hisparse_core::prefix::{OwnerId, PrefixDirectory, PrefixLease, TenantId};
 use hisparse_core::sync::Arc;
 use hisparse_core::{
     DeviceCapacity, DeviceSlots, HostLayout, HostRegion, LayoutShape, Manager, PAGE_TOKENS,
@@ -73,14 +73,14 @@ fn manager() -> Manager {
 
 type Session = (SequenceHandle, OwnerId, PrefixLease);
 
-fn open(manager: &Manager, directory: &PrefixDirectory, number: u32) -> Session {
+fn open(manager: &Manager, directory: &PrefixDirectory, tenant: TenantId, number: u32) -> Session {
     let device = DeviceSlots { slots: 8, window_slots: 4 };
     let sequence =
         manager.open_sequence(SESSION_TOKENS, 0, device).expect("room for every session");
     manager.append(sequence, SESSION_TOKENS).expect("admitted");
     let owner = directory.register(0).expect("numbers are left");
     let chain = identities(&headers("a", number % 100, SESSION_PAGES as usize));
-    let lease = directory.match_prefix(&chain, owner, FOREVER).expect("the owner lives");
+    let lease = directory.match_prefix(&chain, tenant, owner, FOREVER).expect("the owner lives");
     assert_eq!(lease.found().len(), SESSION_PAGES as usize);
     (sequence, owner, lease)
 }
@@ -104,7 +104,7 @@ fn a_page_takes_200_bytes_and_a_session_2_kib() {
     let manager = manager();
     let before = held_bytes();
     let sessions: Vec<Session> =
-        (0..NUM_SESSIONS).map(|number| open(&manager, &directory, number)).collect();
+        (0..NUM_SESSIONS).map(|number| open(&manager, &directory, tenant, number)).collect();
     let per_session = (held_bytes() - before) / isize::try_from(NUM_SESSIONS).unwrap();
     assert!(per_session <= 2048, "{per_session} bytes a session");
     drop(sessions);

@@ -40,7 +40,9 @@ fn three() -> Held3 {
 impl Held3 {
     fn lease(&self) -> hisparse_core::prefix::PrefixLease {
         let chain = identities(&self.pages);
-        self.directory.match_prefix(&chain, self.owner, FOREVER).expect("the owner lives")
+        self.directory
+            .match_prefix(&chain, self.tenant, self.owner, FOREVER)
+            .expect("the owner lives")
     }
 
     fn used_pages(&self) -> u64 {
@@ -95,9 +97,10 @@ fn a_page_that_a_sequence_shares_while_it_is_copied_stays_charged_and_resident()
 #[test]
 fn a_dropped_movement_gives_back_what_it_held() {
     let held = three();
-    let started = held.directory.demote(1).unwrap().demotions.remove(0);
-    let enqueued = held.directory.demote(1).unwrap().demotions.remove(0).enqueued();
-    drop((started, enqueued));
+    let mut begun = held.directory.demote(2).unwrap().demotions;
+    assert_eq!(held.directory.demote(1).unwrap().demotions.len(), 0, "a page after it is there");
+    let enqueued = begun.remove(0).enqueued();
+    drop((begun, enqueued));
     assert_eq!(held.directory.stats().unwrap().resident, 3);
     held.demote_all();
     let lease = held.lease();
@@ -132,7 +135,7 @@ fn pages_are_promoted_once_and_in_the_order_of_the_prefix() {
     held.demote_all();
     let mut chain = identities(&held.pages);
     chain.extend_from_within(..);
-    let lease = held.directory.match_prefix(&chain, held.owner, FOREVER).unwrap();
+    let lease = held.directory.match_prefix(&chain, held.tenant, held.owner, FOREVER).unwrap();
     assert_eq!(lease.found().len(), 6);
     let begun = lease.promote(0..6, 0).unwrap();
     let order: Vec<PageHeader> = begun.iter().map(|promotion| *promotion.header()).collect();
@@ -193,7 +196,8 @@ impl Shelf for FailingShelf {
 fn no_pin_leaks_when_an_allocation_fails_during_promotion() {
     let (calls, fails_at) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut full = PageAllocator::new(1).unwrap();
-    full.allocate(1).unwrap();
+    full.allocate(TenantId::DEFAULT, 1).unwrap();
+    full.add_tenant(64).unwrap();
     let inner = HostShelf::new(PageAllocator::new(64).unwrap(), table(64, LEAF_FIRST));
     let shelf =
         FailingShelf { inner, full, calls: Arc::clone(&calls), fails_at: Arc::clone(&fails_at) };
@@ -202,14 +206,14 @@ fn no_pin_leaks_when_an_allocation_fails_during_promotion() {
     let owner = directory.register(0).unwrap();
     let pages = headers("a", 1, 64);
     for page in &pages {
-        directory.found_below(page, LowerTier::File, tenant).unwrap();
+        directory.found_below(page, LowerTier::File, Some(tenant)).unwrap();
     }
     let chain = identities(&pages);
     for nth in 1..=200 {
         // four rounds over the 64 pages, one allocation each, until the n-th fails
         let mut allocations = 0;
         'rounds: for _ in 0..4 {
-            let lease = directory.match_prefix(&chain, owner, FOREVER).unwrap();
+            let lease = directory.match_prefix(&chain, tenant, owner, FOREVER).unwrap();
             let mut begun: Vec<Promotion> = Vec::new();
             for page in 0..64 {
                 allocations += 1;
@@ -231,7 +235,7 @@ fn no_pin_leaks_when_an_allocation_fails_during_promotion() {
         assert_eq!(directory.tenant_usage(tenant).unwrap().used_pages, 0);
         directory.check_integrity().unwrap();
     }
-    let lease = directory.match_prefix(&chain, owner, FOREVER).unwrap();
+    let lease = directory.match_prefix(&chain, tenant, owner, FOREVER).unwrap();
     let all = lease.promote(0..64, 0).unwrap();
     assert_eq!(all.len(), 64, "the next request succeeds");
     assert!(all.into_iter().all(|one| one.enqueued().completed().is_ok()));
@@ -246,9 +250,9 @@ fn a_promotion_of_many_pages_takes_all_or_none() {
         let owner = directory.register(0).unwrap();
         let pages = headers("a", 1, 64);
         for page in &pages {
-            directory.found_below(page, LowerTier::File, tenant).unwrap();
+            directory.found_below(page, LowerTier::File, Some(tenant)).unwrap();
         }
-        let lease = directory.match_prefix(&identities(&pages), owner, FOREVER).unwrap();
+        let lease = directory.match_prefix(&identities(&pages), tenant, owner, FOREVER).unwrap();
         let error = lease.promote(0..64, 0).unwrap_err().to_string();
         let full = format!("host pool full: need 64 pages, {num_pages} free of {num_pages}");
         assert_eq!(error, full);

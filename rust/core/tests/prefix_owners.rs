@@ -6,7 +6,7 @@ mod prefix_pages;
 use std::collections::HashSet;
 
 use hisparse_core::ErrorKind;
-use hisparse_core::prefix::{OwnerId, PrefixDirectory, PrefixLease, Reaped};
+use hisparse_core::prefix::{OwnerId, PrefixDirectory, PrefixLease, Reaped, TenantId};
 use prefix_pages::{FOREVER, LEAF_FIRST, TIMEOUT_MS, directory, headers, identities};
 
 const SCAN_MS: u64 = TIMEOUT_MS / 4;
@@ -25,7 +25,9 @@ fn leased(num_owners: usize) -> (PrefixDirectory, Vec<(OwnerId, PrefixLease)>) {
         let owner = directory.register(0).expect("numbers are left");
         (
             owner,
-            directory.match_prefix(&identities(&pages), owner, FOREVER).expect("the owner lives"),
+            directory
+                .match_prefix(&identities(&pages), tenant, owner, FOREVER)
+                .expect("the owner lives"),
         )
     };
     let owners = (0..num_owners).map(lease).collect();
@@ -57,7 +59,7 @@ fn half_of_a_thousand_owners_die_and_the_others_keep_all() {
     for (owner, lease) in dead {
         assert_eq!(lease.pages(0).unwrap_err().kind(), ErrorKind::StaleHandle);
         assert_eq!(directory.heartbeat(*owner, 0).unwrap_err().kind(), ErrorKind::StaleHandle);
-        assert!(directory.match_prefix(&[], *owner, FOREVER).is_err());
+        assert!(directory.match_prefix(&[], TenantId::DEFAULT, *owner, FOREVER).is_err());
     }
     assert_eq!(directory.stats().unwrap().pins, 4 * 500);
     drop(owners);

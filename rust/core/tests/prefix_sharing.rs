@@ -79,7 +79,8 @@ fn another_tenants_equal_prefix_is_no_hit() {
     let shelf = shelf(8);
     shelf.keep(&headers("a", 1, 3));
     let (same, other) = (identities(&headers("a", 1, 3)), identities(&headers("b", 1, 3)));
-    let lease = |chain| shelf.directory.match_prefix(chain, shelf.owner, FOREVER).unwrap();
+    let lease =
+        |chain| shelf.directory.match_prefix(chain, shelf.tenant, shelf.owner, FOREVER).unwrap();
     assert_eq!(lease(&same).found().len(), 3);
     assert_eq!(lease(&other).found(), []);
     let stats = shelf.directory.stats().unwrap();
@@ -94,7 +95,7 @@ fn a_page_cannot_change_its_tenant() {
     let other = shelf.directory.add_tenant(4).unwrap();
     let mut taken = shelf.directory.take(other, 1).unwrap();
     assert_eq!(taken.publish(0, &pages).unwrap_err().kind(), ErrorKind::WrongState);
-    assert!(shelf.directory.found_below(&pages[0], LowerTier::File, other).is_err());
+    assert!(shelf.directory.found_below(&pages[0], LowerTier::File, Some(other)).is_err());
     assert_eq!(shelf.used_pages(), 1);
 }
 
@@ -103,9 +104,12 @@ fn a_match_ends_at_the_first_page_that_no_tier_has() {
     let shelf = shelf(8);
     let pages = headers("a", 1, 5);
     let hosts = shelf.keep(&pages[..2]);
-    shelf.directory.found_below(&pages[2], LowerTier::File, shelf.tenant).unwrap();
-    shelf.directory.found_below(&pages[4], LowerTier::File, shelf.tenant).unwrap();
-    let lease = shelf.directory.match_prefix(&identities(&pages), shelf.owner, FOREVER).unwrap();
+    shelf.directory.found_below(&pages[2], LowerTier::File, Some(shelf.tenant)).unwrap();
+    shelf.directory.found_below(&pages[4], LowerTier::File, Some(shelf.tenant)).unwrap();
+    let lease = shelf
+        .directory
+        .match_prefix(&identities(&pages), shelf.tenant, shelf.owner, FOREVER)
+        .unwrap();
     let expected = [Held::Host(hosts[0]), Held::Host(hosts[1]), Held::Lower(FILE)];
     assert_eq!(lease.found(), expected);
     assert_eq!(lease.share(0).unwrap_err().kind(), ErrorKind::WrongState);
@@ -117,12 +121,12 @@ fn leased_pages_are_neither_evicted_nor_demoted() {
     let pages = headers("a", 1, 4);
     let hosts = shelf.keep(&pages);
     let chain = identities(&pages[..3]);
-    let lease = shelf.directory.match_prefix(&chain, shelf.owner, FOREVER).unwrap();
+    let lease = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, FOREVER).unwrap();
     assert_eq!(shelf.directory.evict(9), Ok(1));
     let pressure = shelf.directory.demote(9).unwrap();
     assert_eq!((pressure.freed, pressure.demotions.len()), (0, 0));
     let error = shelf.directory.take(shelf.tenant, 2).unwrap_err();
-    assert_eq!(error.to_string(), "share of tenant full: need 2000 bytes, 1000 free of 4000");
+    assert_eq!(error.to_string(), "share of tenant 1 full: need 2 pages, 1 free of 4");
     let held: Vec<Held> = hosts[..3].iter().map(|&page| Held::Host(page)).collect();
     assert_eq!(lease.pages(7), Ok(held));
     lease.release().unwrap();
@@ -134,7 +138,7 @@ fn a_sequence_keeps_the_pages_it_shares_when_the_lease_ends() {
     let shelf = shelf(4);
     let hosts = shelf.keep(&headers("a", 1, 3));
     let chain = identities(&headers("a", 1, 3));
-    let lease = shelf.directory.match_prefix(&chain, shelf.owner, FOREVER).unwrap();
+    let lease = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, FOREVER).unwrap();
     let shared = lease.share(0).unwrap();
     drop(lease);
     assert_eq!((shared.numbers(), shelf.directory.evict(9)), (hosts, Ok(0)));
@@ -147,7 +151,7 @@ fn a_lease_that_has_ended_is_stale_for_every_use() {
     let shelf = shelf(4);
     shelf.keep(&headers("a", 1, 2));
     let chain = identities(&headers("a", 1, 2));
-    let lease = shelf.directory.match_prefix(&chain, shelf.owner, 100).unwrap();
+    let lease = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, 100).unwrap();
     lease.extend(99, 200).unwrap();
     assert_eq!(shelf.directory.sweep(199), Ok(0));
     assert!(lease.pages(199).is_ok());
@@ -172,10 +176,10 @@ fn a_lease_is_swept_at_its_deadline_and_its_name_stays_stale() {
     let shelf = shelf(4);
     shelf.keep(&headers("a", 1, 2));
     let chain = identities(&headers("a", 1, 2));
-    let first = shelf.directory.match_prefix(&chain, shelf.owner, 100).unwrap();
-    let _longer = shelf.directory.match_prefix(&chain, shelf.owner, 300).unwrap();
+    let first = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, 100).unwrap();
+    let _longer = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, 300).unwrap();
     assert_eq!(shelf.directory.sweep(100), Ok(1));
-    let again = shelf.directory.match_prefix(&chain, shelf.owner, 400).unwrap();
+    let again = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, 400).unwrap();
     let name = LeaseKey::from_bits(first.key().bits());
     assert_ne!(name, again.key());
     assert_eq!(shelf.directory.end_lease(name).unwrap_err().kind(), ErrorKind::StaleHandle);
@@ -190,9 +194,15 @@ fn guards_outlive_their_directory_without_harm() {
     let shelf = shelf(8);
     let pages = headers("a", 1, 3);
     shelf.keep(&pages);
-    shelf.directory.found_below(&headers("a", 2, 1)[0], LowerTier::File, shelf.tenant).unwrap();
+    shelf
+        .directory
+        .found_below(&headers("a", 2, 1)[0], LowerTier::File, Some(shelf.tenant))
+        .unwrap();
     let lease = |pages: &[PageHeader]| {
-        shelf.directory.match_prefix(&identities(pages), shelf.owner, FOREVER).unwrap()
+        shelf
+            .directory
+            .match_prefix(&identities(pages), shelf.tenant, shelf.owner, FOREVER)
+            .unwrap()
     };
     let below = lease(&headers("a", 2, 1));
     let promotion = below.promote(0..1, 0).unwrap().remove(0).enqueued();
@@ -212,13 +222,13 @@ fn a_leased_page_that_its_tier_has_lost_says_so_and_goes_with_the_lease() {
     let shelf = shelf(8);
     let pages = headers("a", 1, 1);
     let (chain, found) = (identities(&pages), pages[0]);
-    shelf.directory.found_below(&found, LowerTier::File, shelf.tenant).unwrap();
-    let lease = shelf.directory.match_prefix(&chain, shelf.owner, FOREVER).unwrap();
+    shelf.directory.found_below(&found, LowerTier::File, Some(shelf.tenant)).unwrap();
+    let lease = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, FOREVER).unwrap();
     assert_eq!(shelf.directory.lost_below(&found.identity, LowerTier::Remote), Ok(false));
     assert_eq!(shelf.directory.lost_below(&found.identity, LowerTier::File), Ok(true));
     assert_eq!(lease.pages(0), Ok(vec![Held::Lower(LowerTiers::NONE)]));
     assert_eq!(lease.promote(0..1, 0).unwrap().len(), 0);
-    let miss = shelf.directory.match_prefix(&chain, shelf.owner, FOREVER).unwrap();
+    let miss = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, FOREVER).unwrap();
     assert_eq!(miss.found(), [], "exists means readable");
     drop(lease);
     assert_eq!(shelf.directory.stats().unwrap().pages, 0);
@@ -230,14 +240,14 @@ fn a_lost_page_that_is_found_again_outlives_its_lease() {
     let shelf = shelf(8);
     let page = headers("a", 1, 1)[0];
     let chain = [page.identity];
-    shelf.directory.found_below(&page, LowerTier::File, shelf.tenant).unwrap();
-    let lease = shelf.directory.match_prefix(&chain, shelf.owner, FOREVER).unwrap();
+    shelf.directory.found_below(&page, LowerTier::File, Some(shelf.tenant)).unwrap();
+    let lease = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, FOREVER).unwrap();
     shelf.directory.lost_below(&page.identity, LowerTier::File).unwrap();
-    shelf.directory.found_below(&page, LowerTier::Remote, shelf.tenant).unwrap();
+    shelf.directory.found_below(&page, LowerTier::Remote, Some(shelf.tenant)).unwrap();
     let remote = Held::Lower(LowerTiers::NONE.with(LowerTier::Remote));
     assert_eq!(lease.pages(0), Ok(vec![remote]));
     drop(lease);
     assert_eq!(shelf.used_pages(), 0);
-    let again = shelf.directory.match_prefix(&chain, shelf.owner, FOREVER).unwrap();
+    let again = shelf.directory.match_prefix(&chain, shelf.tenant, shelf.owner, FOREVER).unwrap();
     assert_eq!(again.found(), [remote]);
 }

@@ -75,7 +75,7 @@ fn a_share_in_use_is_refused_with_what_was_needed_and_free() {
     let tenant = directory.add_tenant(QUOTA).unwrap();
     let held = directory.take(tenant, 30).unwrap();
     let error = directory.take(tenant, 11).unwrap_err();
-    assert_eq!(error.to_string(), "share of tenant full: need 11000 bytes, 10000 free of 40000");
+    assert_eq!(error.to_string(), "share of tenant 1 full: need 11 pages, 10 free of 40");
     assert_eq!(directory.take(tenant, 10).unwrap().len(), 10);
     directory.set_quota(tenant, 20).unwrap();
     assert_eq!(directory.take(tenant, 1).unwrap_err().kind(), ErrorKind::TierFull);
@@ -85,6 +85,6 @@ fn a_share_in_use_is_refused_with_what_was_needed_and_free() {
     let unknown = TenantId::from_number(9);
     assert_eq!(
         directory.take(unknown, 1).unwrap_err().to_string(),
-        "tenant: found 9, needed 0 to 0"
+        "tenant: found 9, needed 0 to 1"
     );
 }

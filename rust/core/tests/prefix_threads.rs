@@ -91,7 +91,10 @@ impl Client<'_> {
     fn lease(&mut self) {
         let at = self.below(self.prefixes.len());
         let chain = identities(&self.prefixes[at]);
-        let lease = self.directory.match_prefix(&chain, self.owner, FOREVER).expect("it lives");
+        let lease = self
+            .directory
+            .match_prefix(&chain, self.shared, self.owner, FOREVER)
+            .expect("it lives");
         assert_eq!(lease.pages(0).expect("nobody reaps"), lease.found());
         self.num_operations += lease.found().len() as u64;
         self.leases.push(lease);

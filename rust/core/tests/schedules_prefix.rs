@@ -38,7 +38,9 @@ impl Host {
 
     fn lease(&self) -> PrefixLease {
         let chain = identities(&self.pages);
-        self.directory.match_prefix(&chain, self.owner, FOREVER).expect("the owner lives")
+        self.directory
+            .match_prefix(&chain, self.tenant, self.owner, FOREVER)
+            .expect("the owner lives")
     }
 }
 
@@ -168,7 +170,7 @@ fn lose_below(host: &Host) {
 fn register_and_live(host: &Host) {
     let owner = host.directory.register(TIMEOUT_MS).expect("a new owner");
     let chain = identities(&host.pages);
-    let lease = host.directory.match_prefix(&chain, owner, FOREVER).expect("it lives");
+    let lease = host.directory.match_prefix(&chain, host.tenant, owner, FOREVER).expect("it lives");
     host.directory.heartbeat(owner, TIMEOUT_MS + 1).expect("it lives");
     assert_eq!(lease.pages(TIMEOUT_MS + 1).expect("it lives").len(), lease.found().len());
     drop(lease);
@@ -178,7 +180,7 @@ fn register_and_live(host: &Host) {
 /// An owner that was silent since 0: its match succeeds, and is reaped, or is refused.
 fn match_while_dying(host: &Host) {
     let chain = identities(&host.pages);
-    match host.directory.match_prefix(&chain, host.owner, FOREVER) {
+    match host.directory.match_prefix(&chain, host.tenant, host.owner, FOREVER) {
         Ok(lease) => match lease.pages(TIMEOUT_MS + 1) {
             Ok(pages) => assert_eq!(pages.len(), lease.found().len()),
             Err(error) => assert_eq!(error.kind(), ErrorKind::StaleHandle),

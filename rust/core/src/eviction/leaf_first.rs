@@ -76,6 +76,23 @@ impl LeafFirst {
         }
     }
 
+    /// Undoes the last [`forget`](Self::forget).
+    fn remember(&mut self, key: u32) {
+        let page = &mut self.pages[key as usize];
+        page.is_held = true;
+        page.life = page.life.wrapping_sub(1);
+        self.num_pages += 1;
+        let Page { parent, parent_life, num_children, .. } = *page;
+        if num_children == 0 {
+            self.leaves.push(key, &self.stamps);
+        }
+        let Some(above) = self.pages.get_mut(parent as usize) else { return };
+        if above.life == parent_life {
+            above.num_children += 1;
+            self.leaves.take(parent, &self.stamps);
+        }
+    }
+
     /// The oldest leaf that may go; leaves that may not are put aside.
     fn next(&mut self, may_evict: MayEvict<'_>) -> Option<u32> {
         loop {
@@ -131,6 +148,10 @@ impl EvictionPolicy for LeafFirst {
     fn victims(&mut self, count: usize, may_evict: MayEvict<'_>, victims: &mut Vec<u32>) {
         victims.extend((0..count).map_while(|_| self.next(may_evict)));
         self.put_back_refused();
+    }
+
+    fn restore(&mut self, gone: &[u32]) {
+        gone.iter().rev().for_each(|&key| self.remember(key));
     }
 
     fn holds(&self, key: u32) -> bool {

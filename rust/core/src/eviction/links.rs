@@ -38,6 +38,32 @@ impl Links {
         list.len += 1;
     }
 
+    /// Adds `key` as the oldest.
+    pub(super) fn push_oldest(&mut self, list: &mut List, key: u32) {
+        self.newer[key as usize] = list.oldest;
+        self.older[key as usize] = NONE;
+        match list.oldest {
+            NONE => list.newest = key,
+            oldest => self.older[oldest as usize] = key,
+        }
+        list.oldest = key;
+        list.len += 1;
+    }
+
+    /// Undoes the last [`unlink`](Self::unlink): a key that is in no list remembers its neighbours.
+    pub(super) fn relink(&mut self, list: &mut List, key: u32) {
+        let (older, newer) = (self.older[key as usize], self.newer[key as usize]);
+        match older {
+            NONE => list.oldest = key,
+            older => self.newer[older as usize] = key,
+        }
+        match newer {
+            NONE => list.newest = key,
+            newer => self.older[newer as usize] = key,
+        }
+        list.len += 1;
+    }
+
     /// Takes `key` out of the list that it is in.
     pub(super) fn unlink(&mut self, list: &mut List, key: u32) {
         let (older, newer) = (self.older[key as usize], self.newer[key as usize]);

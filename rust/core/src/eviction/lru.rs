@@ -67,6 +67,13 @@ impl EvictionPolicy for Lru {
         victims.extend((0..count).map_while(|_| self.next(&mut refused, may_evict)));
     }
 
+    fn restore(&mut self, gone: &[u32]) {
+        for &key in gone.iter().rev() {
+            self.links.relink(&mut self.list, key);
+            self.held[key as usize] = true;
+        }
+    }
+
     fn holds(&self, key: u32) -> bool {
         self.held.get(key as usize).is_some_and(|&held| held)
     }

@@ -44,11 +44,16 @@ pub trait EvictionPolicy: Send {
 
     /// Gives up the page that should go first of those that may; None if none may.
     ///
-    /// The policy has forgotten the page by then: where it stays after all, insert it again.
+    /// The policy has forgotten the page by then: where it stays after all, [`Self::restore`] it.
     fn victim(&mut self, may_evict: MayEvict<'_>) -> Option<u32>;
 
     /// Appends to `victims` what so many calls of [`Self::victim`] would give, in one pass.
     fn victims(&mut self, count: usize, may_evict: MayEvict<'_>, victims: &mut Vec<u32>);
+
+    /// Takes back pages that went last, in the order in which they went, nothing having happened
+    /// since: they stand where they stood. S3-FIFO has given others another chance meanwhile, and
+    /// puts them where it would take them from next.
+    fn restore(&mut self, gone: &[u32]);
 
     /// Whether the policy has the page.
     fn holds(&self, key: u32) -> bool;

@@ -24,9 +24,10 @@ const ABSENT: u8 = 2;
 pub struct S3Fifo {
     links: Links,
     queues: [List; 2],
-    queue_of: Vec<u8>, // [num_keys], SMALL, MAIN or ABSENT
-    uses: Vec<u8>,     // [num_keys], since the page entered its queue
-    names: Vec<u64>,   // [num_keys]
+    queue_of: Vec<u8>,   // [num_keys], SMALL, MAIN or ABSENT
+    last_queue: Vec<u8>, // [num_keys], where a page was that is in no queue now
+    uses: Vec<u8>,       // [num_keys], since the page entered its queue
+    names: Vec<u64>,     // [num_keys]
     ghost: Ghost,
 }
 
@@ -50,6 +51,7 @@ impl S3Fifo {
             links: Links::new(num_keys),
             queues: [List::EMPTY; 2],
             queue_of: vec![ABSENT; num_keys],
+            last_queue: vec![SMALL; num_keys],
             uses: vec![0; num_keys],
             names: vec![0; num_keys],
             ghost: Ghost::new(num_keys),
@@ -67,8 +69,9 @@ impl S3Fifo {
     }
 
     fn leave(&mut self, key: u32) {
-        let queue = usize::from(self.queue_of[key as usize]);
-        self.links.unlink(&mut self.queues[queue], key);
+        let queue = self.queue_of[key as usize];
+        self.links.unlink(&mut self.queues[usize::from(queue)], key);
+        self.last_queue[key as usize] = queue;
         self.queue_of[key as usize] = ABSENT;
     }
 
@@ -145,6 +148,15 @@ impl EvictionPolicy for S3Fifo {
     fn victims(&mut self, count: usize, may_evict: MayEvict<'_>, victims: &mut Vec<u32>) {
         let mut refused = Refused::none();
         victims.extend((0..count).map_while(|_| self.next(&mut refused, may_evict)));
+    }
+
+    fn restore(&mut self, gone: &[u32]) {
+        for &key in gone.iter().rev() {
+            let queue = self.last_queue[key as usize];
+            self.links.push_oldest(&mut self.queues[usize::from(queue)], key);
+            self.queue_of[key as usize] = queue;
+            self.ghost.recall(self.names[key as usize]);
+        }
     }
 
     fn holds(&self, key: u32) -> bool {

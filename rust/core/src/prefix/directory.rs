@@ -1,7 +1,7 @@
 //! The directory as its users see it: every call takes one lock, once.
 
 use super::decisions::Decision;
-use super::entry::LowerTier;
+use super::entry::{Held, LowerTier, LowerTiers};
 use super::evict::Pressure;
 use super::host_pages::HostPages;
 use super::lease::PrefixLease;
@@ -10,10 +10,10 @@ use super::movement::Demotion;
 use super::owners::{OwnerId, OwnerLimits, Owners, Reaped};
 use super::shelf::{self, HostShelf, Shelf, ShelfRef};
 use super::table::{PrefixStats, PrefixTable};
-use super::tenants::{TenantId, TenantUsage};
 use crate::error::{Result, check_equal};
 use crate::page::PageAllocator;
 use crate::sync::{Arc, Mutex};
+use crate::tenants::{TenantId, TenantUsage};
 use crate::tier::{PageHeader, PageIdentity};
 
 /// Where the pages of prefixes are held, and who may use them until when.
@@ -38,10 +38,13 @@ impl PrefixDirectory {
     pub fn match_prefix(
         &self,
         chain: &[PageIdentity],
+        tenant: TenantId,
         owner: OwnerId,
         deadline_ms: u64,
     ) -> Result<PrefixLease> {
-        let (key, found) = self.with(|_, table| table.match_prefix(chain, owner, deadline_ms))?;
+        let matched =
+            self.with(|pool, table| table.match_prefix(pool, chain, tenant, owner, deadline_ms));
+        let (key, found) = matched?;
         Ok(PrefixLease::new(self.weak(), key, found))
     }
 
@@ -56,20 +59,25 @@ impl PrefixDirectory {
         deadline_ms: u64,
     ) -> Result<(PrefixLease, HostPages)> {
         let (key, found, taken) = self.with(|pool, table| {
-            let (key, found) = table.match_prefix(chain, owner, deadline_ms)?;
+            let (key, found) = table.match_prefix(pool, chain, tenant, owner, deadline_ms)?;
             match table.take(pool, tenant, num_pages.saturating_sub(found.len())) {
                 Ok(taken) => Ok((key, found, taken)),
                 Err(error) => table.end_lease(key).and(Err(error)),
             }
         })?;
-        let taken = HostPages::taken(self.weak(), tenant, taken);
+        let taken = HostPages::taken(self.weak(), taken);
         Ok((PrefixLease::new(self.weak(), key, found), taken))
     }
 
     /// Takes host pages for a tenant, idle pages making room: all or none.
     pub fn take(&self, tenant: TenantId, num_pages: usize) -> Result<HostPages> {
         let taken = self.with(|pool, table| table.take(pool, tenant, num_pages))?;
-        Ok(HostPages::taken(self.weak(), tenant, taken))
+        Ok(HostPages::taken(self.weak(), taken))
+    }
+
+    /// The guard of a lease that was begun by its name.
+    pub(crate) fn lease(&self, key: LeaseKey, found: Vec<Held>) -> PrefixLease {
+        PrefixLease::new(self.weak(), key, found)
     }
 
     /// Ends a lease by its name, as dropping its guard would.
@@ -98,14 +106,38 @@ impl PrefixDirectory {
         Ok(Pressure { freed, demotions: begun.into_iter().collect::<Result<_>>()? })
     }
 
-    /// Notes that a lower tier has a page: put there, or found there after a restart.
-    pub fn found_below(&self, page: &PageHeader, tier: LowerTier, tenant: TenantId) -> Result<()> {
+    /// Notes that a lower tier has a page: put there, or found there after a restart. Without a
+    /// tenant it is that of the first who asks for it: only its own tenant knows its name.
+    pub fn found_below(
+        &self,
+        page: &PageHeader,
+        tier: LowerTier,
+        tenant: Option<TenantId>,
+    ) -> Result<()> {
         self.with(|pool, table| table.found_below(pool, page, tier, tenant))
     }
 
     /// Notes that a lower tier has lost a page; false if it was not known to have it.
     pub fn lost_below(&self, identity: &PageIdentity, tier: LowerTier) -> Result<bool> {
         self.with(|_, table| table.lost_below(identity, tier))
+    }
+
+    /// Gives up to `count` pages of a lower tier up, the least recently used first, and notes that
+    /// it has them no longer: the caller removes them there. A page that a resting sequence has
+    /// nowhere else stays.
+    pub fn leave_below(&self, tier: LowerTier, count: usize) -> Result<Vec<PageHeader>> {
+        self.with(|_, table| table.leave_below(tier, count))
+    }
+
+    /// Copies in lower tiers that are not wanted any more, since the last call. They have to be
+    /// removed there before another page of the same name is put.
+    pub fn take_orphans(&self) -> Result<Vec<(PageIdentity, LowerTiers)>> {
+        self.with(|_, table| Ok(table.take_orphans()))
+    }
+
+    /// Host pages that are neither in use nor promised.
+    pub fn num_available(&self) -> Result<usize> {
+        self.with(|pool, _| Ok(pool.num_available()))
     }
 
     /// The decisions after the one numbered `epoch`, for a rank that has applied all up to it.
@@ -115,17 +147,17 @@ impl PrefixDirectory {
 
     /// Adds a tenant that may have so many host pages.
     pub fn add_tenant(&self, quota_pages: u64) -> Result<TenantId> {
-        self.with(|_, table| table.tenants.add(quota_pages))
+        self.with(|pool, _| pool.add_tenant(quota_pages))
     }
 
     /// Changes a quota; what a tenant has beyond it stays until it goes by itself.
     pub fn set_quota(&self, tenant: TenantId, quota_pages: u64) -> Result<()> {
-        self.with(|_, table| table.tenants.set_quota(tenant, quota_pages))
+        self.with(|pool, _| pool.set_quota(tenant, quota_pages))
     }
 
     /// What a tenant has, and may have.
     pub fn tenant_usage(&self, tenant: TenantId) -> Result<TenantUsage> {
-        self.with(|_, table| table.tenants.usage(tenant))
+        self.with(|pool, _| pool.tenant_usage(tenant))
     }
 
     /// Registers an owner of leases; it lives as long as it says so.

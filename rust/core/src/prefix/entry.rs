@@ -1,9 +1,9 @@
 //! What the directory knows of one page.
 
 use super::slab::SlabKey;
-use super::tenants::TenantId;
 use crate::page::PageHandle;
-use crate::tier::PageIdentity;
+use crate::tenants::TenantId;
+use crate::tier::{PageHeader, PageIdentity};
 
 /// A tier below the host pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,8 +77,11 @@ pub(super) struct Entry {
     pub(super) parent_key: Option<Lineage>, // None = not held when this page came
     pub(super) num_children: u32,           // held pages whose `parent_key` names this one
     pub(super) num_pins: u32,               // leases that name this page
+    pub(super) num_holds: u32,              // resting sequences that will want this page
     pub(super) place: Place,
-    pub(super) tenant: TenantId,
+    pub(super) tenant: Option<TenantId>, // None = found below, and matched by nobody yet
+    pub(super) num_tokens: u8,
+    pub(super) is_private: bool, // named so that no prompt can ask for it
     pub(super) lower: LowerTiers,
 }
 
@@ -109,7 +112,18 @@ impl Entry {
         }
     }
 
-    /// Whether no tier has it any more: only a lease keeps its entry.
+    /// Whether somebody counts on it: its entry stays, even without a copy in any tier.
+    pub(super) fn is_kept(&self) -> bool {
+        self.num_pins > 0 || self.num_holds > 0
+    }
+
+    /// What a tier has to be told of the page.
+    pub(super) fn header(&self) -> PageHeader {
+        let (identity, parent) = (self.identity, self.parent);
+        PageHeader { identity, parent, num_tokens: self.num_tokens.into() }
+    }
+
+    /// Whether no tier has it any more.
     pub(super) fn is_lost(&self) -> bool {
         self.place == Place::Lower && self.lower.is_empty()
     }

@@ -5,9 +5,9 @@ use super::entry::{Entry, Place};
 use super::movement::Demotion;
 use super::slab::SlabKey;
 use super::table::PrefixTable;
-use super::tenants::TenantId;
 use crate::error::{Error, Result};
 use crate::page::{PageAllocator, PageHandle};
+use crate::tenants::TenantId;
 
 /// What became of the pages that the policy chose.
 #[derive(Debug, Default)]
@@ -27,14 +27,23 @@ impl PrefixTable {
         tenant: TenantId,
         count: usize,
     ) -> Result<()> {
+        self.make_room(pool, tenant, count)?;
+        pool.reserve(tenant, count)
+    }
+
+    /// Gives idle pages up until `count` pages may be promised to the tenant, or none.
+    pub(crate) fn make_room(
+        &mut self,
+        pool: &mut PageAllocator,
+        tenant: TenantId,
+        count: usize,
+    ) -> Result<()> {
         let mut victims = Vec::new();
         if let Err(error) = self.choose_room(pool, tenant, count, &mut victims) {
-            self.put_back(&victims)?;
+            self.put_back(&victims);
             return Err(error);
         }
-        victims.iter().try_for_each(|&entry| self.give_up(pool, entry))?;
-        self.tenants.charge(tenant, count)?;
-        pool.reserve(count)
+        victims.iter().try_for_each(|&entry| self.give_up(pool, entry))
     }
 
     /// As [`reserve`](Self::reserve), and picks the pages.
@@ -45,25 +54,13 @@ impl PrefixTable {
         count: usize,
     ) -> Result<Vec<PageHandle>> {
         self.reserve(pool, tenant, count)?;
-        (0..count).map(|_| pool.take_reserved()).collect()
-    }
-
-    /// Gives back a page that was taken and not published.
-    pub(crate) fn give_back(
-        &mut self,
-        pool: &mut PageAllocator,
-        tenant: TenantId,
-        page: PageHandle,
-    ) -> Result<()> {
-        pool.release(page)?;
-        self.tenants.credit(tenant, 1);
-        Ok(())
+        (0..count).map(|_| pool.take_reserved(tenant)).collect()
     }
 
     /// Gives up to `count` idle pages up at once, with their only copies if need be; how many.
     pub(crate) fn evict(&mut self, pool: &mut PageAllocator, count: usize) -> Result<usize> {
         let mut victims = Vec::new();
-        self.choose(pool, count, &mut victims);
+        self.choose(pool, count, may_give_up, &mut victims);
         victims.iter().try_for_each(|&entry| self.give_up(pool, entry))?;
         Ok(victims.len())
     }
@@ -75,7 +72,8 @@ impl PrefixTable {
         count: usize,
     ) -> Result<(usize, Vec<SlabKey>)> {
         let mut victims = Vec::new();
-        self.choose(pool, count, &mut victims);
+        self.choose(pool, count, is_idle, &mut victims);
+        self.put_back(&victims); // a page in motion keeps those before it from being evicted
         let (mut freed, mut demoting) = (0, Vec::new());
         for entry in victims {
             match self.entries.at(entry).place {
@@ -85,6 +83,7 @@ impl PrefixTable {
                     demoting.push(self.entries.key_of(entry));
                 }
                 _ => {
+                    self.unorder_in_host(entry)?;
                     self.give_up(pool, entry)?;
                     freed += 1;
                 }
@@ -100,9 +99,9 @@ impl PrefixTable {
     /// Forgets one idle page, or says that every entry is in use.
     pub(super) fn forget_idle(&mut self, pool: &mut PageAllocator) -> Result<()> {
         let mut victim = Vec::new();
-        self.choose(pool, 1, &mut victim);
+        self.choose(pool, 1, may_forget, &mut victim);
         let Some(&entry) = victim.first() else { return Err(self.no_entry()) };
-        self.entries.at_mut(entry).lower = super::LowerTiers::NONE;
+        self.drop_copies(entry);
         self.give_up(pool, entry)
     }
 
@@ -124,13 +123,13 @@ impl PrefixTable {
         count: usize,
         victims: &mut Vec<u32>,
     ) -> Result<()> {
-        let over_quota = self.tenants.missing(tenant, count)?;
+        let over_quota = pool.over_quota(tenant, count)?;
         self.choose_own(pool, tenant, over_quota, victims)?;
         if victims.len() < over_quota {
-            return Err(self.tenants.full(tenant, count));
+            return Err(pool.share_full(tenant, count));
         }
         let missing = count.saturating_sub(pool.num_available() + victims.len());
-        self.choose(pool, missing, victims);
+        self.choose(pool, missing, may_give_up, victims);
         let room = pool.num_available() + victims.len();
         if room >= count {
             return Ok(());
@@ -140,15 +139,23 @@ impl PrefixTable {
     }
 
     /// Appends up to `count` idle pages in the order of the policy, which forgets them.
-    fn choose(&mut self, pool: &PageAllocator, count: usize, victims: &mut Vec<u32>) {
+    fn choose(
+        &mut self,
+        pool: &PageAllocator,
+        count: usize,
+        may_go: fn(&Entry, &PageAllocator) -> bool,
+        victims: &mut Vec<u32>,
+    ) {
         if count == 0 {
             return;
         }
         let (entries, first) = (&self.entries, victims.len());
-        let may_evict = |entry| is_idle(entries.at(entry), pool);
+        let may_evict = |entry| may_go(entries.at(entry), pool);
         self.host_order.victims(count, &may_evict, victims);
         for &entry in &victims[first..] {
-            self.own_order.unlink(entries.at(entry).tenant, entry);
+            if let Some(tenant) = entries.at(entry).tenant {
+                self.own_order.unlink(tenant, entry);
+            }
         }
     }
 
@@ -161,8 +168,8 @@ impl PrefixTable {
         victims: &mut Vec<u32>,
     ) -> Result<()> {
         let first = victims.len();
-        let is_idle = |&entry: &u32| is_idle(self.entries.at(entry), pool);
-        victims.extend(self.own_order.iter(tenant).filter(is_idle).take(count));
+        let may_go = |&entry: &u32| may_give_up(self.entries.at(entry), pool);
+        victims.extend(self.own_order.iter(tenant).filter(may_go).take(count));
         for &entry in &victims[first..] {
             self.own_order.unlink(tenant, entry);
             self.host_order.removed(entry)?;
@@ -170,9 +177,14 @@ impl PrefixTable {
         Ok(())
     }
 
-    /// Parents went after their children, so they come back before them.
-    fn put_back(&mut self, victims: &[u32]) -> Result<()> {
-        victims.iter().rev().try_for_each(|&entry| self.order_in_host(entry))
+    /// Undoes the choice of pages that stay after all.
+    fn put_back(&mut self, victims: &[u32]) {
+        self.host_order.restore(victims);
+        for &entry in victims.iter().rev() {
+            if let Some(tenant) = self.entries.at(entry).tenant {
+                self.own_order.relink(tenant, entry);
+            }
+        }
     }
 }
 
@@ -180,4 +192,14 @@ impl PrefixTable {
 pub(super) fn is_idle(page: &Entry, pool: &PageAllocator) -> bool {
     let Place::Resident(host) = page.place else { return false };
     page.num_pins == 0 && pool.num_refs(host) == Ok(1)
+}
+
+/// Whether an idle page may go at once: nobody is resting on it alone.
+fn may_give_up(page: &Entry, pool: &PageAllocator) -> bool {
+    is_idle(page, pool) && (page.num_holds == 0 || !page.lower.is_empty())
+}
+
+/// Whether an idle page may be forgotten, whatever lower tiers have of it.
+fn may_forget(page: &Entry, pool: &PageAllocator) -> bool {
+    is_idle(page, pool) && page.num_holds == 0
 }

@@ -3,7 +3,6 @@
 use super::publish::Published;
 use super::shelf::ShelfRef;
 use super::table::PrefixTable;
-use super::tenants::TenantId;
 use crate::error::{Error, Result, check_range};
 use crate::page::{PageAllocator, PageHandle};
 use crate::tier::PageHeader;
@@ -19,20 +18,20 @@ pub struct HostPages {
 #[derive(Debug, Clone, Copy)]
 struct HeldPage {
     handle: PageHandle,
-    charged_to: Option<TenantId>, // None = the directory's page, charged there
+    is_own: bool, // nobody else has it
 }
 
 impl HostPages {
-    pub(super) fn taken(shelf: ShelfRef, tenant: TenantId, pages: Vec<PageHandle>) -> Self {
-        Self::new(shelf, pages, Some(tenant))
+    pub(super) fn taken(shelf: ShelfRef, pages: Vec<PageHandle>) -> Self {
+        Self::new(shelf, pages, true)
     }
 
     pub(super) fn shared(shelf: ShelfRef, pages: Vec<PageHandle>) -> Self {
-        Self::new(shelf, pages, None)
+        Self::new(shelf, pages, false)
     }
 
-    fn new(shelf: ShelfRef, pages: Vec<PageHandle>, charged_to: Option<TenantId>) -> Self {
-        let pages = pages.into_iter().map(|handle| HeldPage { handle, charged_to }).collect();
+    fn new(shelf: ShelfRef, pages: Vec<PageHandle>, is_own: bool) -> Self {
+        let pages = pages.into_iter().map(|handle| HeldPage { handle, is_own }).collect();
         Self { shelf, pages }
     }
 
@@ -83,7 +82,7 @@ impl HostPages {
             return Ok(());
         }
         self.shelf
-            .with(|pool, table| pages.iter().try_for_each(|page| drop_page(pool, table, page)))
+            .with(|pool, _| pages.iter().try_for_each(|page| pool.release(page.handle).map(drop)))
     }
 }
 
@@ -99,23 +98,18 @@ fn publish(
     page: &mut HeldPage,
     header: &PageHeader,
 ) -> Result<Published> {
-    let shared = Error::WrongState { what: "sequences that own the page", found: 0, needed: 1 };
-    let tenant = page.charged_to.ok_or(shared)?;
-    let published = table.publish(pool, header, page.handle, tenant)?;
+    if !page.is_own {
+        let what = "sequences that own the page";
+        return Err(Error::WrongState { what, found: 0, needed: 1 });
+    }
+    let published = table.publish(pool, header, page.handle)?;
     match published {
-        Published::First => page.charged_to = None,
+        Published::First => page.is_own = false,
         Published::Existing(existing) => {
-            table.give_back(pool, tenant, page.handle)?;
-            *page = HeldPage { handle: existing, charged_to: None };
+            pool.release(page.handle)?;
+            *page = HeldPage { handle: existing, is_own: false };
         }
         Published::Unshared => {}
     }
     Ok(published)
-}
-
-fn drop_page(pool: &mut PageAllocator, table: &mut PrefixTable, page: &HeldPage) -> Result<()> {
-    match page.charged_to {
-        Some(tenant) => table.give_back(pool, tenant, page.handle),
-        None => pool.release(page.handle).map(drop),
-    }
 }

@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet};
 use super::entry::{Entry, Lineage, Place};
 use super::slab::SlabKey;
 use super::table::PrefixTable;
-use super::tenants::TenantId;
-use crate::error::{Result, check_equal, check_range};
+use crate::error::{Result, check_equal};
 use crate::eviction::EvictionPolicy;
 use crate::page::{PageAllocator, PageHandle};
+use crate::tenants::TenantId;
 
 impl PrefixTable {
     /// Fails with the first invariant that does not hold.
@@ -18,8 +18,8 @@ impl PrefixTable {
         self.entries.iter().try_for_each(|(key, page)| self.check_entry(key, page, pool))?;
         self.check_pins()?;
         self.check_children()?;
-        self.check_own_order()?;
-        self.check_host_pages(pool)?;
+        self.check_own_order(pool)?;
+        self.check_host_pages()?;
         self.check_leases()
     }
 
@@ -34,13 +34,22 @@ impl PrefixTable {
             self.find(&page.identity).unwrap_or(u32::MAX),
             key.entry,
         )?;
-        let is_resident = matches!(page.place, Place::Resident(_));
-        check_equal("resident page in order", self.host_order.holds(key.entry), is_resident)?;
+        let is_in_host = page.host_page().is_some();
+        check_equal(
+            "page of the host pool in order",
+            self.host_order.holds(key.entry),
+            is_in_host,
+        )?;
+        let is_nobodys = is_in_host && page.tenant.is_none();
+        check_equal("pages of the host pool without a tenant", is_nobodys, false)?;
         let is_below = page.place == Place::Lower && !page.is_lost();
         check_equal("lower page in order", self.lower_order.holds(key.entry), is_below)?;
-        let is_kept_by_none = page.is_lost() && page.num_pins == 0;
-        check_equal("lost pages that no lease keeps", is_kept_by_none, false)?;
-        page.host_page().map_or(Ok(()), |host| pool.num_refs(host).map(drop))
+        let is_kept_by_none = page.is_lost() && !page.is_kept();
+        check_equal("lost pages that nobody keeps", is_kept_by_none, false)?;
+        let Some(host) = page.host_page() else { return Ok(()) };
+        check_equal("entry of a host page", self.at_host(host).unwrap_or(u32::MAX), key.entry)?;
+        let tenant = page.tenant.map_or(u16::MAX, TenantId::number);
+        check_equal("tenant of a host page", pool.tenant_of(host)?.number(), tenant)
     }
 
     /// Pins of each page are those of the leases.
@@ -61,22 +70,16 @@ impl PrefixTable {
         check_equal("children", num_linked, counted)
     }
 
-    /// Each tenant's list has its resident pages.
-    fn check_own_order(&self) -> Result<()> {
-        let tenants =
-            (0..self.tenants.iter().len()).filter_map(|number| u16::try_from(number).ok());
-        let listed: usize =
-            tenants.map(|number| self.own_order.iter(TenantId::from_number(number)).count()).sum();
-        check_equal("resident pages of tenants", listed, self.host_order.num_pages())
+    /// Each tenant's list has its pages of the host pool.
+    fn check_own_order(&self, pool: &PageAllocator) -> Result<()> {
+        let listed: usize = pool.tenants().map(|tenant| self.own_order.iter(tenant).count()).sum();
+        check_equal("host pages of tenants", listed, self.host_order.num_pages())
     }
 
-    /// No host page has two identities, and tenants are charged for them.
-    fn check_host_pages(&self, pool: &PageAllocator) -> Result<()> {
+    /// No host page has two identities.
+    fn check_host_pages(&self) -> Result<()> {
         let distinct: HashSet<_> = self.host_pages().collect();
-        check_equal("host pages with one identity", distinct.len(), self.host_pages().count())?;
-        let charged: u64 = self.tenants.iter().map(|share| share.used_pages).sum();
-        let used = (pool.num_pages() - pool.num_available()) as u64; // promised ones included
-        check_range("host pages charged to tenants", charged, distinct.len() as u64, used)
+        check_equal("host pages with one identity", distinct.len(), self.host_pages().count())
     }
 
     fn check_leases(&self) -> Result<()> {

@@ -7,6 +7,7 @@ use super::host_pages::HostPages;
 use super::leases::LeaseKey;
 use super::movement::Promotion;
 use super::shelf::ShelfRef;
+use super::table::PrefixTable;
 use crate::error::Result;
 
 /// Pages that stay where a reader finds them, until the lease ends.
@@ -44,7 +45,11 @@ impl PrefixLease {
     /// References to every host page, for a sequence that goes on from the prefix: they outlast the
     /// lease. Refused while a page is not in the host pool.
     pub fn share(&self, now_ms: u64) -> Result<HostPages> {
-        let pages = self.shelf.with(|pool, table| table.share_lease(pool, self.key, now_ms))?;
+        let count = self.found.len();
+        let share = |pool: &mut _, table: &mut PrefixTable| {
+            table.share_lease(pool, self.key, count, now_ms)
+        };
+        let pages = self.shelf.with(share)?;
         Ok(HostPages::shared(self.shelf.clone(), pages))
     }
 
@@ -59,6 +64,12 @@ impl PrefixLease {
     /// Lets the lease last until `deadline_ms` instead.
     pub fn extend(&self, now_ms: u64, deadline_ms: u64) -> Result<()> {
         self.shelf.with(|_, table| table.extend_lease(self.key, now_ms, deadline_ms))
+    }
+
+    /// The name of the lease, which its new holder has to end.
+    pub(crate) fn into_key(mut self) -> LeaseKey {
+        self.is_ended = true;
+        self.key
     }
 
     /// Ends the lease now, and reports what dropping it could only swallow.

@@ -8,6 +8,7 @@ use super::slab::SlabKey;
 use super::table::PrefixTable;
 use crate::error::{Error, Result, check_range};
 use crate::page::{PageAllocator, PageHandle};
+use crate::tenants::TenantId;
 use crate::tier::PageIdentity;
 
 /// Names one lease; stale for ever after the lease has ended.
@@ -30,26 +31,35 @@ impl LeaseKey {
 #[derive(Debug)]
 pub(super) struct LeaseRecord {
     pub(super) owner: OwnerId,
+    pub(super) tenant: TenantId,
     pub(super) entries: Box<[u32]>, // pinned, so they stay what they are
-    deadline_ms: u64,
+    pub(super) deadline_ms: u64,
 }
 
 impl PrefixTable {
     /// Pins the longest run of `chain`, from its first page on, that any tier holds for one tenant.
     pub(crate) fn match_prefix(
         &mut self,
+        pool: &PageAllocator,
         chain: &[PageIdentity],
+        tenant: TenantId,
         owner: OwnerId,
         deadline_ms: u64,
     ) -> Result<(LeaseKey, Vec<Held>)> {
+        pool.tenant_usage(tenant)?;
         self.check_owner(owner)?;
-        let (entries, found) = self.pin_run(chain);
+        let (entries, found) = self.pin_run(chain, tenant);
         self.counters.hits += entries.len() as u64;
         self.counters.misses += (chain.len() - entries.len()) as u64;
-        self.next_deadline_ms = self.next_deadline_ms.min(deadline_ms);
         let entries = entries.into_boxed_slice();
-        let key = self.leases.insert(LeaseRecord { owner, entries, deadline_ms });
-        Ok((LeaseKey(key.expect("fewer than 2^32 leases fit in memory")), found))
+        let key = self.add_lease(LeaseRecord { owner, tenant, entries, deadline_ms });
+        Ok((key, found))
+    }
+
+    /// A lease of pages that are pinned for it already.
+    pub(super) fn add_lease(&mut self, lease: LeaseRecord) -> LeaseKey {
+        self.next_deadline_ms = self.next_deadline_ms.min(lease.deadline_ms);
+        LeaseKey(self.leases.insert(lease).expect("fewer than 2^32 leases fit in memory"))
     }
 
     /// Where the leased pages lie now.
@@ -59,19 +69,26 @@ impl PrefixTable {
         Ok(record.entries.iter().map(|&entry| self.entries.at(entry).held()).collect())
     }
 
-    /// Adds a reference to the host page of every leased page: all or none.
+    /// Pages that a lease names.
+    pub(crate) fn num_leased(&self, lease: LeaseKey) -> Result<usize> {
+        Ok(self.leases.get(lease.0)?.entries.len())
+    }
+
+    /// Adds a reference to the host page of each of the first `count` leased pages: all or none.
     pub(crate) fn share_lease(
         &mut self,
         pool: &mut PageAllocator,
         lease: LeaseKey,
+        count: usize,
         now_ms: u64,
     ) -> Result<Vec<PageHandle>> {
         self.end_if_expired(lease, now_ms)?;
-        let record = self.leases.get(lease.0)?;
+        let entries = &self.leases.get(lease.0)?.entries;
+        check_range("leased pages to share", count, 0, entries.len())?;
         let readable = |&entry: &u32| self.entries.at(entry).readable_page();
-        let pages: Vec<PageHandle> = record.entries.iter().filter_map(readable).collect();
-        if pages.len() < record.entries.len() {
-            let (found, needed) = (pages.len() as u64, record.entries.len() as u64);
+        let pages: Vec<PageHandle> = entries[..count].iter().filter_map(readable).collect();
+        if pages.len() < count {
+            let (found, needed) = (pages.len() as u64, count as u64);
             return Err(Error::WrongState { what: "leased pages in the host pool", found, needed });
         }
         for (num_shared, &page) in pages.iter().enumerate() {
@@ -102,7 +119,7 @@ impl PrefixTable {
         for &entry in &record.entries {
             let page = self.entries.at_mut(entry);
             page.num_pins -= 1;
-            if page.num_pins == 0 && page.is_lost() {
+            if page.is_lost() && !page.is_kept() {
                 self.forget(entry);
             }
         }
@@ -151,6 +168,11 @@ impl PrefixTable {
         Ok(&entries[range])
     }
 
+    /// Whose pages a lease names.
+    pub(super) fn lease_tenant(&self, lease: LeaseKey) -> Result<TenantId> {
+        self.leases.get(lease.0).map(|lease| lease.tenant)
+    }
+
     /// A lease is over at its deadline, even before it is swept.
     fn end_if_expired(&mut self, lease: LeaseKey, now_ms: u64) -> Result<()> {
         if self.leases.get(lease.0)?.deadline_ms <= now_ms {
@@ -159,23 +181,23 @@ impl PrefixTable {
         Ok(())
     }
 
-    fn check_owner(&self, owner: OwnerId) -> Result<()> {
+    pub(super) fn check_owner(&self, owner: OwnerId) -> Result<()> {
         if self.owners.contains(&owner) {
             return Ok(());
         }
         Err(owners::unknown(owner, self.owners.len()))
     }
 
-    fn pin_run(&mut self, chain: &[PageIdentity]) -> (Vec<u32>, Vec<Held>) {
+    fn pin_run(&mut self, chain: &[PageIdentity], tenant: TenantId) -> (Vec<u32>, Vec<Held>) {
         let (mut run, mut found) = (Vec::new(), Vec::new());
-        let mut tenant = None;
         for identity in chain {
             let Some(entry) = self.find(identity) else { break };
             let page = self.entries.at_mut(entry);
-            let is_foreign = *tenant.get_or_insert(page.tenant) != page.tenant;
+            let is_foreign = page.tenant.is_some_and(|owner| owner != tenant);
             if is_foreign || page.is_lost() || page.num_pins == u32::MAX {
                 break;
             }
+            page.tenant = Some(tenant);
             page.num_pins += 1;
             reserve_once(&mut run, &mut found, chain.len());
             found.push(page.held());

@@ -9,6 +9,7 @@
 //! 1. A page that a lease pins is never forgotten, and its host page never given to another.
 //! 2. Whatever is begun ends: a guard that is dropped gives back all that it held.
 //! 3. What a tenant has in the host pool never exceeds its quota.
+//! 4. A page that a resting sequence holds is not forgotten while a tier has it; it may move.
 //!
 //! # Lock order
 //! The owners' lock and the shelf's lock are both leaves: no call holds one and takes the other.
@@ -17,6 +18,7 @@ mod decisions;
 mod directory;
 mod entry;
 mod evict;
+mod hold;
 mod host_pages;
 mod identity_map;
 mod integrity;
@@ -30,14 +32,15 @@ mod publish;
 mod shelf;
 mod slab;
 mod table;
-mod tenants;
 #[cfg(test)]
 mod worn_tests;
 
+pub use crate::tenants::{TenantId, TenantUsage};
 pub use decisions::{Decision, Verdict};
 pub use directory::PrefixDirectory;
 pub use entry::{Held, LowerTier, LowerTiers};
 pub use evict::Pressure;
+pub(crate) use hold::RestingPage;
 pub use host_pages::HostPages;
 pub use lease::PrefixLease;
 pub use leases::LeaseKey;
@@ -46,4 +49,3 @@ pub use owners::{OwnerId, OwnerLimits, Reaped};
 pub use publish::Published;
 pub use shelf::{HostShelf, Shelf};
 pub use table::{PrefixLimits, PrefixStats, PrefixTable};
-pub use tenants::{TenantId, TenantUsage};

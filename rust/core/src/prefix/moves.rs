@@ -10,7 +10,7 @@ use super::slab::SlabKey;
 use super::table::PrefixTable;
 use crate::error::{Error, Result};
 use crate::eviction::EvictionPolicy;
-use crate::page::{PAGE_TOKENS, PageAllocator, PageHandle};
+use crate::page::{PageAllocator, PageHandle};
 use crate::tier::PageHeader;
 
 /// Which way a page moves.
@@ -36,8 +36,8 @@ impl PrefixTable {
             let page = self.entries.at(entry);
             page.place == Place::Lower && !page.is_lost() && seen.insert(entry)
         });
-        let Some(&first) = below.first() else { return Ok(Vec::new()) };
-        let hosts = self.take(pool, self.entries.at(first).tenant, below.len())?;
+        let tenant = self.lease_tenant(lease)?;
+        let hosts = self.take(pool, tenant, below.len())?;
         let begin = |(entry, host)| self.begin_promotion(entry, host);
         below.into_iter().zip(hosts).map(begin).collect()
     }
@@ -45,9 +45,7 @@ impl PrefixTable {
     /// What a tier has to know of a page in motion, and its host page.
     pub(super) fn in_motion(&self, key: SlabKey) -> Result<(PageHeader, u32)> {
         let page = self.entries.get(key)?;
-        let (identity, parent) = (page.identity, page.parent);
-        let host = page.host_page().map_or(0, PageHandle::page);
-        Ok((PageHeader { identity, parent, num_tokens: PAGE_TOKENS }, host))
+        Ok((page.header(), page.host_page().map_or(0, PageHandle::page)))
     }
 
     /// `tier` has the copy. The host page goes unless somebody uses it by now.
@@ -61,9 +59,8 @@ impl PrefixTable {
         let page = self.entries.get_mut(key)?;
         page.lower = page.lower.with(tier);
         page.place = Place::Resident(host);
-        if page.num_pins > 0 || pool.num_refs(host)? > 1 {
-            self.order_in_host(key.entry)?;
-        } else {
+        if page.num_pins == 0 && pool.num_refs(host)? == 1 {
+            self.unorder_in_host(key.entry)?;
             self.decide(key.entry, Verdict::Leave(host.page()));
             self.leave_host(pool, key.entry)?;
         }
@@ -74,7 +71,6 @@ impl PrefixTable {
     pub(super) fn complete_promotion(&mut self, key: SlabKey) -> Result<Held> {
         let host = self.moving_host(key, Direction::Up)?;
         self.entries.get_mut(key)?.place = Place::Resident(host);
-        self.order_in_host(key.entry)?;
         Ok(Held::Host(host.page()))
     }
 
@@ -87,15 +83,18 @@ impl PrefixTable {
     ) -> Result<()> {
         let host = self.moving_host(key, direction)?;
         if direction == Direction::Up {
+            self.unorder_in_host(key.entry)?;
             return self.leave_host(pool, key.entry);
         }
         self.entries.get_mut(key)?.place = Place::Resident(host);
-        self.order_in_host(key.entry)
+        Ok(())
     }
 
     fn begin_promotion(&mut self, entry: u32, host: PageHandle) -> Result<SlabKey> {
         self.lower_order.removed(entry)?;
         self.entries.at_mut(entry).place = Place::Promoting(host);
+        self.note_host(entry);
+        self.order_in_host(entry)?;
         Ok(self.entries.key_of(entry))
     }
 

@@ -1,7 +1,7 @@
 //! Each tenant's resident pages by last use: a tenant at its quota gives up its own, and a policy
 //! that orders everybody's would have to be searched for them.
 
-use super::tenants::TenantId;
+use crate::tenants::TenantId;
 
 const NONE: u32 = u32::MAX;
 
@@ -39,6 +39,13 @@ impl OwnOrder {
         let Link { older, newer } = self.links[entry as usize];
         self.link(tenant, newer).older = older;
         self.link(tenant, older).newer = newer;
+    }
+
+    /// Undoes the last [`unlink`](Self::unlink).
+    pub(super) fn relink(&mut self, tenant: TenantId, entry: u32) {
+        let Link { older, newer } = self.links[entry as usize];
+        self.link(tenant, newer).older = entry;
+        self.link(tenant, older).newer = entry;
     }
 
     /// A tenant's pages, the one that should go first first.

@@ -3,6 +3,8 @@
 //! Times are milliseconds of a monotonic clock that the caller reads.
 
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 
 use crate::error::{Error, Result, check_range};
 use crate::sync::{Mutex, lock};
@@ -35,6 +37,11 @@ pub struct OwnerLimits {
 }
 
 impl OwnerLimits {
+    /// Dead after two minutes, with numbers that nobody can guess.
+    pub fn random() -> Self {
+        Self::with_seed(RandomState::new().hash_one(0))
+    }
+
     /// Dead after two minutes.
     pub const fn with_seed(seed: u64) -> Self {
         Self { timeout_ms: 120_000, seed }

@@ -3,10 +3,10 @@
 use super::decisions::Verdict;
 use super::entry::{Entry, LowerTier, LowerTiers, Place};
 use super::table::PrefixTable;
-use super::tenants::TenantId;
 use crate::error::{Error, Result, check_range};
 use crate::eviction::EvictionPolicy;
 use crate::page::{PAGE_TOKENS, PageAllocator, PageHandle};
+use crate::tenants::TenantId;
 use crate::tier::{PageHeader, PageIdentity};
 
 /// What came of publishing a page.
@@ -21,40 +21,39 @@ pub enum Published {
 }
 
 impl PrefixTable {
-    /// Lets others share a full page whose rows and pooled keys are all written, once. The caller's
-    /// charge for the page becomes the directory's; of an existing page it gets a reference.
+    /// Lets others of its tenant share a full page whose rows and pooled keys are all written, once.
+    /// Of an existing page the caller gets a reference.
     pub(crate) fn publish(
         &mut self,
         pool: &mut PageAllocator,
         page: &PageHeader,
         host: PageHandle,
-        tenant: TenantId,
     ) -> Result<Published> {
         check_range("tokens of a shared page", page.num_tokens, PAGE_TOKENS, PAGE_TOKENS)?;
-        self.tenants.usage(tenant)?;
-        pool.num_refs(host)?;
+        let tenant = pool.tenant_of(host)?;
         match self.find(&page.identity) {
             Some(entry) => self.publish_again(pool, entry, host, tenant),
             None => self.publish_first(pool, page, host, tenant),
         }
     }
 
-    /// Notes that `tier` has a page: put there, or found there after a restart.
+    /// Notes that `tier` has a page: put there, or found there after a restart. Without a tenant it
+    /// is that of the first who asks for it: only its own tenant knows its name.
     pub(crate) fn found_below(
         &mut self,
         pool: &mut PageAllocator,
         page: &PageHeader,
         tier: LowerTier,
-        tenant: TenantId,
+        tenant: Option<TenantId>,
     ) -> Result<()> {
-        check_range("tokens of a shared page", page.num_tokens, PAGE_TOKENS, PAGE_TOKENS)?;
-        self.tenants.usage(tenant)?;
+        check_range("tokens of a page", page.num_tokens, 1, PAGE_TOKENS)?;
+        tenant.map_or(Ok(()), |tenant| pool.tenant_usage(tenant).map(drop))?;
         let Some(entry) = self.find(&page.identity) else {
             let entry = self.insert(pool, page, Place::Lower, tenant)?;
             self.entries.at_mut(entry).lower = LowerTiers::NONE.with(tier);
             return self.settle_below(entry);
         };
-        self.check_tenant(entry, tenant)?;
+        tenant.map_or(Ok(()), |tenant| self.check_tenant(entry, tenant))?;
         let page = self.entries.at_mut(entry);
         let was_lost = page.is_lost();
         page.lower = page.lower.with(tier);
@@ -76,6 +75,29 @@ impl PrefixTable {
         Ok(true)
     }
 
+    /// Gives up to `count` pages of a tier up, the least recently used first: those that the host
+    /// pool has no longer, then second copies. None that a resting sequence has nowhere else.
+    pub(crate) fn leave_below(&mut self, tier: LowerTier, count: usize) -> Result<Vec<PageHeader>> {
+        let entries = &self.entries;
+        let may_leave = |entry| {
+            let page: &Entry = entries.at(entry);
+            let has_other = page.host_page().is_some() || !page.lower.without(tier).is_empty();
+            page.lower.has(tier) && (has_other || !page.is_kept())
+        };
+        let mut leaving = Vec::new();
+        self.lower_order.victims(count, &may_leave, &mut leaving);
+        self.lower_order.restore(&leaving);
+        let second = entries.iter().filter(|(_, page)| matches!(page.place, Place::Resident(_)));
+        let second = second.map(|(key, _)| key.entry).filter(|&entry| may_leave(entry));
+        leaving.extend(second.take(count - leaving.len()));
+        let headers: Vec<PageHeader> =
+            leaving.iter().map(|&entry| entries.at(entry).header()).collect();
+        for page in &headers {
+            self.lost_below(&page.identity, tier)?;
+        }
+        Ok(headers)
+    }
+
     fn publish_first(
         &mut self,
         pool: &mut PageAllocator,
@@ -84,7 +106,7 @@ impl PrefixTable {
         tenant: TenantId,
     ) -> Result<Published> {
         pool.share(host)?;
-        match self.insert(pool, page, Place::Resident(host), tenant) {
+        match self.insert(pool, page, Place::Resident(host), Some(tenant)) {
             Ok(entry) => self.order_in_host(entry).map(|()| Published::First),
             Err(error) => {
                 pool.release(host)?;
@@ -118,31 +140,43 @@ impl PrefixTable {
         Ok(published)
     }
 
-    /// A page that lower tiers had is in the host pool again.
+    /// A page that lower tiers had is in the host pool again, by other bytes perhaps: an engine may
+    /// compute a row in more than one way. The copies below go, so that all have the same.
     fn raise(&mut self, entry: u32, host: PageHandle) -> Result<()> {
         if !self.entries.at(entry).is_lost() {
             self.lower_order.removed(entry)?;
+            self.drop_copies(entry);
         }
         self.entries.at_mut(entry).place = Place::Resident(host);
+        self.note_host(entry);
         self.order_in_host(entry)
     }
 
-    fn insert(
+    pub(super) fn insert(
         &mut self,
         pool: &mut PageAllocator,
         page: &PageHeader,
         place: Place,
-        tenant: TenantId,
+        tenant: Option<TenantId>,
     ) -> Result<u32> {
         self.make_entry_room(pool)?;
-        let PageHeader { identity, parent, .. } = *page;
-        let (num_children, num_pins, lower) = (0, 0, LowerTiers::NONE);
-        let parent_key = None;
-        let new =
-            Entry { identity, parent, parent_key, num_children, num_pins, place, tenant, lower };
+        let new = Entry {
+            identity: page.identity,
+            parent: page.parent,
+            parent_key: None,
+            num_children: 0,
+            num_pins: 0,
+            num_holds: 0,
+            place,
+            tenant,
+            num_tokens: u8::try_from(page.num_tokens).expect("64 at most"),
+            is_private: false,
+            lower: LowerTiers::NONE,
+        };
         let key = self.entries.insert(new).ok_or_else(|| self.no_entry())?;
         self.link(key.entry);
         self.by_identity.insert(key.entry, &self.entries);
+        self.note_host(key.entry);
         Ok(key.entry)
     }
 
@@ -153,7 +187,7 @@ impl PrefixTable {
             return Ok(());
         }
         let entries = &self.entries;
-        let may_forget = |entry| entries.at(entry).num_pins == 0;
+        let may_forget = |entry| !entries.at(entry).is_kept();
         let Some(entry) = self.lower_order.victim(&may_forget) else {
             return self.forget_idle(pool);
         };
@@ -162,8 +196,9 @@ impl PrefixTable {
         Ok(())
     }
 
-    fn check_tenant(&self, entry: u32, tenant: TenantId) -> Result<()> {
-        let needed = self.entries.at(entry).tenant;
+    /// Refuses another tenant's page; one that was nobody's yet is the tenant's from now on.
+    fn check_tenant(&mut self, entry: u32, tenant: TenantId) -> Result<()> {
+        let needed = *self.entries.at_mut(entry).tenant.get_or_insert(tenant);
         if needed == tenant {
             return Ok(());
         }

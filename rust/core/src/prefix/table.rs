@@ -4,17 +4,18 @@ use std::collections::HashSet;
 use std::fmt;
 
 use super::decisions::{DecisionLog, Verdict};
-use super::entry::{Entry, Lineage, Place};
+use super::entry::{Entry, Lineage, LowerTier, LowerTiers, Place};
 use super::identity_map::{IdentityMap, first_bytes};
 use super::leases::LeaseRecord;
 use super::own_order::OwnOrder;
 use super::owners::OwnerId;
 use super::slab::Slab;
-use super::tenants::Tenants;
 use crate::error::{Result, check_range};
 use crate::eviction::{EvictionPolicy, Lru, MAX_KEYS};
-use crate::page::PageAllocator;
+use crate::page::{PageAllocator, PageHandle};
 use crate::tier::PageIdentity;
+
+const NO_ENTRY: u32 = u32::MAX;
 
 /// How large a directory may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct PrefixStats {
     pub leases: u64,
     /// Pages of all leases; a page counts once for each.
     pub pins: u64,
+    /// Pages of all resting sequences; a page counts once for each.
+    pub holds: u64,
     /// Owners that may hold leases.
     pub owners: u64,
     /// Number of the newest decision.
@@ -59,11 +62,12 @@ pub struct PrefixStats {
 pub struct PrefixTable {
     pub(super) entries: Slab<Entry>,
     pub(super) by_identity: IdentityMap,
+    by_host: Vec<u32>, // entry of each host page; NO_ENTRY = it has none
+    orphans: Vec<(PageIdentity, LowerTiers)>,
     pub(super) leases: Slab<LeaseRecord>,
     pub(super) next_deadline_ms: u64, // no lease ends before
     pub(super) owners: HashSet<OwnerId>,
-    pub(super) tenants: Tenants,
-    pub(super) host_order: Box<dyn EvictionPolicy>, // of the resident pages
+    pub(super) host_order: Box<dyn EvictionPolicy>, // of the pages that have a host page
     pub(super) own_order: OwnOrder,                 // of the same, by tenant
     pub(super) lower_order: Lru,                    // of the pages that lower tiers alone have
     pub(super) log: DecisionLog,
@@ -90,10 +94,11 @@ impl PrefixTable {
         Ok(Self {
             entries: Slab::new("prefix page", limits.max_pages, limits.max_pages),
             by_identity: IdentityMap::new(limits.max_pages),
+            by_host: Vec::new(),
+            orphans: Vec::new(),
             leases: Slab::new("prefix lease", 0, u32::MAX),
             next_deadline_ms: u64::MAX,
             owners: HashSet::new(),
-            tenants: Tenants::new(limits.page_bytes),
             host_order: make_order(limits.max_pages)?,
             own_order: OwnOrder::new(limits.max_pages),
             lower_order: Lru::new(limits.max_pages)?,
@@ -107,17 +112,48 @@ impl PrefixTable {
         self.by_identity.find(identity, &self.entries)
     }
 
+    /// The entry whose page lies in this host page.
+    pub(super) fn at_host(&self, host: PageHandle) -> Option<u32> {
+        let entry = self.by_host.get(host.page() as usize).copied()?;
+        let lies_there = |&entry: &u32| self.entries.at(entry).host_page() == Some(host);
+        Some(entry).filter(|&entry| entry != NO_ENTRY).filter(lies_there)
+    }
+
+    /// Notes which host page an entry has from now on, if it has one.
+    pub(super) fn note_host(&mut self, entry: u32) {
+        let Some(host) = self.entries.at(entry).host_page() else { return };
+        let at = host.page() as usize;
+        if self.by_host.len() <= at {
+            self.by_host.resize(at + 1, NO_ENTRY);
+        }
+        self.by_host[at] = entry;
+    }
+
+    /// Copies in lower tiers are not wanted any more.
+    pub(super) fn note_orphan(&mut self, identity: PageIdentity, lower: LowerTiers) {
+        if !lower.is_empty() {
+            self.orphans.push((identity, lower));
+        }
+    }
+
+    /// Copies in lower tiers that are not wanted any more, since the last call.
+    pub(crate) fn take_orphans(&mut self) -> Vec<(PageIdentity, LowerTiers)> {
+        std::mem::take(&mut self.orphans)
+    }
+
     /// Counts a use of the page.
     pub(super) fn touch(&mut self, entry: u32) {
         let page = self.entries.at(entry);
-        let touched = match page.place {
-            Place::Resident(_) => {
-                self.own_order.unlink(page.tenant, entry);
-                self.own_order.push(page.tenant, entry, None);
+        let touched = match page.host_page() {
+            Some(_) => {
+                if let Some(tenant) = page.tenant {
+                    self.own_order.unlink(tenant, entry);
+                    self.own_order.push(tenant, entry, None);
+                }
                 self.host_order.touched(entry)
             }
-            Place::Lower => self.lower_order.touched(entry),
-            Place::Demoting(_) | Place::Promoting(_) => Ok(()),
+            None if page.is_lost() => Ok(()),
+            None => self.lower_order.touched(entry),
         };
         debug_assert!(touched.is_ok(), "{touched:?}");
     }
@@ -131,7 +167,7 @@ impl PrefixTable {
         self.entries.at_mut(parent).num_children += 1;
     }
 
-    /// Lets the eviction policy have a page that has become resident.
+    /// Lets the eviction policy have a page that has a host page from now on.
     pub(super) fn order_in_host(&mut self, entry: u32) -> Result<()> {
         let page = self.entries.at(entry);
         let parent = page.parent_key.filter(|link| self.entries.get(link.key()).is_ok());
@@ -139,18 +175,27 @@ impl PrefixTable {
         let parent = parent.filter(|&parent| self.host_order.holds(parent));
         self.host_order.inserted(entry, parent, first_bytes(&page.identity))?;
         let is_own = |&parent: &u32| self.entries.at(parent).tenant == page.tenant;
-        self.own_order.push(page.tenant, entry, parent.filter(is_own));
+        if let Some(tenant) = page.tenant {
+            self.own_order.push(tenant, entry, parent.filter(is_own));
+        }
         Ok(())
+    }
+
+    /// Takes a page out of the eviction policy.
+    pub(super) fn unorder_in_host(&mut self, entry: u32) -> Result<()> {
+        if let Some(tenant) = self.entries.at(entry).tenant {
+            self.own_order.unlink(tenant, entry);
+        }
+        self.host_order.removed(entry)
     }
 
     /// Gives up the host page of a page that no policy has now; without a copy below it is gone.
     pub(super) fn leave_host(&mut self, pool: &mut PageAllocator, entry: u32) -> Result<()> {
         let page = self.entries.at_mut(entry);
-        let tenant = page.tenant;
         if let Some(host) = page.host_page() {
             page.place = Place::Lower;
+            self.by_host[host.page() as usize] = NO_ENTRY;
             pool.release(host)?;
-            self.tenants.credit(tenant, 1);
         }
         self.settle_below(entry)
     }
@@ -161,7 +206,7 @@ impl PrefixTable {
         if !page.is_lost() {
             return self.lower_order.inserted(entry, None, first_bytes(&page.identity));
         }
-        if page.num_pins == 0 {
+        if !page.is_kept() {
             self.forget(entry);
         }
         Ok(())
@@ -172,6 +217,8 @@ impl PrefixTable {
         self.by_identity.remove(entry, &self.entries);
         let key = self.entries.key_of(entry);
         let Ok(page) = self.entries.remove(key) else { return };
+        // another host may want what a shared store has; files are this directory's own
+        self.note_orphan(page.identity, page.lower.without(LowerTier::Remote));
         let parent = page.parent_key.map(Lineage::key);
         if let Some(Ok(parent)) = parent.map(|key| self.entries.get_mut(key)) {
             parent.num_children -= 1;
@@ -194,6 +241,7 @@ impl PrefixTable {
         };
         for (_, page) in self.entries.iter() {
             stats.pins += u64::from(page.num_pins);
+            stats.holds += u64::from(page.num_holds);
             match page.place {
                 Place::Resident(_) => stats.resident += 1,
                 Place::Demoting(_) => stats.demoting += 1,

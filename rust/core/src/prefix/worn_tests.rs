@@ -49,7 +49,8 @@ fn assert_stale(error: &Error) {
 fn the_last_lease_of_an_entry_is_freed_once_and_the_entry_retired() {
     let worn = worn();
     let page = worn.keep(1);
-    let first = worn.directory.match_prefix(&[page.identity], worn.owner, u64::MAX).unwrap();
+    let first =
+        worn.directory.match_prefix(&[page.identity], worn.tenant, worn.owner, u64::MAX).unwrap();
     let last = LeaseKey::from_bits(u64::from(u32::MAX) << 32);
     worn.with(|_, table| table.leases.age(0, u32::MAX));
     assert_stale(&first.pages(0).unwrap_err());
@@ -57,7 +58,8 @@ fn the_last_lease_of_an_entry_is_freed_once_and_the_entry_retired() {
     for name in [last, first.key(), LeaseKey::from_bits(0)] {
         assert_stale(&worn.directory.end_lease(name).unwrap_err());
     }
-    let next = worn.directory.match_prefix(&[page.identity], worn.owner, u64::MAX).unwrap();
+    let next =
+        worn.directory.match_prefix(&[page.identity], worn.tenant, worn.owner, u64::MAX).unwrap();
     assert_eq!(next.key(), LeaseKey::from_bits(1 << 32 | 1), "entry 1, generation 1");
     drop(first);
     assert_eq!(worn.directory.stats().unwrap().pins, 1);

@@ -69,6 +69,18 @@ impl Host {
         tokens[0]
     }
 
+    /// The tokens of a whole page.
+    #[allow(dead_code, reason = "not every test moves pages")]
+    pub(crate) fn read_page(&self, page: u32) -> Vec<u64> {
+        (0..PAGE_TOKENS).map(|row| self.read_token(&[page], row)).collect()
+    }
+
+    /// Writes the tokens of a whole page.
+    #[allow(dead_code, reason = "not every test moves pages")]
+    pub(crate) fn write_page(&self, page: u32, tokens: &[u64]) {
+        (0..).zip(tokens).for_each(|(row, &token)| self.write_token(&[page], row, token));
+    }
+
     fn address(&self) -> *mut u8 {
         self.region.address().expect("the region is open").as_ptr()
     }

@@ -4,7 +4,6 @@ use hisparse_core::prefix::{Held, LowerTiers, OwnerId, Verdict};
 use hisparse_core::tier::{PageHeader, PageIdentity};
 use hisparse_core::{Error, ErrorKind};
 
-use crate::prefix_pages::PAGE_BYTES;
 use crate::prefix_run::{Holding, MAX_PAGES, NUM_PAGES, Page, Place, Run};
 
 impl Run {
@@ -51,11 +50,11 @@ impl Run {
         let (need_pages, used) = (need as u64, self.used(tenant));
         let (quota, own_idle) = (self.quotas[tenant], self.idle(Some(tenant), pinned).len() as u64);
         if need_pages > quota.saturating_sub(used) + own_idle {
-            return Some(Error::TierFull {
-                tier: "share of tenant",
-                need: need_pages * PAGE_BYTES,
-                free: quota.saturating_sub(used) * PAGE_BYTES,
-                capacity: quota * PAGE_BYTES,
+            return Some(Error::ShareFull {
+                tenant: self.tenants[tenant].number(),
+                need: need_pages,
+                free: quota.saturating_sub(used),
+                quota,
             });
         }
         let total = u64::from(NUM_PAGES);

@@ -89,7 +89,7 @@ impl Run {
         let (tenant, header) = (self.chains[chain].0, self.chains[chain].1[at]);
         let known = self.pages.get(&header.identity).copied();
         let is_full = known.is_none() && self.is_full();
-        if let Err(error) = self.directory.found_below(&header, tier, self.tenants[tenant]) {
+        if let Err(error) = self.directory.found_below(&header, tier, Some(self.tenants[tenant])) {
             return self.check_no_entry(&error, is_full);
         }
         assert!(!is_full);

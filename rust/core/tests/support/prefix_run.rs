@@ -132,10 +132,10 @@ impl Run {
 
     pub(crate) fn match_only(&mut self, chain: usize, owner: usize, ttl_ms: u64) {
         let Some(owner) = self.pick_owner(owner) else { return };
-        let headers = self.chains[chain].1.clone();
-        let found = self.expected_run(&headers);
+        let (tenant, headers) = self.chains[chain].clone();
+        let (tenant, found) = (self.tenants[tenant], self.expected_run(&headers));
         let deadline_ms = self.now_ms + ttl_ms;
-        let lease = self.directory.match_prefix(&identities(&headers), owner, deadline_ms);
+        let lease = self.directory.match_prefix(&identities(&headers), tenant, owner, deadline_ms);
         let lease = lease.expect("the owner lives");
         assert_eq!(lease.found(), found);
         let pages = headers[..found.len()].iter().map(|page| page.identity).collect();
@@ -178,7 +178,7 @@ impl Run {
             Place::Lower => {
                 assert_eq!(published, Published::First);
                 held.pages[at].1 = false;
-                let lower = before.map_or(LowerTiers::NONE, |page| page.lower);
+                let lower = LowerTiers::NONE; // they may have other bytes
                 let (place, tenant) = (Place::Resident(number), held.tenant);
                 self.pages.insert(identity, Page { place, lower, tenant });
             }

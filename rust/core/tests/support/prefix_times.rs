@@ -63,7 +63,7 @@ impl Run {
         self.owners.retain(|owner, _| !dead.contains(owner));
         for owner in dead {
             assert!(self.directory.heartbeat(owner, self.now_ms).is_err());
-            assert!(self.directory.match_prefix(&[], owner, FOREVER).is_err());
+            assert!(self.directory.match_prefix(&[], self.tenants[0], owner, FOREVER).is_err());
         }
         self.drop_ended(ended);
     }

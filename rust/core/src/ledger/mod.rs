@@ -1,4 +1,8 @@
-//! Everything a manager keeps under its one lock: pages, device ranges, sequences, counts.
+//! Everything a manager keeps under its one lock: pages and their directory, device ranges,
+//! sequences, counts.
+
+mod rest;
+mod share;
 
 use crate::admission::{Admission, DeviceArenas, DeviceCapacity, DeviceSlots};
 use crate::arena::RangeArena;
@@ -7,18 +11,30 @@ use crate::layout::LayoutShape;
 use crate::page::{PAGE_TOKENS, PageAllocator, PageHandle};
 use crate::page_table::{CopyPage, PageTable, pages_for};
 use crate::pooled_keys::{PooledKeys, check_block_tokens};
-use crate::sequence::{Sequence, SequenceHandle, SequenceRanges, SequenceTable};
+use crate::prefix::{PrefixTable, Shelf};
+use crate::sequence::{Active, Life, Sequence, SequenceHandle, SequenceRanges, SequenceTable};
 use crate::stats::{Counters, Stats};
+use crate::tenants::TenantId;
+
+pub(crate) use share::Prompt;
 
 #[derive(Debug)]
 pub(crate) struct Ledger {
     num_anchors: usize,
     block_tokens: u32,
     pages: PageAllocator,
+    prefix: PrefixTable,
     arenas: DeviceArenas,
     sequences: SequenceTable,
     num_leased: usize,
+    num_rested: u64, // names of pages of resting sequences given out so far
     counters: Counters,
+}
+
+impl Shelf for Ledger {
+    fn parts(&mut self) -> (&mut PageAllocator, &mut PrefixTable) {
+        (&mut self.pages, &mut self.prefix)
+    }
 }
 
 impl Ledger {
@@ -26,15 +42,18 @@ impl Ledger {
         shape: LayoutShape,
         capacity: DeviceCapacity,
         block_tokens: u32,
+        prefix: PrefixTable,
     ) -> Result<Self> {
         check_block_tokens(block_tokens)?;
         Ok(Self {
             num_anchors: shape.num_anchors,
             block_tokens,
             pages: PageAllocator::new(shape.num_pages)?,
+            prefix,
             arenas: DeviceArenas::new(capacity)?,
             sequences: SequenceTable::default(),
             num_leased: 0,
+            num_rested: 0,
             counters: Counters::default(),
         })
     }
@@ -51,21 +70,42 @@ impl Ledger {
     ) -> Result<SequenceHandle> {
         let need = Admission::new(prompt_tokens, max_new_tokens, self.block_tokens, device)?;
         let num_pages = pages_for(need.tokens);
-        let reserved = self.pages.reserve(num_pages);
-        self.note_refusal(reserved)?;
-        let ranges = self.arenas.claim(&need);
-        let ranges = match self.note_refusal(ranges) {
-            Ok(ranges) => ranges,
-            Err(error) => {
-                self.pages.unreserve(num_pages)?;
-                return Err(error);
-            }
-        };
+        let ranges = self.admit(TenantId::DEFAULT, &need, num_pages)?;
         self.counters.opened += 1;
-        let pooled = PooledKeys::new(self.num_anchors, self.block_tokens)?;
-        let pages = PageTable::new(num_pages);
-        let admitted_tokens = need.tokens;
-        self.sequences.insert(Sequence { length: 0, admitted_tokens, pages, pooled, ranges })
+        let pages = PageTable::new(TenantId::DEFAULT, num_pages);
+        self.sequences.insert(Sequence {
+            length: 0,
+            admitted_tokens: need.tokens,
+            pooled: PooledKeys::new(self.num_anchors, self.block_tokens)?,
+            names: None,
+            life: Life::Active(Active { pages, ranges }),
+        })
+    }
+
+    /// Claims every device range, and promises host pages, for which idle ones make room.
+    fn admit(
+        &mut self,
+        tenant: TenantId,
+        need: &Admission,
+        num_pages: usize,
+    ) -> Result<SequenceRanges> {
+        let ranges = self.arenas.claim(need);
+        let ranges = self.note_refusal(ranges)?;
+        let reserved = self.prefix.reserve(&mut self.pages, tenant, num_pages);
+        if reserved.is_err() {
+            self.arenas.release(&ranges)?;
+        }
+        self.note_refusal(reserved).map(|()| ranges)
+    }
+
+    /// Gives idle pages up for a call that found the pool, or its tenant's share, full; whether it
+    /// is worth another try.
+    fn make_room_for(&mut self, tenant: TenantId, error: &Error) -> bool {
+        let (Error::HostPoolFull { need, .. } | Error::ShareFull { need, .. }) = error else {
+            return false;
+        };
+        let need = usize::try_from(*need).unwrap_or(usize::MAX);
+        self.prefix.make_room(&mut self.pages, tenant, need).is_ok()
     }
 
     /// A new sequence that begins with the first `length` tokens of `parent`.
@@ -79,11 +119,13 @@ impl Ledger {
     ) -> Result<SequenceHandle> {
         check_range("length", length, 0, self.sequences.get(parent)?.length)?;
         let need = Admission::new(length, max_new_tokens, self.block_tokens, device)?;
+        let tenant = self.sequences.get(parent)?.active()?.pages.tenant();
         let ranges = self.arenas.claim(&need);
         let ranges = self.note_refusal(ranges)?;
-        let parent = self.sequences.get(parent)?;
-        let pages = parent.pages.fork(&mut self.pages, length, pages_for(need.tokens), copy);
-        let pooled = parent.pooled.fork(length);
+        let mut pages = self.fork_pages(parent, length, &need, copy);
+        if pages.as_ref().is_err_and(|error| self.make_room_for(tenant, error)) {
+            pages = self.fork_pages(parent, length, &need, copy);
+        }
         let pages = match self.note_refusal(pages) {
             Ok(pages) => pages,
             Err(error) => {
@@ -93,8 +135,22 @@ impl Ledger {
         };
         self.counters.forked += 1;
         self.counters.copied_pages += u64::from(!length.is_multiple_of(PAGE_TOKENS));
-        let admitted_tokens = need.tokens;
-        self.sequences.insert(Sequence { length, admitted_tokens, pages, pooled, ranges })
+        let parent = self.sequences.get(parent)?;
+        let (pooled, names) = (parent.pooled.fork(length), &parent.names);
+        let names = names.as_ref().map(|names| names.fork(length));
+        let (admitted_tokens, life) = (need.tokens, Life::Active(Active { pages, ranges }));
+        self.sequences.insert(Sequence { length, admitted_tokens, pooled, names, life })
+    }
+
+    fn fork_pages(
+        &mut self,
+        parent: SequenceHandle,
+        length: u32,
+        need: &Admission,
+        copy: CopyPage<'_>,
+    ) -> Result<PageTable> {
+        let parent = &self.sequences.get(parent)?.active()?.pages;
+        parent.fork(&mut self.pages, length, pages_for(need.tokens), copy)
     }
 
     pub(crate) fn append(
@@ -109,7 +165,8 @@ impl Ledger {
         let end = u64::from(start) + u64::from(num_tokens);
         check_range("end of the append", end, 1, u64::from(sequence.admitted_tokens))?;
         let end = start + num_tokens;
-        let copied = sequence.pages.append(&mut self.pages, start, end, copy)?;
+        let pages = &mut sequence.active_mut()?.pages;
+        let copied = pages.append(&mut self.pages, start, end, copy)?;
         sequence.length = end;
         self.counters.appended_tokens += u64::from(num_tokens);
         self.counters.copied_pages += u64::from(copied);
@@ -117,22 +174,39 @@ impl Ledger {
     }
 
     pub(crate) fn truncate(&mut self, handle: SequenceHandle, length: u32) -> Result<()> {
-        let sequence = self.sequences.get_mut(handle)?;
+        let sequence = self.sequences.get(handle)?;
         check_range("length", length, 0, sequence.length)?;
-        let truncated = sequence.pages.truncate(&mut self.pages, length);
-        if truncated.is_ok() {
-            sequence.pooled.truncate(length);
-            sequence.length = length;
-            self.counters.truncated += 1;
+        let tenant = sequence.active()?.pages.tenant();
+        let mut truncated = self.truncate_pages(handle, length);
+        if truncated.as_ref().is_err_and(|error| self.make_room_for(tenant, error)) {
+            truncated = self.truncate_pages(handle, length);
         }
-        self.note_refusal(truncated)
+        self.note_refusal(truncated)?;
+        self.counters.truncated += 1;
+        let sequence = self.sequences.get_mut(handle)?;
+        sequence.pooled.truncate(length);
+        sequence.length = length;
+        if let Some(names) = &mut sequence.names {
+            names.truncate(length);
+        }
+        Ok(())
+    }
+
+    fn truncate_pages(&mut self, handle: SequenceHandle, length: u32) -> Result<()> {
+        let pages = &mut self.sequences.get_mut(handle)?.active_mut()?.pages;
+        pages.truncate(&mut self.pages, length)
     }
 
     pub(crate) fn close(&mut self, handle: SequenceHandle) -> Result<()> {
         let sequence = self.sequences.remove(handle)?;
         self.counters.closed += 1;
-        self.arenas.release(&sequence.ranges)?;
-        sequence.pages.release(&mut self.pages)
+        match sequence.life {
+            Life::Active(active) => {
+                self.arenas.release(&active.ranges)?;
+                active.pages.release(&mut self.pages)
+            }
+            Life::Resting(resting) => self.prefix.unhold(&mut self.pages, &resting.held),
+        }
     }
 
     /// The sequence's pooled-key metadata, and its length.
@@ -143,7 +217,8 @@ impl Ledger {
 
     pub(crate) fn lease(&mut self, num_pages: u32) -> Result<Vec<PageHandle>> {
         check_range("num_pages", num_pages, 1, u32::MAX)?;
-        let pages = self.pages.allocate(num_pages as usize);
+        let tenant = TenantId::DEFAULT;
+        let pages = self.prefix.take(&mut self.pages, tenant, num_pages as usize);
         let pages = self.note_refusal(pages)?;
         self.num_leased += pages.len();
         Ok(pages)
@@ -193,39 +268,55 @@ impl Ledger {
     /// Every level is sound, and the levels agree on who holds what.
     pub(crate) fn check_integrity(&self) -> Result<()> {
         self.pages.check_integrity()?;
-        let open: Vec<SequenceRanges> = self.sequences.iter().map(|s| s.ranges).collect();
-        check_equal("open sequences", self.sequences.num_open(), open.len())?;
+        self.prefix.check_integrity(&self.pages)?;
+        check_equal("open sequences", self.sequences.num_open(), self.sequences.iter().count())?;
+        let open: Vec<SequenceRanges> = self.active().map(|active| active.ranges).collect();
         self.arenas.check_integrity(&open)?;
         self.sequences.iter().try_for_each(|sequence| self.check_sequence(sequence))?;
-        let promised = self.sequences.iter().map(|s| s.pages.num_promised()).sum();
+        let promised = self.active().map(|active| active.pages.num_promised()).sum();
         check_equal("reserved pages", self.pages.num_reserved(), promised)?;
+        let resting = self.sequences.iter().filter_map(|sequence| sequence.resting().ok());
+        let held = resting.map(|resting| resting.held.len() as u64).sum();
+        check_equal("pages held by resting sequences", self.prefix.stats().holds, held)?;
         self.check_page_holders()
+    }
+
+    fn active(&self) -> impl Iterator<Item = &Active> {
+        self.sequences.iter().filter_map(|sequence| sequence.active().ok())
     }
 
     fn check_sequence(&self, sequence: &Sequence) -> Result<()> {
         check_range("length of a sequence", sequence.length, 0, sequence.admitted_tokens)?;
-        let entries = sequence.ranges.token_table.count;
-        check_equal("slot-table entries of a sequence", entries, sequence.admitted_tokens)?;
         sequence.pooled.check_integrity(sequence.length)?;
-        sequence.pages.check_integrity(&self.pages, sequence.length)
+        let Ok(active) = sequence.active() else {
+            let held = sequence.resting()?.held.len();
+            return check_equal("pages held for a sequence", held, pages_for(sequence.length));
+        };
+        let entries = active.ranges.token_table.count;
+        check_equal("slot-table entries of a sequence", entries, sequence.admitted_tokens)?;
+        active.pages.check_integrity(&self.pages, sequence.length)
     }
 
-    /// References of each page are those of the sequences, or one of a lease.
+    /// References of each page are those of the sequences and of the directory, or one of a lease.
     fn check_page_holders(&self) -> Result<()> {
         let mut holders = vec![0_u32; self.pages.num_pages()];
-        for &page in self.sequences.iter().flat_map(|s| s.pages.pages()) {
+        let of_sequences = self.active().flat_map(|active| active.pages.pages()).copied();
+        for page in of_sequences.chain(self.prefix.host_pages()) {
             holders[page.page() as usize] += 1;
             let refs = self.pages.num_refs(page)?;
-            check_range("sequences that hold a page", holders[page.page() as usize], 1, refs)?;
+            check_range("holders of a page", holders[page.page() as usize], 1, refs)?;
         }
         let held = holders.iter().filter(|&&count| count > 0).count();
         let used = self.pages.num_pages() - self.pages.num_free();
-        check_equal("pages held by sequences and leases", held + self.num_leased, used)
+        check_equal("pages that somebody holds", held + self.num_leased, used)
     }
 
     fn note_refusal<T>(&mut self, outcome: Result<T>) -> Result<T> {
         let kind = outcome.as_ref().err().map(Error::kind);
-        let is_full = matches!(kind, Some(ErrorKind::HostPoolFull | ErrorKind::DeviceArenaFull));
+        let is_full = matches!(
+            kind,
+            Some(ErrorKind::HostPoolFull | ErrorKind::DeviceArenaFull | ErrorKind::TierFull)
+        );
         self.counters.refused += u64::from(is_full);
         outcome
     }

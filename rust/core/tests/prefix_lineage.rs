@@ -1,4 +1,4 @@
-//! What a review of the directory asks: refusals that change nothing, and lineage that holds.
+//! Refusals that change nothing, and lineage that holds whatever moves or goes.
 
 #[path = "support/prefix_pages.rs"]
 mod prefix_pages;
@@ -31,7 +31,10 @@ impl Chain {
     /// Pages that a match finds in the host pool from the first one on.
     fn num_matched(&self) -> usize {
         let chain = identities(&self.pages);
-        let lease = self.directory.match_prefix(&chain, self.owner, FOREVER).expect("it lives");
+        let lease = self
+            .directory
+            .match_prefix(&chain, self.tenant, self.owner, FOREVER)
+            .expect("it lives");
         lease.found().iter().filter(|page| matches!(page, Held::Host(_))).count()
     }
 
@@ -42,7 +45,6 @@ impl Chain {
 }
 
 #[test]
-#[ignore = "known defect: not mended yet"]
 fn a_take_that_a_smaller_quota_refuses_evicts_nothing() {
     let held = chain(8);
     held.directory.set_quota(held.tenant, 2).unwrap();
@@ -57,7 +59,6 @@ fn a_take_that_a_smaller_quota_refuses_evicts_nothing() {
 }
 
 #[test]
-#[ignore = "known defect: not mended yet"]
 fn a_page_goes_before_the_page_before_it_after_cancelled_demotions() {
     let held = chain(3);
     let mut demotions = held.directory.demote(3).unwrap().demotions;
@@ -76,7 +77,8 @@ fn a_page_goes_before_the_page_before_it_after_promotions_that_complete_in_any_o
     for demotion in held.directory.demote(3).unwrap().demotions {
         demotion.enqueued().completed(LowerTier::File).unwrap();
     }
-    let lease = held.directory.match_prefix(&identities(&held.pages), held.owner, FOREVER);
+    let lease =
+        held.directory.match_prefix(&identities(&held.pages), held.tenant, held.owner, FOREVER);
     let lease = lease.unwrap();
     for promotion in lease.promote(0..3, 0).unwrap().into_iter().rev() {
         promotion.enqueued().completed().unwrap();
@@ -84,7 +86,8 @@ fn a_page_goes_before_the_page_before_it_after_promotions_that_complete_in_any_o
     drop(lease);
     assert_eq!(held.num_matched(), 3);
     assert_eq!(held.directory.evict(1), Ok(1));
-    let lease = held.directory.match_prefix(&identities(&held.pages), held.owner, FOREVER);
+    let lease =
+        held.directory.match_prefix(&identities(&held.pages), held.tenant, held.owner, FOREVER);
     let lease = lease.unwrap();
     assert!(matches!(lease.found(), [Held::Host(_), Held::Host(_), Held::Lower(_)]), "{lease:?}");
 }
@@ -96,20 +99,19 @@ fn a_full_directory_forgets_the_end_of_a_prefix_in_lower_tiers() {
     let tenant = directory.add_tenant(4).unwrap();
     let owner = directory.register(0).unwrap();
     let (old, new) = (headers("a", 1, 5), headers("a", 2, 1));
-    let found = |page| directory.found_below(page, LowerTier::File, tenant).unwrap();
+    let found = |page| directory.found_below(page, LowerTier::File, Some(tenant)).unwrap();
     old.iter().for_each(found);
     for _ in 0..2 {
-        let lease = directory.match_prefix(&identities(&old), owner, FOREVER).unwrap();
+        let lease = directory.match_prefix(&identities(&old), tenant, owner, FOREVER).unwrap();
         assert_eq!(lease.found().len(), 5);
     }
     new.iter().for_each(found);
-    let lease = directory.match_prefix(&identities(&old), owner, FOREVER).unwrap();
+    let lease = directory.match_prefix(&identities(&old), tenant, owner, FOREVER).unwrap();
     assert_eq!(lease.found().len(), 4, "pages below that no match reaches");
 }
 
 /// A refused call changes nothing, the order of eviction included.
 #[test]
-#[ignore = "known defect: not mended yet"]
 fn a_refused_take_keeps_the_order_of_eviction() {
     let order = |refuses: bool| {
         let directory = directory(8, 32, LEAF_FIRST);
@@ -129,7 +131,6 @@ fn a_refused_take_keeps_the_order_of_eviction() {
 }
 
 #[test]
-#[ignore = "known defect: not mended yet"]
 fn no_page_is_forgotten_while_the_page_after_it_is_being_demoted() {
     let held = chain(3);
     let demotions = held.directory.demote(1).unwrap().demotions;
