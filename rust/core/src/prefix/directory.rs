@@ -16,6 +16,15 @@ use crate::page::PageAllocator;
 use crate::sync::{Arc, Mutex};
 use crate::tier::{PageHeader, PageIdentity};
 
+/// How full a host pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostRoom {
+    /// Pages neither used nor promised.
+    pub available: usize,
+    /// Pages of the pool.
+    pub total: usize,
+}
+
 /// Where the pages of prefixes are held, and who may use them until when.
 #[derive(Debug, Clone)]
 pub struct PrefixDirectory {
@@ -106,6 +115,20 @@ impl PrefixDirectory {
     /// Notes that a lower tier has lost a page; false if it was not known to have it.
     pub fn lost_below(&self, identity: &PageIdentity, tier: LowerTier) -> Result<bool> {
         self.with(|_, table| table.lost_below(identity, tier))
+    }
+
+    /// Notes that `tier` loses up to `count` pages that no lease pins, the least recently used ones
+    /// that the host pool does not have: the caller takes them out of the tier.
+    pub fn leave_below(&self, tier: LowerTier, count: usize) -> Result<Vec<PageHeader>> {
+        self.with(|_, table| table.leave_below(tier, count))
+    }
+
+    /// Host pages that are neither used nor promised, and all of them.
+    pub fn host_room(&self) -> Result<HostRoom> {
+        self.with(|pool, _| {
+            let (available, total) = (pool.num_available(), pool.num_pages());
+            Ok(HostRoom { available, total })
+        })
     }
 
     /// The decisions after the one numbered `epoch`, for a rank that has applied all up to it.

@@ -35,7 +35,7 @@ mod tenants;
 mod worn_tests;
 
 pub use decisions::{Decision, Verdict};
-pub use directory::PrefixDirectory;
+pub use directory::{HostRoom, PrefixDirectory};
 pub use entry::{Held, LowerTier, LowerTiers};
 pub use evict::Pressure;
 pub use host_pages::HostPages;

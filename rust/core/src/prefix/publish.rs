@@ -76,6 +76,24 @@ impl PrefixTable {
         Ok(true)
     }
 
+    /// Notes that `tier` loses the least recently used of the pages that nobody pins.
+    pub(crate) fn leave_below(&mut self, tier: LowerTier, count: usize) -> Result<Vec<PageHeader>> {
+        let mut leaving = Vec::new();
+        let entries = &self.entries;
+        let may_leave =
+            |entry| entries.at(entry).lower.has(tier) && entries.at(entry).num_pins == 0;
+        self.lower_order.victims(count, &may_leave, &mut leaving);
+        let mut left = Vec::with_capacity(leaving.len());
+        for entry in leaving {
+            let page = self.entries.at_mut(entry);
+            page.lower = page.lower.without(tier);
+            let (identity, parent) = (page.identity, page.parent);
+            left.push(PageHeader { identity, parent, num_tokens: PAGE_TOKENS });
+            self.settle_below(entry)?;
+        }
+        Ok(left)
+    }
+
     fn publish_first(
         &mut self,
         pool: &mut PageAllocator,
