@@ -108,7 +108,13 @@ impl PrefixDirectory {
     }
 
     /// Notes that a lower tier has a page: put there, or found there after a restart.
-    pub fn found_below(&self, page: &PageHeader, tier: LowerTier, tenant: TenantId) -> Result<()> {
+    pub fn found_below(
+        &self,
+        page: &PageHeader,
+        tier: LowerTier,
+        tenant: impl Into<Option<TenantId>>,
+    ) -> Result<()> {
+        let tenant = tenant.into().unwrap_or(TenantId::FIRST);
         self.with(|pool, table| table.found_below(pool, page, tier, tenant))
     }
 

@@ -10,6 +10,9 @@ const MAX_TENANTS: usize = 1 << 16;
 pub struct TenantId(u16);
 
 impl TenantId {
+    /// The tenant of pages that nobody has asked for yet.
+    pub(super) const FIRST: Self = Self(0);
+
     /// A tenant from its number.
     pub const fn from_number(number: u16) -> Self {
         Self(number)
