@@ -9,6 +9,7 @@ mod arena;
 mod block_window;
 mod error;
 pub mod eviction;
+pub mod hierarchy;
 mod hot_buffer;
 mod layout;
 mod lease;
