@@ -89,7 +89,11 @@ impl Crew {
 
     /// Lets every thread end what it has begun, and waits for that.
     pub(super) fn close(&self) {
-        lock(&self.queue.waiting).is_closed = true;
+        let mut waiting = lock(&self.queue.waiting);
+        waiting.is_closed = true;
+        let unanswered = std::mem::take(&mut waiting.invitations);
+        drop(waiting);
+        drop(unanswered); // what they hold may hold the crew
         self.queue.has_work.notify_all();
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
@@ -214,5 +218,23 @@ mod tests {
         assert_eq!(crew.share(vec![3], work), [Some(3)]);
         crew.close();
         assert_eq!(crew.share(vec![4, 5], work), [Some(4), Some(5)], "alone, once it is closed");
+    }
+
+    struct Holds(#[expect(dead_code, reason = "it is held, not read")] Arc<()>);
+
+    impl Task for Holds {
+        fn help(&self) {}
+    }
+
+    #[test]
+    fn a_closed_crew_lets_go_of_invitations_that_no_thread_has_taken() {
+        let crew = Crew::start(0).unwrap();
+        let held = Arc::new(());
+        crew.queue.invite(Arc::new(Holds(Arc::clone(&held))));
+        assert_eq!(Arc::strong_count(&held), 2);
+        crew.close();
+        assert_eq!(Arc::strong_count(&held), 1);
+        crew.queue.invite(Arc::new(Holds(Arc::clone(&held))));
+        assert_eq!(Arc::strong_count(&held), 1, "nobody is there to take it");
     }
 }
