@@ -4,9 +4,9 @@
 //! A manager's ledger before a region's mapping; a region never takes the ledger.
 
 #[cfg(feature = "shuttle")]
-pub use shuttle::sync::{Arc, Mutex, MutexGuard, Weak};
+pub use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 #[cfg(not(feature = "shuttle"))]
-pub use std::sync::{Arc, Mutex, MutexGuard, Weak};
+pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
 use crate::error::{Error, Result};
 

@@ -16,6 +16,15 @@ use crate::sync::{Arc, Mutex};
 use crate::tenants::{TenantId, TenantUsage};
 use crate::tier::{PageHeader, PageIdentity};
 
+/// How full a host pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostRoom {
+    /// Pages neither used nor promised.
+    pub available: usize,
+    /// Pages of the pool.
+    pub total: usize,
+}
+
 /// Where the pages of prefixes are held, and who may use them until when.
 #[derive(Debug, Clone)]
 pub struct PrefixDirectory {
@@ -135,9 +144,12 @@ impl PrefixDirectory {
         self.with(|_, table| Ok(table.take_orphans()))
     }
 
-    /// Host pages that are neither in use nor promised.
-    pub fn num_available(&self) -> Result<usize> {
-        self.with(|pool, _| Ok(pool.num_available()))
+    /// Host pages that are neither used nor promised, and all of them.
+    pub fn host_room(&self) -> Result<HostRoom> {
+        self.with(|pool, _| {
+            let (available, total) = (pool.num_available(), pool.num_pages());
+            Ok(HostRoom { available, total })
+        })
     }
 
     /// The decisions after the one numbered `epoch`, for a rank that has applied all up to it.

@@ -37,7 +37,7 @@ mod worn_tests;
 
 pub use crate::tenants::{TenantId, TenantUsage};
 pub use decisions::{Decision, Verdict};
-pub use directory::PrefixDirectory;
+pub use directory::{HostRoom, PrefixDirectory};
 pub use entry::{Held, LowerTier, LowerTiers};
 pub use evict::Pressure;
 pub(crate) use hold::RestingPage;

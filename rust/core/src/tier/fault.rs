@@ -225,4 +225,8 @@ impl<T: PageTier> PageTier for FaultTier<T> {
     fn usage(&self) -> TierUsage {
         self.inner.usage()
     }
+
+    fn pages(&self) -> Vec<PageHeader> {
+        self.inner.pages()
+    }
 }

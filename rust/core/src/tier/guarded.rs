@@ -36,7 +36,7 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 /// nothing that its caller owns. A late put may still store its page. Timeouts,
 /// [`Error::TierIo`] and [`Error::TierDown`] count against the tier; a full tier answers, so
 /// [`Error::TierFull`] does not.
-pub struct GuardedTier<T> {
+pub struct GuardedTier<T: ?Sized> {
     inner: Arc<T>,
     workers: Workers,
     breaker: Breaker,
@@ -44,7 +44,7 @@ pub struct GuardedTier<T> {
     failures: AtomicU64,
 }
 
-impl<T: PageTier + 'static> GuardedTier<T> {
+impl<T: PageTier + ?Sized + 'static> GuardedTier<T> {
     /// Guards `inner`, which errors call `name`.
     pub fn new(name: &'static str, inner: Arc<T>, limits: GuardLimits) -> Result<Self> {
         Self::with_clock(name, inner, limits, Arc::new(Instant::now))
@@ -101,11 +101,11 @@ impl<T: PageTier + 'static> GuardedTier<T> {
 }
 
 /// Whether the error says that the tier does not work.
-const fn is_failure(error: &Error) -> bool {
+pub(super) const fn is_failure(error: &Error) -> bool {
     matches!(error, Error::DeadlinePassed { .. } | Error::TierDown { .. } | Error::TierIo { .. })
 }
 
-impl<T: PageTier + 'static> PageTier for GuardedTier<T> {
+impl<T: PageTier + ?Sized + 'static> PageTier for GuardedTier<T> {
     fn put(&self, page: &PageHeader, bytes: &[u8], deadline: Deadline) -> Result<Stored> {
         let admission = self.admit("put", deadline)?;
         let (page, bytes) = (*page, bytes.to_vec());
@@ -147,5 +147,13 @@ impl<T: PageTier + 'static> PageTier for GuardedTier<T> {
     fn usage(&self) -> TierUsage {
         let usage = self.inner.usage();
         TierUsage { failures: usage.failures.max(self.failures.load(Ordering::Relaxed)), ..usage }
+    }
+
+    fn pages(&self) -> Vec<PageHeader> {
+        self.inner.pages()
+    }
+
+    fn keeps_deadlines(&self) -> bool {
+        true
     }
 }

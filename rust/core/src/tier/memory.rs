@@ -103,4 +103,9 @@ impl PageTier for MemoryTier {
             ..empty
         })
     }
+
+    /// No call of it waits for anything but a lock.
+    fn keeps_deadlines(&self) -> bool {
+        true
+    }
 }

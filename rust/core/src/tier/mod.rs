@@ -7,6 +7,7 @@ pub mod frame;
 mod guarded;
 mod identity;
 mod memory;
+mod spared;
 mod verified;
 mod workers;
 
@@ -19,6 +20,7 @@ pub use fault::{DrawBy, FaultCounts, FaultPlan, FaultTier, ONE_MILLION};
 pub use guarded::{Clock, GuardLimits, GuardedTier};
 pub use identity::{IDENTITY_BYTES, IdentityChain, PageIdentity, TenantKey};
 pub use memory::MemoryTier;
+pub use spared::SparedTier;
 pub use verified::VerifiedTier;
 
 /// A store of whole pages by identity.
@@ -52,6 +54,31 @@ pub trait PageTier: Send + Sync {
 
     /// What the tier holds and has done.
     fn usage(&self) -> TierUsage;
+
+    /// Puts several pages; a tier that gains by fewer hand-overs does it at once.
+    ///
+    /// # Errors
+    /// Those of [`put`](Self::put) for what concerns all pages, and none is then there; what
+    /// concerns one page only is its own outcome, in the order of the pages.
+    fn put_many(
+        &self,
+        pages: &[(PageHeader, &[u8])],
+        deadline: Deadline,
+    ) -> Result<Vec<Result<Stored>>> {
+        deadline.check("put")?;
+        Ok(pages.iter().map(|(page, bytes)| self.put(page, bytes, deadline)).collect())
+    }
+
+    /// Every page that the tier has from before it was opened or since, the oldest first; none if
+    /// the tier cannot list them.
+    fn pages(&self) -> Vec<PageHeader> {
+        Vec::new()
+    }
+
+    /// Whether no call lasts beyond its deadline even if what lies below hangs.
+    fn keeps_deadlines(&self) -> bool {
+        false
+    }
 }
 
 /// What a page is, beside its bytes.

@@ -112,6 +112,14 @@ impl<T: PageTier> PageTier for VerifiedTier<T> {
             ..usage
         }
     }
+
+    fn pages(&self) -> Vec<PageHeader> {
+        self.inner.pages()
+    }
+
+    fn keeps_deadlines(&self) -> bool {
+        self.inner.keeps_deadlines()
+    }
 }
 
 fn count(counter: &AtomicU64) {

@@ -106,35 +106,6 @@ impl FileTier {
         }
     }
 
-    /// Puts several pages with one hand-over to the io threads, which small pages gain by.
-    ///
-    /// # Errors
-    /// Those of [`put`](PageTier::put) for what concerns all pages, and none is then there; what
-    /// concerns one page only is its own outcome, in the order of the pages.
-    pub fn put_many(
-        &self,
-        pages: &[(PageHeader, &[u8])],
-        deadline: Deadline,
-    ) -> Result<Vec<Result<Stored>>> {
-        self.counted(deadline.check("put"))?;
-        let incoming = pages.iter().map(|(page, bytes)| self.incoming(page, bytes));
-        let incoming: Vec<_> = self.counted(incoming.collect::<Result<_>>())?;
-        let is_new: Vec<bool> = incoming.iter().map(Option::is_some).collect();
-        let batch = incoming.into_iter().flatten().collect();
-        let mut written = self.counted(self.put_incoming(batch, deadline))?.into_iter();
-        let mut outcome = |is_new: bool| {
-            let written = if is_new { written.next() } else { None };
-            self.counted(written.unwrap_or(Ok(Stored::Already)))
-        };
-        Ok(is_new.into_iter().map(&mut outcome).collect())
-    }
-
-    /// Every page held, to build an eviction order of; a page's parent may be missing.
-    pub fn pages(&self) -> Vec<PageHeader> {
-        let index = lock(&self.store.index);
-        index.pages.iter().map(|(&identity, place)| place.page(identity)).collect()
-    }
-
     /// Segments that were synced so far; flushes that wait together share one each.
     pub fn num_syncs(&self) -> u64 {
         self.store.num_syncs.load(Ordering::Relaxed)
@@ -252,5 +223,35 @@ impl PageTier for FileTier {
 
     fn usage(&self) -> TierUsage {
         lock(&self.store.index).usage(self.store.options.capacity_bytes)
+    }
+
+    /// One hand-over to the io threads, which small pages gain by.
+    fn put_many(
+        &self,
+        pages: &[(PageHeader, &[u8])],
+        deadline: Deadline,
+    ) -> Result<Vec<Result<Stored>>> {
+        self.counted(deadline.check("put"))?;
+        let incoming = pages.iter().map(|(page, bytes)| self.incoming(page, bytes));
+        let incoming: Vec<_> = self.counted(incoming.collect::<Result<_>>())?;
+        let is_new: Vec<bool> = incoming.iter().map(Option::is_some).collect();
+        let batch = incoming.into_iter().flatten().collect();
+        let mut written = self.counted(self.put_incoming(batch, deadline))?.into_iter();
+        let mut outcome = |is_new: bool| {
+            let written = if is_new { written.next() } else { None };
+            self.counted(written.unwrap_or(Ok(Stored::Already)))
+        };
+        Ok(is_new.into_iter().map(&mut outcome).collect())
+    }
+
+    fn pages(&self) -> Vec<PageHeader> {
+        let index = lock(&self.store.index);
+        let mut held: Vec<_> = index.pages.iter().collect();
+        held.sort_unstable_by_key(|(_, place)| place.sequence);
+        held.into_iter().map(|(&identity, place)| place.page(identity)).collect()
+    }
+
+    fn keeps_deadlines(&self) -> bool {
+        true
     }
 }
