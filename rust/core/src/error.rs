@@ -149,6 +149,16 @@ pub enum Error {
         /// Owners that live.
         num_live: usize,
     },
+    /// A tier that has what is needed does not give it out now; it may at the next try.
+    #[error("{what}: found {found}, needed {needed}; a tier that has the others failed")]
+    TierShort {
+        /// What is missing.
+        what: &'static str,
+        /// How much there is.
+        found: u64,
+        /// How much the call needs.
+        needed: u64,
+    },
     /// No tenant of that name; names are not repeated, for whoever asks may not know them.
     #[error("unknown tenant: named 1, {num_known} known, none of that name")]
     UnknownTenant {
@@ -280,7 +290,9 @@ impl Error {
             }
             Self::Region { .. } | Self::RegionUnsealed { .. } => ErrorKind::Region,
             Self::TierFull { .. } | Self::ShareFull { .. } => ErrorKind::TierFull,
-            Self::TierDown { .. } | Self::TierIo { .. } => ErrorKind::TierDown,
+            Self::TierDown { .. } | Self::TierIo { .. } | Self::TierShort { .. } => {
+                ErrorKind::TierDown
+            }
             Self::DeadlinePassed { .. } => ErrorKind::DeadlinePassed,
             Self::Corrupt { .. } | Self::Poisoned => ErrorKind::Corrupt,
         }

@@ -4,7 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
 use crate::admission::DeviceSlots;
-use crate::error::Result;
+use crate::error::{Result, check_range};
 use crate::eviction::LeafFirst;
 use crate::layout::HostLayout;
 use crate::ledger::Prompt;
@@ -14,7 +14,8 @@ use crate::page::PAGE_TOKENS;
 use crate::prefix::{PrefixLease, PrefixLimits, PrefixTable};
 use crate::sequence::SequenceHandle;
 use crate::tenant_names::{ChainMaker, Tenant};
-use crate::tier::{IdentityChain, PageIdentity, TenantKey};
+use crate::tenants::TenantId;
+use crate::tier::{IdentityChain, PageHeader, PageIdentity, TenantKey};
 
 const MAX_DECISIONS: usize = 1 << 12;
 /// A lease of a call ends with the call, whatever the time.
@@ -104,6 +105,21 @@ impl MatchedPrompt {
         &self.lease
     }
 
+    /// Whose it is.
+    pub const fn tenant(&self) -> TenantId {
+        self.tenant.id
+    }
+
+    /// What a tier has to be told of a page that could be shared.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn header(&self, at: usize) -> PageHeader {
+        let before = at.checked_sub(1).map(|before| self.chain[before]);
+        let parent = before.unwrap_or(self.tenant.chain.root());
+        PageHeader { identity: self.chain[at], parent, num_tokens: PAGE_TOKENS }
+    }
+
     /// Names of all pages of the prompt that could be shared; the lease has the first of them.
     pub fn chain(&self) -> &[PageIdentity] {
         &self.chain
@@ -129,21 +145,21 @@ impl Manager {
     /// pages making room, or nothing is.
     pub fn open_prompt(
         &self,
-        matched: MatchedPrompt,
+        matched: &MatchedPrompt,
         num_pages: usize,
         max_new_tokens: u32,
         device: DeviceSlots,
     ) -> Result<SequenceHandle> {
-        let MatchedPrompt { tenant, mut chain, num_tokens, lease } = matched;
-        chain.truncate(num_pages);
+        check_range("pages of the prompt", num_pages, 0, matched.chain.len())?;
+        let chain = matched.chain[..num_pages].to_vec();
         let prompt = Prompt {
-            tenant: tenant.id,
-            num_tokens,
+            tenant: matched.tenant.id,
+            num_tokens: matched.num_tokens,
             max_new_tokens,
             num_shared: num_pages,
-            names: PageNames::new(tenant.chain, chain),
+            names: PageNames::new(matched.tenant.chain.clone(), chain),
         };
-        self.lock()?.open_prompt(prompt, lease.key(), device, NO_TIME_MS)
+        self.lock()?.open_prompt(prompt, matched.lease.key(), device, NO_TIME_MS)
     }
 
     /// Tells the tokens of a sequence from position `start` on: with them, its full pages can be
@@ -178,13 +194,11 @@ impl Manager {
     pub fn resume(
         &self,
         sequence: SequenceHandle,
-        lease: PrefixLease,
+        lease: &PrefixLease,
         num_pages: usize,
         device: DeviceSlots,
     ) -> Result<u32> {
-        let resumed = self.lock()?.resume(sequence, lease.key(), num_pages, device)?;
-        lease.into_key(); // ended with the rest
-        Ok(resumed)
+        self.lock()?.resume(sequence, lease.key(), num_pages, device)
     }
 
     /// Adds a tenant that may have so many host pages.
@@ -193,7 +207,7 @@ impl Manager {
     }
 
     /// The directory's name of a tenant.
-    pub fn tenant(&self, name: &str) -> Result<crate::TenantId> {
+    pub fn tenant(&self, name: &str) -> Result<TenantId> {
         Ok(self.tenants.get(name)?.id)
     }
 }

@@ -269,8 +269,8 @@ fn run(ops: impl Strategy<Value = Op>, lies: Option<FaultPlan>, cases: u32, max_
     let rng_seed = RngSeed::Fixed(17);
     let config =
         ProptestConfig { cases, rng_seed, failure_persistence: None, ..Default::default() };
-    let lives = prop::collection::vec(ops, 1..=max_ops);
-    let outcome = TestRunner::new(config).run(&lives, |ops| {
+    let runs = prop::collection::vec(ops, 1..=max_ops);
+    let outcome = TestRunner::new(config).run(&runs, |ops| {
         live(&ops, lies);
         Ok(())
     });

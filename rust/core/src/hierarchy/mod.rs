@@ -17,6 +17,7 @@ mod lower;
 mod motion;
 mod recovery;
 mod room;
+mod sequences;
 mod spill;
 mod staging;
 #[cfg(all(test, not(feature = "shuttle")))]
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result, check_range};
 use crate::layout::HostLayout;
-use crate::prefix::PrefixDirectory;
+use crate::prefix::{LowerTier, PrefixDirectory};
 use crate::region::HostRegion;
 use crate::sync::{Arc, Mutex};
 use crate::tier::{BreakerLimits, Deadline};
@@ -46,6 +47,7 @@ pub use load::Loaded;
 pub use lower::{Condition, LowerStore, TierCounts, TierState};
 pub use recovery::{Drained, Recovered};
 pub use room::Balanced;
+pub use sequences::{Loading, OpenedPrompt};
 
 /// How much a hierarchy may do at a time, and when it begins by itself.
 #[derive(Debug, Clone, Copy)]
@@ -163,6 +165,10 @@ impl Drop for Hierarchy {
 }
 
 impl Mover {
+    fn lower(&self, tier: LowerTier) -> Option<&Lower> {
+        self.below.iter().find(|lower| lower.tier == tier)
+    }
+
     fn check_open(&self) -> Result<()> {
         if self.is_closed.load(Ordering::Relaxed) {
             return Err(Error::WrongState { what: "open hierarchies", found: 0, needed: 1 });

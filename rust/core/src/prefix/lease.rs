@@ -66,12 +66,6 @@ impl PrefixLease {
         self.shelf.with(|_, table| table.extend_lease(self.key, now_ms, deadline_ms))
     }
 
-    /// The name of the lease, which its new holder has to end.
-    pub(crate) fn into_key(mut self) -> LeaseKey {
-        self.is_ended = true;
-        self.key
-    }
-
     /// Ends the lease now, and reports what dropping it could only swallow.
     pub fn release(mut self) -> Result<()> {
         self.is_ended = true;

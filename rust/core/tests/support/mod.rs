@@ -1,4 +1,5 @@
 //! A small manager over a real region, and tokens written to and read from its rows.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use hisparse_core::sync::Arc;
 use hisparse_core::{
@@ -70,13 +71,11 @@ impl Host {
     }
 
     /// The tokens of a whole page.
-    #[allow(dead_code, reason = "not every test moves pages")]
     pub(crate) fn read_page(&self, page: u32) -> Vec<u64> {
         (0..PAGE_TOKENS).map(|row| self.read_token(&[page], row)).collect()
     }
 
     /// Writes the tokens of a whole page.
-    #[allow(dead_code, reason = "not every test moves pages")]
     pub(crate) fn write_page(&self, page: u32, tokens: &[u64]) {
         (0..).zip(tokens).for_each(|(row, &token)| self.write_token(&[page], row, token));
     }

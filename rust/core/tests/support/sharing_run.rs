@@ -70,7 +70,7 @@ impl Run {
         let readable = matched.lease().pages(0).expect("it lives");
         let num_held = readable.iter().take_while(|page| matches!(page, Held::Host(_))).count();
         assert!(num_pages.is_err() || num_held <= readable.len());
-        match self.host.manager.open_prompt(matched, num_held, max_new, DEVICE) {
+        match self.host.manager.open_prompt(&matched, num_held, max_new, DEVICE) {
             Ok(handle) => {
                 self.opened(handle, number, &tokens[..num_held * PAGE], num_tokens + max_new);
             }
@@ -198,7 +198,7 @@ impl Run {
         let num_held = pages.iter().take_while(|page| matches!(page, Held::Host(_))).count();
         let sequence = &mut self.sequences[at];
         let expected = sequence.length().min(length(&pages[..num_held]) * PAGE_TOKENS);
-        match self.host.manager.resume(handle, lease, num_held, DEVICE) {
+        match self.host.manager.resume(handle, &lease, num_held, DEVICE) {
             Ok(found) => {
                 assert_eq!(found, expected);
                 sequence.tokens.truncate(found as usize);

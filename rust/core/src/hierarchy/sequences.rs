@@ -1,0 +1,164 @@
+//! Sequences over all tiers: admitted when pages that may leave the host pool make room, opened on
+//! what any tier has of their prompt, and brought back from rest.
+
+use super::Hierarchy;
+use crate::admission::DeviceSlots;
+use crate::error::{Error, Result};
+use crate::manager::Manager;
+use crate::prefix::{Held, LowerTier, LowerTiers};
+use crate::sequence::SequenceHandle;
+use crate::sharing::MatchedPrompt;
+use crate::tier::Deadline;
+
+/// A lease of a call ends with the call, whatever the time.
+const NO_TIME_MS: u64 = 0;
+/// How often a call tries again after pages have left the host pool for it; others may be faster.
+const MAX_TRIES: usize = 3;
+/// Pages that the next tier is asked for one by one beyond those that the directory knows.
+const MAX_ASKED: usize = 1 << 14;
+
+/// How long a prompt may wait for its beginning, and what waiting is worth.
+#[derive(Debug, Clone, Copy)]
+pub struct Loading {
+    /// When the call has to end.
+    pub deadline: Deadline,
+    /// Tokens that the engine computes in a second; None = loading always pays.
+    pub recompute_tokens_per_s: Option<f64>,
+}
+
+/// A sequence that was opened on what was held of its prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenedPrompt {
+    /// The sequence.
+    pub sequence: SequenceHandle,
+    /// Tokens that it has already.
+    pub cached_tokens: u32,
+}
+
+impl Hierarchy {
+    /// Opens a sequence on the longest beginning of its prompt that any tier has for the tenant and
+    /// that is sooner loaded than computed. A tier that fails costs no more than its pages.
+    ///
+    /// # Errors
+    /// As [`Manager::open_prompt`]: full, when no page may leave the host pool for it any more.
+    pub fn open_prompt(
+        &self,
+        manager: &Manager,
+        (tenant, tokens): (&str, &[u32]),
+        max_new_tokens: u32,
+        device: DeviceSlots,
+        loading: Loading,
+    ) -> Result<OpenedPrompt> {
+        let matched = manager.match_prompt(tenant, tokens)?;
+        let matched = self.discover(manager, matched, (tenant, tokens), loading.deadline)?;
+        let num_pages = self.bring_up(&matched, loading)?;
+        let sequence = self.with_room(loading.deadline, || {
+            manager.open_prompt(&matched, num_pages, max_new_tokens, device)
+        })?;
+        self.wake();
+        let cached_tokens = manager.length(sequence)?;
+        Ok(OpenedPrompt { sequence, cached_tokens })
+    }
+
+    /// Makes a resting sequence active again, with what the tiers still have of it; its length.
+    ///
+    /// # Errors
+    /// Full, as above; the sequence then rests as before. [`Error::DeadlinePassed`], and the failure
+    /// of a tier that may have the pages at the next try.
+    pub fn resume(
+        &self,
+        manager: &Manager,
+        sequence: SequenceHandle,
+        device: DeviceSlots,
+        deadline: Deadline,
+    ) -> Result<u32> {
+        let lease = manager.lease_resting(sequence)?;
+        let num_held = lease.found().len();
+        let loaded = self.load(&lease, 0..num_held, NO_TIME_MS, deadline)?;
+        if loaded.pages < num_held {
+            let next = lease.pages(NO_TIME_MS)?[loaded.pages];
+            if next != Held::Lower(LowerTiers::NONE) {
+                deadline.check("resume")?;
+                let (what, found) = ("pages of the sequence that came back", loaded.pages as u64);
+                return Err(Error::TierShort { what, found, needed: num_held as u64 });
+            }
+        }
+        let resumed =
+            self.with_room(deadline, || manager.resume(sequence, &lease, loaded.pages, device))?;
+        self.wake();
+        Ok(resumed)
+    }
+
+    /// Makes a call that wants host pages; while it finds too few, pages that may leave the host pool
+    /// go down, and it is made again.
+    pub fn with_room<T>(&self, deadline: Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
+        let mut outcome = call();
+        for _ in 1..MAX_TRIES {
+            let Err(Error::HostPoolFull { need, .. }) = outcome else { break };
+            let need = usize::try_from(need).unwrap_or(usize::MAX);
+            if self.make_room(need, deadline).is_err() {
+                break; // the first refusal says what was needed and what was free
+            }
+            outcome = call();
+        }
+        outcome
+    }
+
+    /// Asks a store that others fill, too, for pages beyond those that the directory knows.
+    fn discover(
+        &self,
+        manager: &Manager,
+        matched: MatchedPrompt,
+        (tenant, tokens): (&str, &[u32]),
+        deadline: Deadline,
+    ) -> Result<MatchedPrompt> {
+        let num_known = matched.lease().found().len();
+        let Some(remote) = self.mover.lower(LowerTier::Remote) else { return Ok(matched) };
+        let last = matched.chain().len().min(num_known + MAX_ASKED);
+        let mut num_found = 0;
+        for page in (num_known..last).map(|at| matched.header(at)) {
+            let by = self.mover.call_by(deadline);
+            if !remote.store().holds(&page.identity, by).unwrap_or(false) {
+                break;
+            }
+            self.directory().found_below(&page, LowerTier::Remote, Some(matched.tenant()))?;
+            num_found += 1;
+        }
+        if num_found == 0 { Ok(matched) } else { manager.match_prompt(tenant, tokens) }
+    }
+
+    /// Pages of a match, from its first on, that are in the host pool in the end.
+    fn bring_up(&self, matched: &MatchedPrompt, loading: Loading) -> Result<usize> {
+        let found = matched.lease().found();
+        let resident = found.iter().take_while(|page| matches!(page, Held::Host(_))).count();
+        let worth = self.worth_loading_of(&found[resident..], loading)?;
+        match self.load(matched.lease(), 0..resident + worth, NO_TIME_MS, loading.deadline) {
+            Ok(loaded) => Ok(loaded.pages),
+            // without room for more, what is there already is still worth having
+            Err(Error::HostPoolFull { .. } | Error::ShareFull { .. } | Error::TierFull { .. }) => {
+                Ok(resident)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How many of these pages are sooner loaded than computed.
+    fn worth_loading_of(&self, pages: &[Held], loading: Loading) -> Result<usize> {
+        let Some(rate) = loading.recompute_tokens_per_s else { return Ok(pages.len()) };
+        let in_tier = |tier| pages.iter().filter(|page| lies_in(**page, tier)).count();
+        for tier in [LowerTier::File, LowerTier::Remote] {
+            let count = in_tier(tier);
+            if count > 0 && !self.worth_loading(tier, count, rate)? {
+                let before = pages.iter().take_while(|page| !lies_in(**page, tier)).count();
+                return self.worth_loading_of(&pages[..before], loading);
+            }
+        }
+        Ok(pages.len())
+    }
+}
+
+/// Whether this is the tier that the page would be loaded from.
+fn lies_in(page: Held, tier: LowerTier) -> bool {
+    let Held::Lower(tiers) = page else { return false };
+    tiers.has(tier) && (tier == LowerTier::File || !tiers.has(LowerTier::File))
+}
