@@ -19,6 +19,9 @@ __all__ = [
     "DeadlinePassed",
     "DeviceArenaFull",
     "DeviceCapacity",
+    "FaultTier",
+    "FileTier",
+    "Hierarchy",
     "HisparseError",
     "HostLayout",
     "HostPoolFull",
@@ -26,7 +29,10 @@ __all__ = [
     "HotBufferModel",
     "InvalidArgument",
     "Manager",
+    "MemoryTier",
     "PageLease",
+    "PrefixStats",
+    "Recovery",
     "RegionError",
     "Resolution",
     "SequenceRanges",
@@ -34,6 +40,7 @@ __all__ = [
     "Stats",
     "TierDown",
     "TierFull",
+    "TierState",
     "UnknownSequence",
     "WrongState",
     "core_version",
@@ -318,6 +325,9 @@ class Manager:
         capacity: DeviceCapacity,
         *,
         block_tokens: SupportsIndex = 128,
+        model: str = "",
+        secret: bytes | None = None,
+        max_pages: SupportsIndex = 0,
     ) -> Self:
         """Takes charge of the region's pages, and keeps the region alive.
 
@@ -326,6 +336,10 @@ class Manager:
             layout: where the arrays lie.
             capacity: ids of the device arenas.
             block_tokens: tokens of one block, a multiple of 64, 64 to 65536.
+            model: names the weights; equal tokens share pages under equal names only.
+            secret: 32 bytes that make the names of pages; whoever is to find the same pages in a
+                file or remote tier needs the same. None = this manager alone finds its pages.
+            max_pages: pages that it may know in all tiers together; 0 = twice the host pool's.
         """
 
     def open_sequence(
@@ -432,6 +446,64 @@ class Manager:
     def lease_pages(self, num_pages: SupportsIndex) -> PageLease:
         """Takes pages out of the pool, all or none. Raises HostPoolFull."""
 
+    def add_tenant(self, name: str, quota_pages: SupportsIndex | None = None) -> None:
+        """Adds a tenant, whose sequences may have so many host pages; None = no limit.
+
+        The tenant "" is there from the start. Raises WrongState for a name that is known.
+        """
+
+    def set_quota(self, name: str, quota_pages: SupportsIndex | None = None) -> None:
+        """Changes a quota; what a tenant has beyond it stays until it goes by itself."""
+
+    def tenant_usage(self, name: str) -> tuple[int, int | None]:
+        """(host pages that count for the tenant, its quota).
+
+        Raises:
+            InvalidArgument: no such tenant.
+        """
+
+    def note_tokens(
+        self, seq: SupportsIndex, start: SupportsIndex, tokens: Sequence[int]
+    ) -> None:
+        """Tells the token ids of positions `start` on, which the sequence has; see `publish`.
+
+        Ids are 0 to 2**32 - 1. A gap before `start` ends what the sequence can share.
+        """
+
+    def publish(self, seq: SupportsIndex) -> int:
+        """Lets sequences of its tenant share the full pages whose tokens were told.
+
+        Only for sequences of `Hierarchy.open_prompt`. All rows of a page have to be written, and
+        all anchors to have folded it. Where another was first and the bytes are the same, its page
+        takes the place of this one, so `host_pages` may change.
+
+        Returns:
+            Pages dealt with.
+        """
+
+    def preempt(self, seq: SupportsIndex) -> None:
+        """Lets a sequence rest: its device ranges and what it was promised are free.
+
+        Its pages are kept: they may leave the host pool for lower tiers, and are not forgotten.
+        Until `Hierarchy.resume`, steps, forks and truncations raise WrongState.
+
+        Raises:
+            TierFull: the directory has no entry left for its pages; it is active as before.
+        """
+
+    def rests(self, seq: SupportsIndex) -> bool:
+        """Whether the sequence was preempted and not resumed."""
+
+    def evict(self, num_pages: SupportsIndex) -> int:
+        """Gives up to so many idle host pages up at once, and pages without a copy for good."""
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that name the model and the layout of the pages."""
+
+    def prefix_stats(self) -> PrefixStats:
+        """What the directory of shared pages holds; looks at every page."""
+
     def stats(self) -> Stats: ...
     def check_integrity(self) -> None:
         """Checks every invariant of every level.
@@ -439,6 +511,298 @@ class Manager:
         Raises:
             HisparseError: naming the first that does not hold, with both numbers.
         """
+
+@final
+class PrefixStats:
+    """What a directory of shared pages holds at one moment, and what it has done."""
+
+    pages: Final[int]
+    """Pages known, in all tiers."""
+    resident: Final[int]
+    """Of these: in the host pool."""
+    demoting: Final[int]
+    lower: Final[int]
+    """In lower tiers only."""
+    promoting: Final[int]
+    leases: Final[int]
+    pins: Final[int]
+    holds: Final[int]
+    """Pages kept for resting sequences; one counts once for each."""
+    epoch: Final[int]
+    hits: Final[int]
+    """Pages of prompts that were found."""
+    misses: Final[int]
+    def as_dict(self) -> dict[str, int]:
+        """Every number by its name."""
+
+@final
+class Recovery:
+    """What opening a directory of files found."""
+
+    pages: Final[int]
+    segments: Final[int]
+    scanned: Final[int]
+    """Segments without a sound end, whose records were read one by one."""
+    skipped: Final[int]
+    """Damaged pages that were passed over."""
+    torn: Final[int]
+    """Segments with writes that had not ended."""
+    micros: Final[int]
+    def as_dict(self) -> dict[str, int]:
+        """Every number by its name."""
+
+@final
+class TierState:
+    """A tier below the host pool at one moment; counts are pages unless they say otherwise."""
+
+    name: Final[str]
+    """"file" or "remote"."""
+    condition: Final[str]
+    """"serving", "full" (gives pages out) or "degraded" (failed, and is tried now and then)."""
+    pages: Final[int]
+    used_bytes: Final[int]
+    capacity_bytes: Final[int]
+    """0 = the tier does not say."""
+    corrupt: Final[int]
+    """Pages whose bytes were not those that had been put: each was a miss."""
+    demoted: Final[int]
+    promoted: Final[int]
+    missed: Final[int]
+    """Pages that were thought to be there."""
+    failed: Final[int]
+    refused: Final[int]
+    """Pages not taken, because it was full."""
+    left: Final[int]
+    """Pages taken out to make room."""
+    bytes_down: Final[int]
+    bytes_up: Final[int]
+
+@final
+class FileTier:
+    """Pages in files of one directory, durable once flushed, checked whenever they are read."""
+
+    def __new__(
+        cls,
+        directory: str,
+        *,
+        capacity_bytes: SupportsIndex,
+        digest: bytes,
+        segment_bytes: SupportsIndex = 134217728,
+        recovery_mode: str = "quiet",
+        io_threads: SupportsIndex = 4,
+    ) -> Self:
+        """Opens a directory, or makes it.
+
+        Args:
+            directory: one process at a time has it.
+            capacity_bytes: of all files; at least three segments.
+            digest: `Manager.digest`; the directory holds pages of one model and layout.
+            segment_bytes: 65536 to 2**32, a multiple of 4096.
+            recovery_mode: "quiet" counts damage and goes on, "strict" refuses it.
+            io_threads: 1 to 64.
+
+        Raises:
+            WrongState: another process has the directory; its pages are of another model, layout
+                or version; strict, and there is damage.
+            TierDown: the system refuses.
+        """
+
+    @property
+    def recovery(self) -> Recovery:
+        """What opening found."""
+
+    def arm(
+        self,
+        point: str,
+        *,
+        error_number: SupportsIndex | None = None,
+        sleep_seconds: float | None = None,
+        one_in: SupportsIndex,
+        seed: SupportsIndex,
+    ) -> None:
+        """Makes one call in so many fail with an errno, or sleep, at a failpoint: for tests."""
+
+    def disarm(self) -> None:
+        """Ends every failpoint."""
+
+@final
+class MemoryTier:
+    """Pages in this process's memory: the plainest tier."""
+
+    def __new__(cls, capacity_bytes: SupportsIndex) -> Self: ...
+
+@final
+class FaultTier:
+    """A tier that fails on purpose, by rate and seed, and a frame round each page that tells."""
+
+    def __new__(
+        cls,
+        tier: object,
+        *,
+        seed: SupportsIndex,
+        by_identity: bool = False,
+        delay_seconds: float = 0.0,
+        **rates: int,
+    ) -> Self:
+        """Wraps a tier.
+
+        Args:
+            tier: any that `Hierarchy` takes; all its pages have to come through this one.
+            seed: of every draw.
+            by_identity: a page that fails does so each time; else each call draws anew.
+            delay_seconds: how much longer a slow call takes.
+            rates: calls out of a million, by kind: corrupt_read, corrupt_stored, error, hollow
+                (found, and nothing written), short, slow, vanished.
+        """
+
+    @property
+    def injected(self) -> dict[str, int]:
+        """Faults so far, by kind."""
+
+@final
+class Hierarchy:
+    """Sequences and pages over the host pool and the tiers below it.
+
+    Calls take `deadline_seconds`, counted from the call. Where the host pool is full, pages that
+    nobody uses, and those of resting sequences, go to lower tiers first; then HostPoolFull says
+    what was needed and what was free.
+    """
+
+    def __new__(
+        cls,
+        manager: Manager,
+        *,
+        file: object | None = None,
+        remote: object | None = None,
+        low_watermark_pages: SupportsIndex = 0,
+        num_threads: SupportsIndex = 4,
+        staging_bytes: SupportsIndex = 268435456,
+        call_seconds: float = 1.0,
+    ) -> Self:
+        """Makes the hierarchy of a manager; it has one at a time.
+
+        Args:
+            manager: whose pages move.
+            file: a FileTier, MemoryTier or FaultTier; None = there is none.
+            remote: the same, or an object like `hisparse_sidecar.remote.MooncakeTier`: with put,
+                get, holds and remove that keep their deadlines.
+            low_watermark_pages: host pages that the thread of `start` keeps free.
+            num_threads: threads that move pages, 0 to 64.
+            staging_bytes: of pages on their way at a time; at least 8 pages.
+            call_seconds: most that one call of a tier may take.
+        """
+
+    def start(self) -> None:
+        """Starts the thread that moves idle pages down while too few host pages are free."""
+
+    def open_prompt(
+        self,
+        tenant: str,
+        tokens: Sequence[int],
+        max_new_tokens: SupportsIndex,
+        *,
+        slots: SupportsIndex,
+        window_slots: SupportsIndex,
+        deadline_seconds: float,
+        recompute_tokens_per_second: float | None = None,
+    ) -> tuple[int, int]:
+        """Opens a sequence on the pages that any tier has of the beginning of its prompt.
+
+        Args:
+            tenant: whose pages may be found, and whose share the new ones are in.
+            tokens: the prompt's ids, 0 to 2**32 - 1, one or more.
+            max_new_tokens: as for `Manager.open_sequence`.
+            slots: as for `Manager.open_sequence`.
+            window_slots: as for `Manager.open_sequence`.
+            deadline_seconds: pages that have not come by then are computed instead.
+            recompute_tokens_per_second: what the engine can compute; pages of a tier that would
+                take longer are left where they are. None = loading always pays.
+
+        Returns:
+            (handle, tokens that the sequence has: whole pages, fewer than the prompt)
+
+        Raises:
+            InvalidArgument: no such tenant.
+            HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
+            TierFull: the tenant's share has no room.
+        """
+
+    def open_sequence(
+        self,
+        prompt_tokens: SupportsIndex,
+        max_new_tokens: SupportsIndex,
+        *,
+        slots: SupportsIndex,
+        window_slots: SupportsIndex,
+        deadline_seconds: float,
+    ) -> int:
+        """`Manager.open_sequence`, for which pages may leave the host pool."""
+
+    def fork(
+        self,
+        seq: SupportsIndex,
+        length: SupportsIndex,
+        max_new_tokens: SupportsIndex,
+        *,
+        slots: SupportsIndex,
+        window_slots: SupportsIndex,
+        deadline_seconds: float,
+    ) -> int:
+        """`Manager.fork`, for which pages may leave the host pool."""
+
+    def resume(
+        self,
+        seq: SupportsIndex,
+        *,
+        slots: SupportsIndex,
+        window_slots: SupportsIndex,
+        deadline_seconds: float,
+    ) -> int:
+        """Makes a preempted sequence active again.
+
+        Returns:
+            Its length: what it was, or where tiers have lost pages, the tokens before these.
+
+        Raises:
+            HostPoolFull, DeviceArenaFull, TierFull: it rests as before.
+            TierDown, DeadlinePassed: a tier that has its pages did not give them out yet.
+        """
+
+    def recover(self, deadline_seconds: float) -> tuple[int, int]:
+        """Finds the pages of an earlier process in the tiers: (pages found, removed as useless)."""
+
+    def make_room(self, num_pages: SupportsIndex, deadline_seconds: float) -> int:
+        """Moves pages down until so many host pages are free; how many are.
+
+        Raises:
+            HostPoolFull: no page may move any more.
+            DeadlinePassed: the time is over.
+        """
+
+    def flush(self, deadline_seconds: float) -> None:
+        """Returns once every page that went down before is as durable as its tier makes it."""
+
+    def drain(self, deadline_seconds: float) -> tuple[int, int]:
+        """Moves every page down that may move, then flushes: (host pages freed, left in it)."""
+
+    def measure(self, deadline_seconds: float) -> list[tuple[str, int, int]]:
+        """Speeds of the tiers that answer: name, latency in us, bytes a second."""
+
+    def load_table(self) -> tuple[list[tuple[str, int, int]], int]:
+        """The speeds in force, and their epoch; epoch 0 is that of an empty table."""
+
+    def adopt_load_table(self, table: list[tuple[str, int, int]], epoch: SupportsIndex) -> None:
+        """Puts speeds in force that all ranks agree on; WrongState unless the epoch is later."""
+
+    def state(self) -> list[TierState]:
+        """Every tier, the nearest first."""
+
+    @property
+    def num_kept(self) -> int:
+        """Pages that were to leave the host pool and have stayed, because no tier took them."""
+
+    def close(self) -> None:
+        """Ends its threads; later movements raise WrongState. Pages stay where they are."""
 
 @final
 class Resolution:

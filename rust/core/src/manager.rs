@@ -5,6 +5,7 @@
 
 use crate::admission::{DeviceCapacity, DeviceSlots};
 use crate::error::{Result, check_range};
+use crate::hierarchy::{Hierarchy, HierarchyLimits, LowerStore};
 use crate::layout::HostLayout;
 use crate::lease::PageLease;
 use crate::ledger::Ledger;
@@ -64,6 +65,11 @@ impl Manager {
     /// The directory of shared pages, under the manager's own lock.
     pub fn directory(&self) -> PrefixDirectory {
         self.directory.clone()
+    }
+
+    /// What moves the manager's pages between its region and the tiers below, the nearest first.
+    pub fn hierarchy(&self, below: Vec<LowerStore>, limits: HierarchyLimits) -> Result<Hierarchy> {
+        Hierarchy::new(Arc::clone(&self.region), self.layout, self.directory(), below, limits)
     }
 
     /// Opens an empty sequence. Host pages and device ranges for `prompt_tokens + max_new_tokens`

@@ -61,8 +61,7 @@ impl SharingOptions {
 
     /// Digest of the model and of how its pages are laid out: a directory of files holds one.
     pub fn digest(&self, layout: &HostLayout, block_tokens: u32) -> [u8; 32] {
-        let chain = self.chain_maker(layout, block_tokens).chain("");
-        *chain.root().as_bytes()
+        self.chain_maker(layout, block_tokens).digest()
     }
 }
 
@@ -199,6 +198,16 @@ impl Manager {
         device: DeviceSlots,
     ) -> Result<u32> {
         self.lock()?.resume(sequence, lease.key(), num_pages, device)
+    }
+
+    /// Whether the sequence rests.
+    pub fn rests(&self, sequence: SequenceHandle) -> Result<bool> {
+        Ok(self.lock()?.sequence(sequence)?.resting().is_ok())
+    }
+
+    /// Digest of the model and of the layout of the pages: a directory of files holds one.
+    pub fn digest(&self) -> [u8; 32] {
+        self.tenants.digest()
     }
 
     /// Adds a tenant that may have so many host pages.

@@ -25,6 +25,12 @@ pub(crate) struct ChainMaker {
 }
 
 impl ChainMaker {
+    /// Digest of the model and of the layout, without the secret.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        let public = IdentityChain::new(TenantKey::derive(&[0; 32], ""), &self.model, &self.layout);
+        *public.root().as_bytes()
+    }
+
     pub(crate) fn chain(&self, tenant: &str) -> IdentityChain {
         IdentityChain::new(TenantKey::derive(&self.secret, tenant), &self.model, &self.layout)
     }
@@ -40,6 +46,11 @@ impl TenantNames {
     pub(crate) fn new(maker: ChainMaker) -> Self {
         let default = Tenant { id: TenantId::DEFAULT, chain: maker.chain("") };
         Self { maker, known: Mutex::new(HashMap::from([(String::new(), default)])) }
+    }
+
+    /// Digest of what all chains begin with.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        self.maker.digest()
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<Tenant> {

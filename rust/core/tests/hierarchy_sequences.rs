@@ -37,15 +37,17 @@ struct Site {
 
 impl Site {
     fn new(below: Vec<LowerStore>) -> Self {
-        let layout = HostLayout::new(SHAPE).unwrap();
+        let layout = HostLayout::new(SHAPE).expect("legal, and room");
         let region = HostRegion::create(layout.num_bytes(), &RegionOptions::default());
-        let region = Arc::new(region.unwrap());
+        let region = Arc::new(region.expect("legal, and room"));
         let shared = Arc::clone(&region);
-        let manager = Manager::sharing(shared, layout, CAPACITY, BLOCK_TOKENS, &options()).unwrap();
+        let manager = Manager::sharing(shared, layout, CAPACITY, BLOCK_TOKENS, &options())
+            .expect("legal, and room");
         let (own, directory) = (Arc::clone(&region), manager.directory());
         let limits = HierarchyLimits { num_threads: 1, ..HierarchyLimits::default() };
-        let hierarchy = Hierarchy::new(own, layout, directory, below, limits).unwrap();
-        hierarchy.recover(far()).unwrap();
+        let hierarchy =
+            Hierarchy::new(own, layout, directory, below, limits).expect("legal, and room");
+        hierarchy.recover(far()).expect("legal, and room");
         Self { host: Host { region, layout, manager }, hierarchy }
     }
 
@@ -58,32 +60,32 @@ impl Site {
         let (manager, sequence) = (&self.host.manager, opened.sequence);
         let start = opened.cached_tokens;
         let rest = &tokens[start as usize..];
-        let count = u32::try_from(rest.len()).unwrap();
+        let count = u32::try_from(rest.len()).expect("legal, and room");
         assert_eq!(manager.append(sequence, count), Ok(start));
-        let pages = manager.host_pages(sequence).unwrap();
+        let pages = manager.host_pages(sequence).expect("legal, and room");
         for (position, &token) in (start..).zip(rest) {
             self.host.write_token(&pages, position, token.into());
         }
         (0..NUM_ANCHORS).for_each(|anchor| {
-            manager.advance_pooled(sequence, anchor, count).unwrap();
+            manager.advance_pooled(sequence, anchor, count).expect("legal, and room");
         });
-        manager.note_tokens(sequence, start, rest).unwrap();
-        manager.publish(sequence).unwrap();
+        manager.note_tokens(sequence, start, rest).expect("legal, and room");
+        manager.publish(sequence).expect("legal, and room");
         self.check(sequence, tokens);
     }
 
     fn check(&self, sequence: SequenceHandle, tokens: &[u32]) {
-        let pages = self.host.manager.host_pages(sequence).unwrap();
+        let pages = self.host.manager.host_pages(sequence).expect("legal, and room");
         for (position, &token) in (0..).zip(tokens) {
             assert_eq!(self.host.read_token(&pages, position), token.into());
         }
-        self.host.manager.check_integrity().unwrap();
+        self.host.manager.check_integrity().expect("legal, and room");
     }
 
     fn run_once(&self, tokens: &[u32]) -> u32 {
-        let opened = self.open(tokens, 1).unwrap();
+        let opened = self.open(tokens, 1).expect("legal, and room");
         self.prefill(opened, tokens);
-        self.host.manager.close(opened.sequence).unwrap();
+        self.host.manager.close(opened.sequence).expect("legal, and room");
         opened.cached_tokens
     }
 }
@@ -93,10 +95,10 @@ fn tokens(seed: u32, count: u32) -> Vec<u32> {
 }
 
 fn file(scratch: &Scratch) -> LowerStore {
-    let digest = options().digest(&HostLayout::new(SHAPE).unwrap(), BLOCK_TOKENS);
+    let digest = options().digest(&HostLayout::new(SHAPE).expect("legal, and room"), BLOCK_TOKENS);
     let mut options = FileTierOptions::new(scratch.path(), 1 << 22, digest);
     options.segment_bytes = 1 << 18;
-    let (store, _) = FileTier::open(options).unwrap();
+    let (store, _) = FileTier::open(options).expect("legal, and room");
     LowerStore { tier: LowerTier::File, store: StdArc::new(store) }
 }
 

@@ -4,12 +4,15 @@
 
 mod buffer;
 mod errors;
+mod hierarchy;
 mod layout;
 mod lease;
 mod manager;
 mod models;
 mod numbers;
+mod object_tier;
 mod region;
+mod stores;
 mod values;
 
 use pyo3::prelude::*;
@@ -44,6 +47,13 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<layout::DeviceCapacity>()?;
     module.add_class::<manager::Manager>()?;
     module.add_class::<lease::PageLease>()?;
+    module.add_class::<hierarchy::Hierarchy>()?;
+    module.add_class::<stores::FileTier>()?;
+    module.add_class::<stores::MemoryTier>()?;
+    module.add_class::<stores::FaultTier>()?;
+    module.add_class::<values::PrefixStats>()?;
+    module.add_class::<values::Recovery>()?;
+    module.add_class::<values::TierState>()?;
     module.add_class::<values::SequenceRanges>()?;
     module.add_class::<values::Stats>()?;
     module.add_class::<values::Resolution>()?;

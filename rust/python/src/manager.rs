@@ -1,8 +1,9 @@
 //! `Manager`: every call leaves the interpreter while it may wait for the lock or copy a page.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use hisparse_core::{DeviceSlots, Result, SequenceHandle};
+use hisparse_core::{DeviceSlots, Result, SequenceHandle, SharingOptions};
 use pyo3::prelude::*;
 
 use crate::errors::raise;
@@ -10,33 +11,52 @@ use crate::layout::{DeviceCapacity, HostLayout};
 use crate::lease::PageLease;
 use crate::numbers::Number;
 use crate::region::PyHostRegion;
-use crate::values::{SequenceRanges, Stats};
+use crate::stores::bytes32;
+use crate::values::{PrefixStats, SequenceRanges, Stats};
 
 #[pyclass(module = "hisparse_sidecar._core", frozen)]
 pub(crate) struct Manager {
-    core: hisparse_core::Manager,
+    pub(crate) core: Arc<hisparse_core::Manager>,
 }
 
 #[pymethods]
 impl Manager {
     #[new]
     #[pyo3(
-        signature = (region, layout, capacity, *, block_tokens=Number::Fits(128)),
-        text_signature = "(region, layout, capacity, *, block_tokens=128)"
+        signature = (
+            region, layout, capacity, *, block_tokens=Number::Fits(128), model="", secret=None,
+            max_pages=Number::Fits(0)
+        ),
+        text_signature = "(region, layout, capacity, *, block_tokens=128, model='', secret=None, \
+                          max_pages=0)"
     )]
+    #[allow(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         py: Python<'_>,
         region: &Bound<'_, PyHostRegion>,
         layout: &Bound<'_, HostLayout>,
         capacity: &Bound<'_, DeviceCapacity>,
         block_tokens: Number,
+        model: &str,
+        secret: Option<&[u8]>,
+        max_pages: Number,
     ) -> PyResult<Self> {
         let region = Arc::clone(&region.get().core);
         let (layout, capacity) = (layout.get().core, capacity.get().core());
         let block_tokens = block_tokens.to("block_tokens")?;
-        py.detach(|| hisparse_core::Manager::new(region, layout, capacity, block_tokens))
-            .map(|core| Self { core })
-            .map_err(raise)
+        let mut options = SharingOptions {
+            max_pages: max_pages.to("max_pages")?,
+            model: model.into(),
+            ..SharingOptions::default()
+        };
+        if let Some(secret) = secret {
+            options.secret = bytes32(secret)?;
+        }
+        py.detach(|| {
+            hisparse_core::Manager::sharing(region, layout, capacity, block_tokens, &options)
+        })
+        .map(|core| Self { core: Arc::new(core) })
+        .map_err(raise)
     }
 
     #[pyo3(signature = (prompt_tokens, max_new_tokens, *, slots, window_slots))]
@@ -131,6 +151,66 @@ impl Manager {
         self.call(py, |core| core.lease_pages(num_pages)).map(PageLease::new)
     }
 
+    #[pyo3(signature = (name, quota_pages=None))]
+    fn add_tenant(&self, py: Python<'_>, name: &str, quota_pages: Option<Number>) -> PyResult<()> {
+        let quota_pages = quota(quota_pages)?;
+        self.call(py, |core| core.add_tenant(name, quota_pages))
+    }
+
+    #[pyo3(signature = (name, quota_pages=None))]
+    fn set_quota(&self, py: Python<'_>, name: &str, quota_pages: Option<Number>) -> PyResult<()> {
+        let quota_pages = quota(quota_pages)?;
+        self.call(py, |core| core.directory().set_quota(core.tenant(name)?, quota_pages))
+    }
+
+    /// (pages in use, pages allowed or None).
+    fn tenant_usage(&self, py: Python<'_>, name: &str) -> PyResult<(u64, Option<u64>)> {
+        let usage = self.call(py, |core| core.directory().tenant_usage(core.tenant(name)?))?;
+        Ok((usage.used_pages, Some(usage.quota_pages).filter(|&quota| quota < u64::MAX)))
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "what Python gives is a list of its own")]
+    fn note_tokens(
+        &self,
+        py: Python<'_>,
+        seq: Number,
+        start: Number,
+        tokens: Vec<Number>,
+    ) -> PyResult<()> {
+        let (seq, start, tokens) = (handle(seq)?, start.to("start")?, to_u32s("token", &tokens)?);
+        self.call(py, |core| core.note_tokens(seq, start, &tokens))
+    }
+
+    fn publish(&self, py: Python<'_>, seq: Number) -> PyResult<usize> {
+        let seq = handle(seq)?;
+        self.call(py, |core| core.publish(seq))
+    }
+
+    fn preempt(&self, py: Python<'_>, seq: Number) -> PyResult<()> {
+        let seq = handle(seq)?;
+        self.call(py, |core| core.preempt(seq))
+    }
+
+    fn rests(&self, py: Python<'_>, seq: Number) -> PyResult<bool> {
+        let seq = handle(seq)?;
+        self.call(py, |core| core.rests(seq))
+    }
+
+    fn evict(&self, py: Python<'_>, num_pages: Number) -> PyResult<usize> {
+        let num_pages = num_pages.to("num_pages")?;
+        self.call(py, |core| core.directory().evict(num_pages))
+    }
+
+    /// Names the model and the layout of the pages.
+    #[getter]
+    fn digest(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.core.digest().to_vec())
+    }
+
+    fn prefix_stats(&self, py: Python<'_>) -> PyResult<PrefixStats> {
+        self.call(py, |core| core.directory().stats()).map(PrefixStats::from)
+    }
+
     fn stats(&self, py: Python<'_>) -> PyResult<Stats> {
         self.call(py, hisparse_core::Manager::stats).map(Stats::from)
     }
@@ -150,10 +230,19 @@ impl Manager {
     }
 }
 
-fn handle(seq: Number) -> PyResult<SequenceHandle> {
+pub(crate) fn handle(seq: Number) -> PyResult<SequenceHandle> {
     seq.to("seq").map(SequenceHandle::from_bits)
 }
 
-fn device_slots(slots: Number, window_slots: Number) -> PyResult<DeviceSlots> {
+pub(crate) fn device_slots(slots: Number, window_slots: Number) -> PyResult<DeviceSlots> {
     Ok(DeviceSlots { slots: slots.to("slots")?, window_slots: window_slots.to("window_slots")? })
+}
+
+/// Token ids.
+pub(crate) fn to_u32s(what: &'static str, numbers: &[Number]) -> PyResult<Vec<u32>> {
+    numbers.iter().map(|number| number.to(what)).collect()
+}
+
+fn quota(quota_pages: Option<Number>) -> PyResult<u64> {
+    quota_pages.map_or(Ok(u64::MAX), |quota| quota.to("quota_pages"))
 }

@@ -101,6 +101,109 @@ stats!(
     copied_pages,
 );
 
+record!(PrefixStats {
+    pages,
+    resident,
+    demoting,
+    lower,
+    promoting,
+    leases,
+    pins,
+    holds,
+    epoch,
+    hits,
+    misses,
+});
+
+impl From<hisparse_core::prefix::PrefixStats> for PrefixStats {
+    fn from(stats: hisparse_core::prefix::PrefixStats) -> Self {
+        Self {
+            pages: stats.pages,
+            resident: stats.resident,
+            demoting: stats.demoting,
+            lower: stats.lower,
+            promoting: stats.promoting,
+            leases: stats.leases,
+            pins: stats.pins,
+            holds: stats.holds,
+            epoch: stats.epoch,
+            hits: stats.hits,
+            misses: stats.misses,
+        }
+    }
+}
+
+record!(Recovery { pages, segments, scanned, skipped, torn, micros });
+
+impl From<hisparse_core::tier::file::Recovery> for Recovery {
+    fn from(found: hisparse_core::tier::file::Recovery) -> Self {
+        Self {
+            pages: found.pages,
+            segments: found.segments,
+            scanned: found.scanned,
+            skipped: found.skipped,
+            torn: found.torn,
+            micros: found.micros,
+        }
+    }
+}
+
+/// A lower tier at one moment.
+#[pyclass(module = "hisparse_sidecar._core", frozen, get_all, eq, skip_from_py_object)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TierState {
+    name: &'static str,
+    condition: &'static str,
+    pages: u64,
+    used_bytes: u64,
+    capacity_bytes: u64,
+    corrupt: u64,
+    demoted: u64,
+    promoted: u64,
+    missed: u64,
+    failed: u64,
+    refused: u64,
+    left: u64,
+    bytes_down: u64,
+    bytes_up: u64,
+}
+
+impl TierState {
+    pub(crate) fn new(
+        name: &'static str,
+        condition: &'static str,
+        state: &hisparse_core::hierarchy::TierState,
+    ) -> Self {
+        let (usage, counts) = (state.usage, state.counts);
+        Self {
+            name,
+            condition,
+            pages: usage.pages,
+            used_bytes: usage.used_bytes,
+            capacity_bytes: usage.capacity_bytes,
+            corrupt: usage.corrupt,
+            demoted: counts.demoted,
+            promoted: counts.promoted,
+            missed: counts.missed,
+            failed: counts.failed,
+            refused: counts.refused,
+            left: counts.left,
+            bytes_down: counts.bytes_down,
+            bytes_up: counts.bytes_up,
+        }
+    }
+}
+
+#[pymethods]
+impl TierState {
+    fn __repr__(&self) -> String {
+        format!(
+            "TierState(name={:?}, condition={:?}, pages={}, used_bytes={}, capacity_bytes={})",
+            self.name, self.condition, self.pages, self.used_bytes, self.capacity_bytes
+        )
+    }
+}
+
 #[pyclass(module = "hisparse_sidecar._core", frozen, get_all, eq, skip_from_py_object)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Resolution {

@@ -7,6 +7,7 @@ pub mod frame;
 mod guarded;
 mod identity;
 mod memory;
+mod shared;
 mod spared;
 mod verified;
 mod workers;
@@ -20,6 +21,7 @@ pub use fault::{DrawBy, FaultCounts, FaultPlan, FaultTier, ONE_MILLION};
 pub use guarded::{Clock, GuardLimits, GuardedTier};
 pub use identity::{IDENTITY_BYTES, IdentityChain, PageIdentity, TenantKey};
 pub use memory::MemoryTier;
+pub use shared::SharedTier;
 pub use spared::SparedTier;
 pub use verified::VerifiedTier;
 
