@@ -107,6 +107,24 @@ def write_index_rows_ref(
         start = end
 
 
+def place_index_rows(
+    index_pages: torch.Tensor, row_ids: torch.Tensor, rows: torch.Tensor, layout: IndexLayout
+) -> None:
+    """Stored index rows into their pages, byte for byte; the inverse of `read_index_rows`.
+
+    Args:
+        index_pages: [num_pages, page_bytes] uint8, contiguous, written.
+        row_ids: [n] int64, page * 64 + offset, all valid and different.
+        rows: [n, row_bytes] uint8.
+        layout: how a row is stored.
+    """
+    page, offset, start = row_ids // PAGE_TOKENS, row_ids % PAGE_TOKENS, 0
+    for part in _page_parts(index_pages, layout):
+        end = start + part.shape[2]
+        part[page, offset] = rows[:, start:end]
+        start = end
+
+
 def read_index_rows(
     index_pages: torch.Tensor,
     row_ids: torch.Tensor,

@@ -263,7 +263,7 @@ class Stats:
     host_pages_reserved: Final[int]
     """Pages promised to open sequences and not picked yet."""
     host_pages_shared: Final[int]
-    """Pages that two sequences or more share."""
+    """Pages with two holders or more: sequences, and the directory of what prompts may find."""
     host_pages_leased: Final[int]
     slots_total: Final[int]
     slots_used: Final[int]
@@ -462,9 +462,7 @@ class Manager:
             InvalidArgument: no such tenant.
         """
 
-    def note_tokens(
-        self, seq: SupportsIndex, start: SupportsIndex, tokens: Sequence[int]
-    ) -> None:
+    def note_tokens(self, seq: SupportsIndex, start: SupportsIndex, tokens: Sequence[int]) -> None:
         """Tells the token ids of positions `start` on, which the sequence has; see `publish`.
 
         Ids are 0 to 2**32 - 1. A gap before `start` ends what the sequence can share.
@@ -802,7 +800,7 @@ class Hierarchy:
         """Pages that were to leave the host pool and have stayed, because no tier took them."""
 
     def close(self) -> None:
-        """Ends its threads; later movements raise WrongState. Pages stay where they are."""
+        """Ends its threads and lets go of the tiers; later calls raise WrongState."""
 
 @final
 class Resolution:

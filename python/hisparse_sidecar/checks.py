@@ -41,6 +41,14 @@ def check_step_rows(
         require(padding <= MAX_PADDING, f"{padding} padding rows, at most {MAX_PADDING} are legal")
 
 
+def check_token_ids(rows: Sequence[tuple[int, int]], token_ids: Sequence[int] | None) -> None:
+    """Raises InvalidArgument unless there is one token id for each row, or none at all."""
+    if token_ids is None:
+        return
+    found, needed = len(token_ids), sum(count for _, count in rows)
+    require(found == needed, f"token_ids has {found} ids, the step has {needed} rows")
+
+
 def check_inputs(config: SidecarConfig, step: Step, layer: int, inputs: LayerInputs) -> None:
     """Raises InvalidArgument unless `inputs` fit the step, the layer and the layouts."""
     rows, query_dim = step.num_rows, config.kv.query_dim

@@ -13,6 +13,7 @@ from hisparse_kernels.layouts import (
     kv_layout,
 )
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.tiers_config import TiersConfig
 
 IndexSource = Literal["flat", "hisa", "misa", "misa_dagger", "given"]
 Budget = Literal["fixed", "ratio", "adaptive"]
@@ -186,6 +187,7 @@ class SidecarConfig:
             asks for another one gets that in every layer.
         huge_pages: ask for huge pages under the host pool.
         numa_node: bind the host pool to this node.
+        tiers: what lies below the host pool.
     """
 
     model: ModelShape
@@ -205,6 +207,7 @@ class SidecarConfig:
     layer_profile: str | None = None
     huge_pages: bool = False
     numa_node: int | None = None
+    tiers: TiersConfig = field(default_factory=TiersConfig)
 
     def __post_init__(self) -> None:
         require_one_of("backend", self.backend, get_args(Backend))

@@ -1,6 +1,7 @@
 """What a sequence is opened with."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hisparse_sidecar.config import SelectionConfig, SidecarConfig, require
 
@@ -19,6 +20,23 @@ class SequenceOptions:
     hot_slots: int
     window_blocks: int
 
+    @classmethod
+    def of(
+        cls,
+        config: SidecarConfig,
+        selection: SelectionConfig | None,
+        hot_slots: int | None,
+        window_blocks: int | None,
+    ) -> "SequenceOptions":
+        """What was asked for, the rest as configured; InvalidArgument unless it fits the model."""
+        options = cls(
+            selection or config.selection,
+            config.default_hot_slots if hot_slots is None else hot_slots,
+            config.window_blocks if window_blocks is None else window_blocks,
+        )
+        options.check_for(config)
+        return options
+
     def check_for(self, config: SidecarConfig) -> None:
         """Raises InvalidArgument unless the selection and the slots fit the model."""
         self.selection.check_for(config.model, config.block_tokens)
@@ -31,3 +49,10 @@ class SequenceOptions:
         """Slots and window slots, those of a step's own rows included."""
         slots = self.hot_slots + config.max_step_rows
         return slots, self.window_blocks + config.touched_blocks
+
+
+class OpenedPrompt(NamedTuple):
+    """A sequence, and how many tokens it has already of its prompt."""
+
+    sequence: int
+    cached_tokens: int

@@ -9,7 +9,11 @@ from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.device_tier import DeviceTier, device_capacity
 from hisparse_sidecar.host_memory import HostMemory
 from hisparse_sidecar.loaded_windows import LoadedWindows
+from hisparse_sidecar.lower_tiers import LowerTiers
+from hisparse_sidecar.page_secret import page_secret
 from hisparse_sidecar.side_stream import SideStream
+
+_MAX_KNOWN_PAGES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Tiers:
     ops: Ops
     side: SideStream
     loaded: LoadedWindows
+    lower: LowerTiers
 
 
 def build_tiers(config: SidecarConfig) -> Tiers:
@@ -36,8 +41,25 @@ def build_tiers(config: SidecarConfig) -> Tiers:
     host = HostMemory(config, device)
     try:
         tier = DeviceTier(config, capacity, device)
-        manager = Manager(host.region, host.layout, capacity, block_tokens=config.block_tokens)
+        manager = Manager(
+            host.region,
+            host.layout,
+            capacity,
+            block_tokens=config.block_tokens,
+            model=config.tiers.model_name,
+            secret=page_secret(config.tiers),
+            max_pages=_most_pages(config, host.layout.page_bytes),
+        )
+        lower = LowerTiers(config, manager)
     except BaseException:
         host.close()
         raise
-    return Tiers(config, manager, host, tier, ops, SideStream(device), LoadedWindows())
+    return Tiers(config, manager, host, tier, ops, SideStream(device), LoadedWindows(), lower)
+
+
+def _most_pages(config: SidecarConfig, page_bytes: int) -> int:
+    """Pages that the directory may know: those of the host pool and as many as lie below it."""
+    pages = 2 * config.host_pages
+    if config.tiers.file_directory is not None:
+        pages += config.tiers.file_bytes // page_bytes
+    return min(pages, _MAX_KNOWN_PAGES)

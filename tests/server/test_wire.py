@@ -20,6 +20,7 @@ from hisparse_sidecar._proto.hisparse.v1 import (
     tensor_pb2,
 )
 from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
+from hisparse_sidecar.tiers_config import TiersConfig
 from hisparse_sidecar.wire import errors as wire_errors
 from hisparse_sidecar.wire.configs import decode_config, encode_config
 from hisparse_sidecar.wire.selections import decode_selection, encode_selection
@@ -68,6 +69,7 @@ def test_a_fault_of_the_server_tells_the_client_its_type_alone() -> None:
         (sidecar_pb2.GetStatsResponse, stats.SidecarStats),
         (sequence_pb2.TierBytes, stats.TierBytes),
         (sidecar_pb2.SidecarConfig, SidecarConfig),
+        (sidecar_pb2.TiersConfig, TiersConfig),
         (selection_pb2.Selection, SelectionConfig),
     ],
 )

@@ -1,9 +1,11 @@
 """SidecarConfig as a message, and back."""
 
+from dataclasses import asdict, fields
 from typing import cast
 
 from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2
 from hisparse_sidecar.config import Backend, ModelShape, SelectionConfig, SidecarConfig
+from hisparse_sidecar.tiers_config import TiersConfig
 from hisparse_sidecar.wire.selections import decode_selection, encode_selection
 
 _PLAIN = (
@@ -22,6 +24,7 @@ _PLAIN = (
     "numa_node",
     "layer_profile",
 )
+_OPTIONAL_TIERS = ("file_directory", "remote_master", "secret_file", "recompute_tokens_per_second")
 
 
 def encode_config(config: SidecarConfig) -> sidecar_pb2.SidecarConfig:
@@ -37,6 +40,7 @@ def encode_config(config: SidecarConfig) -> sidecar_pb2.SidecarConfig:
         ),
         hot_slots=config.default_hot_slots,
         selection=encode_selection(config.selection),
+        tiers=sidecar_pb2.TiersConfig(**asdict(config.tiers)),
         **{name: getattr(config, name) for name in _PLAIN},
     )
 
@@ -68,4 +72,13 @@ def decode_config(message: sidecar_pb2.SidecarConfig) -> SidecarConfig:
         huge_pages=message.huge_pages,
         numa_node=message.numa_node if message.HasField("numa_node") else None,
         layer_profile=message.layer_profile if message.HasField("layer_profile") else None,
+        tiers=_decode_tiers(message.tiers),
     )
+
+
+def _decode_tiers(message: sidecar_pb2.TiersConfig) -> TiersConfig:
+    def value(name: str) -> object:
+        unset = name in _OPTIONAL_TIERS and not message.HasField(name)
+        return None if unset else getattr(message, name)
+
+    return TiersConfig(**{field.name: value(field.name) for field in fields(TiersConfig)})  # type: ignore[arg-type]

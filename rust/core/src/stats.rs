@@ -11,7 +11,7 @@ pub struct Stats {
     pub host_pages_free: u64,
     /// Pages promised to open sequences and not picked yet.
     pub host_pages_reserved: u64,
-    /// Pages that two sequences or more share.
+    /// Pages with two holders or more: sequences, and the directory of what prompts may find.
     pub host_pages_shared: u64,
     /// Pages out on leases.
     pub host_pages_leased: u64,

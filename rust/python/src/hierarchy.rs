@@ -1,13 +1,13 @@
 //! `Hierarchy`: sequences and pages over the host pool and the tiers below it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hisparse_core::hierarchy::{
     Condition, HierarchyLimits, LoadTable, Loading, LowerStore, TierSpeed,
 };
 use hisparse_core::prefix::LowerTier;
 use hisparse_core::tier::{BreakerLimits, Deadline};
-use hisparse_core::{Result, SequenceHandle};
+use hisparse_core::{Error, Result, SequenceHandle};
 use pyo3::prelude::*;
 
 use crate::errors::{invalid_argument, raise};
@@ -22,8 +22,10 @@ type Speeds = Vec<(String, u64, u64)>;
 #[pyclass(module = "hisparse_sidecar._core", frozen)]
 pub(crate) struct Hierarchy {
     manager: Arc<hisparse_core::Manager>,
-    core: hisparse_core::hierarchy::Hierarchy,
+    core: Mutex<Option<Arc<Core>>>, // None once closed
 }
+
+type Core = hisparse_core::hierarchy::Hierarchy;
 
 #[pymethods]
 impl Hierarchy {
@@ -60,12 +62,12 @@ impl Hierarchy {
             .collect::<PyResult<Vec<_>>>()?;
         let manager = Arc::clone(&manager.get().core);
         let core = py.detach(|| manager.hierarchy(below, limits)).map_err(raise)?;
-        Ok(Self { manager, core })
+        Ok(Self { manager, core: Mutex::new(Some(Arc::new(core))) })
     }
 
     /// Starts the thread that keeps host pages free.
     fn start(&self) -> PyResult<()> {
-        self.core.start_balancing().map_err(raise)
+        self.core()?.start_balancing().map_err(raise)
     }
 
     #[pyo3(signature = (
@@ -184,7 +186,7 @@ impl Hierarchy {
     }
 
     fn load_table(&self) -> PyResult<(Speeds, u64)> {
-        let (table, epoch) = self.core.load_table().map_err(raise)?;
+        let (table, epoch) = self.core()?.load_table().map_err(raise)?;
         Ok((speeds(&table), epoch))
     }
 
@@ -193,11 +195,11 @@ impl Hierarchy {
             Ok((tier_named(&name)?, TierSpeed { latency_us, bytes_per_s }))
         };
         let speeds = table.into_iter().map(entry).collect::<PyResult<_>>()?;
-        self.core.adopt(LoadTable { speeds }, epoch.to("epoch")?).map_err(raise)
+        self.core()?.adopt(LoadTable { speeds }, epoch.to("epoch")?).map_err(raise)
     }
 
     fn state(&self, py: Python<'_>) -> PyResult<Vec<TierState>> {
-        let states = self.call(py, hisparse_core::hierarchy::Hierarchy::state)?;
+        let states = self.call(py, Core::state)?;
         Ok(states
             .iter()
             .map(|state| TierState::new(name_of(state.tier), condition(state), state))
@@ -206,22 +208,35 @@ impl Hierarchy {
 
     /// Pages that were to leave the host pool and have stayed, because no tier took them.
     #[getter]
-    fn num_kept(&self) -> u64 {
-        self.core.num_kept()
+    fn num_kept(&self) -> PyResult<u64> {
+        Ok(self.core()?.num_kept())
     }
 
+    /// Lets go of the tiers, too: files may be opened again once the last call has ended.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| self.core.close());
+        let core = self.core.lock().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| {
+            if let Some(core) = core {
+                core.close();
+            }
+        });
     }
 }
 
 impl Hierarchy {
+    fn core(&self) -> PyResult<Arc<Core>> {
+        let core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed = Error::WrongState { what: "open hierarchies", found: 0, needed: 1 };
+        core.as_ref().map(Arc::clone).ok_or_else(|| raise(closed))
+    }
+
     fn call<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&hisparse_core::hierarchy::Hierarchy) -> Result<T> + Send,
+        work: impl FnOnce(&Core) -> Result<T> + Send,
     ) -> PyResult<T> {
-        py.detach(|| work(&self.core)).map_err(raise)
+        let core = self.core()?;
+        py.detach(|| work(&core)).map_err(raise)
     }
 
     fn with_room<T: Send>(

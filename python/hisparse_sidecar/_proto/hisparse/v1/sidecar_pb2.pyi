@@ -29,7 +29,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., core_version: _Optional[str] = ..., backend: _Optional[str] = ..., config: _Optional[_Union[SidecarConfig, _Mapping]] = ..., row_sizes: _Optional[_Union[RowSizes, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class SidecarConfig(_message.Message):
-    __slots__ = ("model", "host_pages", "max_sequences", "kv_layout", "index_layout", "device", "backend", "hot_slots", "window_blocks", "max_step_rows", "stage_rows", "block_tokens", "max_logits_bytes", "selection", "huge_pages", "numa_node", "layer_profile")
+    __slots__ = ("model", "host_pages", "max_sequences", "kv_layout", "index_layout", "device", "backend", "hot_slots", "window_blocks", "max_step_rows", "stage_rows", "block_tokens", "max_logits_bytes", "selection", "huge_pages", "numa_node", "layer_profile", "tiers")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     HOST_PAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class SidecarConfig(_message.Message):
     HUGE_PAGES_FIELD_NUMBER: _ClassVar[int]
     NUMA_NODE_FIELD_NUMBER: _ClassVar[int]
     LAYER_PROFILE_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
     model: ModelShape
     host_pages: int
     max_sequences: int
@@ -64,7 +65,42 @@ class SidecarConfig(_message.Message):
     huge_pages: bool
     numa_node: int
     layer_profile: str
-    def __init__(self, model: _Optional[_Union[ModelShape, _Mapping]] = ..., host_pages: _Optional[int] = ..., max_sequences: _Optional[int] = ..., kv_layout: _Optional[str] = ..., index_layout: _Optional[str] = ..., device: _Optional[str] = ..., backend: _Optional[str] = ..., hot_slots: _Optional[int] = ..., window_blocks: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., stage_rows: _Optional[int] = ..., block_tokens: _Optional[int] = ..., max_logits_bytes: _Optional[int] = ..., selection: _Optional[_Union[_selection_pb2.Selection, _Mapping]] = ..., huge_pages: bool = ..., numa_node: _Optional[int] = ..., layer_profile: _Optional[str] = ...) -> None: ...
+    tiers: TiersConfig
+    def __init__(self, model: _Optional[_Union[ModelShape, _Mapping]] = ..., host_pages: _Optional[int] = ..., max_sequences: _Optional[int] = ..., kv_layout: _Optional[str] = ..., index_layout: _Optional[str] = ..., device: _Optional[str] = ..., backend: _Optional[str] = ..., hot_slots: _Optional[int] = ..., window_blocks: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., stage_rows: _Optional[int] = ..., block_tokens: _Optional[int] = ..., max_logits_bytes: _Optional[int] = ..., selection: _Optional[_Union[_selection_pb2.Selection, _Mapping]] = ..., huge_pages: bool = ..., numa_node: _Optional[int] = ..., layer_profile: _Optional[str] = ..., tiers: _Optional[_Union[TiersConfig, _Mapping]] = ...) -> None: ...
+
+class TiersConfig(_message.Message):
+    __slots__ = ("file_directory", "file_bytes", "segment_bytes", "strict_recovery", "remote_master", "remote_segment_bytes", "secret_file", "model_name", "free_share", "io_threads", "staging_bytes", "load_seconds", "call_seconds", "probe_seconds", "recompute_tokens_per_second")
+    FILE_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STRICT_RECOVERY_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_MASTER_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_SEGMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FILE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    FREE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    IO_THREADS_FIELD_NUMBER: _ClassVar[int]
+    STAGING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CALL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PROBE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    file_directory: str
+    file_bytes: int
+    segment_bytes: int
+    strict_recovery: bool
+    remote_master: str
+    remote_segment_bytes: int
+    secret_file: str
+    model_name: str
+    free_share: float
+    io_threads: int
+    staging_bytes: int
+    load_seconds: float
+    call_seconds: float
+    probe_seconds: float
+    recompute_tokens_per_second: float
+    def __init__(self, file_directory: _Optional[str] = ..., file_bytes: _Optional[int] = ..., segment_bytes: _Optional[int] = ..., strict_recovery: bool = ..., remote_master: _Optional[str] = ..., remote_segment_bytes: _Optional[int] = ..., secret_file: _Optional[str] = ..., model_name: _Optional[str] = ..., free_share: _Optional[float] = ..., io_threads: _Optional[int] = ..., staging_bytes: _Optional[int] = ..., load_seconds: _Optional[float] = ..., call_seconds: _Optional[float] = ..., probe_seconds: _Optional[float] = ..., recompute_tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class ModelShape(_message.Message):
     __slots__ = ("num_layers", "anchor_of", "index_heads", "topk", "softmax_scale")

@@ -1,0 +1,229 @@
+"""The life of sequences over all tiers: opened, forked, cut, at rest, closed."""
+
+from collections.abc import Sequence
+
+from hisparse_sidecar._core import PrefixStats, TierState
+from hisparse_sidecar.backends import runs_on_its_device
+from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.restore import restore_sequence
+from hisparse_sidecar.rollback import resum_open_blocks, roll_back
+from hisparse_sidecar.sequence_options import OpenedPrompt, SequenceOptions
+from hisparse_sidecar.sidecar_state import SidecarState
+
+
+class SequenceCalls(SidecarState):
+    """The calls of `Sidecar` that concern whole sequences, their tenants and lower tiers."""
+
+    @runs_on_its_device
+    def open(
+        self,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        *,
+        selection: SelectionConfig | None = None,
+        hot_slots: int | None = None,
+        window_blocks: int | None = None,
+    ) -> int:
+        """Admits a sequence: host pages for prompt + max_new_tokens and its device ranges.
+
+        Args:
+            prompt_tokens: tokens that prefill will append.
+            max_new_tokens: most tokens that decoding will append.
+            selection: how its top-k is found; default: the config's.
+            hot_slots: KV rows on the device, a layer; default: the config's.
+            window_blocks: index-key blocks on the device, an anchor layer; default: the config's.
+
+        Returns:
+            The handle of the sequence.
+
+        Raises:
+            InvalidArgument: a count is out of range or too small for the selection.
+            HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
+        """
+        config = self.config
+        options = SequenceOptions.of(config, selection, hot_slots, window_blocks)
+        self._require_open()
+        sequence = self._tiers.lower.open_sequence(
+            prompt_tokens, max_new_tokens, options.device_slots(config)
+        )
+        self._options[sequence] = options
+        self._tiers.device.reset(self._manager.ranges(sequence))
+        return sequence
+
+    @runs_on_its_device
+    def open_prompt(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        *,
+        tenant: str = "",
+        selection: SelectionConfig | None = None,
+        hot_slots: int | None = None,
+        window_blocks: int | None = None,
+    ) -> OpenedPrompt:
+        """As `open`, on what any tier has of the beginning of the prompt.
+
+        Pages are found that sequences of the same tenant have left: whole ones, and never the
+        whole prompt. Prefill goes on after them. What the sequence appends is found by others in
+        its turn if `begin_step` is told its token ids.
+
+        Args:
+            token_ids: the prompt's, 0 to 2**32 - 1 each.
+            max_new_tokens: see `open`.
+            tenant: whose pages may be found, see `add_tenant`; "" is there from the start.
+            selection: see `open`.
+            hot_slots: see `open`.
+            window_blocks: see `open`.
+
+        Raises:
+            InvalidArgument: no such tenant, and see `open`.
+            TierFull: the tenant's share of the host pool has no room.
+            HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
+            WrongState: a step is open.
+        """
+        config = self.config
+        options = SequenceOptions.of(config, selection, hot_slots, window_blocks)
+        self._require_open()
+        self._require_no_step("open a prompt")
+        sequence, cached_tokens = self._tiers.lower.open_prompt(
+            tenant, token_ids, max_new_tokens, options.device_slots(config)
+        )
+        self._options[sequence] = options
+        restore_sequence(self._tiers, sequence)
+        return OpenedPrompt(sequence, cached_tokens)
+
+    def preempt(self, sequence: int) -> None:
+        """Lets a sequence rest: all that it has on the device, and what it was promised, is free.
+
+        Its tokens are kept, in the host pool or below it, until `resume` or `close_sequence`.
+
+        Raises:
+            UnknownSequence, StaleHandle: no such sequence.
+            WrongState: it rests, or a step is open.
+        """
+        self._require_open()
+        self._require_no_step("preempt")
+        self._manager.preempt(sequence)
+        self._tiers.loaded.forget(sequence)
+
+    @runs_on_its_device
+    def resume(self, sequence: int) -> int:
+        """Makes a preempted sequence ready for steps again.
+
+        Returns:
+            Its length: what it was, or, where a tier has lost pages, the tokens before these.
+
+        Raises:
+            UnknownSequence, StaleHandle: no such sequence.
+            WrongState: it does not rest, or a step is open.
+            HostPoolFull, DeviceArenaFull, TierFull: no room yet; it rests as before.
+            TierDown, DeadlinePassed: a tier did not give out its pages; it rests as before.
+        """
+        self._require_open()
+        self._require_no_step("resume")
+        options = self._options.get(sequence)
+        slots = options.device_slots(self.config) if options else (1, 0)  # the core knows the error
+        length = self._tiers.lower.resume(sequence, slots)
+        restore_sequence(self._tiers, sequence)
+        return length
+
+    @runs_on_its_device
+    def fork(self, sequence: int, length: int, max_new_tokens: int) -> int:
+        """Opens a sequence that starts with the first `length` tokens of another; pages are shared.
+
+        Raises:
+            UnknownSequence, StaleHandle: no such sequence.
+            InvalidArgument: `length` is not within the sequence.
+            WrongState: a step is open.
+            HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
+        """
+        self._require_open()
+        self._require_no_step("fork")
+        source = self._manager.ranges(sequence)
+        options = self._options[sequence]
+        child = self._tiers.lower.fork(
+            sequence, length, max_new_tokens, options.device_slots(self.config)
+        )
+        self._options[child] = options
+        ranges = self._manager.ranges(child)
+        self._tiers.device.reset(ranges)
+        self._tiers.device.copy_pooled(source, ranges)
+        resum_open_blocks(self._tiers, ranges, self._manager.host_pages(child), length)
+        return child
+
+    @runs_on_its_device
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forgets every token from position `length` on: rejected draft tokens, say.
+
+        Raises:
+            UnknownSequence, StaleHandle: no such sequence.
+            InvalidArgument: `length` is beyond the sequence.
+            HostPoolFull: forks keep the pages, and too few are left to promise in their place.
+            WrongState: a step is open.
+        """
+        self._require_open()
+        self._require_no_step("truncate")
+        roll_back(self._tiers, sequence, length)
+
+    def close_sequence(self, sequence: int) -> None:
+        """Gives back everything that the sequence holds.
+
+        Raises:
+            UnknownSequence, StaleHandle: no such sequence.
+            WrongState: the sequence has rows in the open step.
+        """
+        self._require_open()
+        if self._step and any(member.handle == sequence for member in self._step.sequences):
+            raise WrongState(f"sequence {sequence} is in step {self._step.number}, end it first")
+        self._manager.close(sequence)
+        self._tiers.loaded.forget(sequence)
+        del self._options[sequence]
+
+    def length(self, sequence: int) -> int:
+        """Tokens of the sequence, those of an open step included."""
+        return self._manager.length(sequence)
+
+    def admitted_tokens(self, sequence: int) -> int:
+        """Most tokens that the sequence may reach."""
+        return self._manager.admitted_tokens(sequence)
+
+    # -- tenants and lower tiers --------------------------------------------------------------
+
+    def add_tenant(self, name: str, quota_pages: int | None = None) -> None:
+        """Adds a tenant whose sequences may have so many host pages; None = no limit.
+
+        Raises:
+            WrongState: the name is known.
+        """
+        self._manager.add_tenant(name, quota_pages)
+
+    def tenant_usage(self, name: str) -> tuple[int, int | None]:
+        """(host pages that count for the tenant, its quota); InvalidArgument if it is unknown."""
+        return self._manager.tenant_usage(name)
+
+    def prefix_stats(self) -> PrefixStats:
+        """What is known of pages that prompts may find, in all tiers; looks at every page."""
+        return self._manager.prefix_stats()
+
+    def lower_tiers(self) -> list[TierState]:
+        """The tiers below the host pool, the nearest first; a degraded one is tried again."""
+        return self._tiers.lower.states
+
+    def flush(self, deadline_seconds: float) -> None:
+        """Returns once every page that has left the host pool is as durable as its tier makes it.
+
+        Raises:
+            DeadlinePassed, TierDown: not all are.
+        """
+        self._require_open()
+        self._tiers.lower.hierarchy.flush(deadline_seconds)
+
+    def drain(self, deadline_seconds: float) -> tuple[int, int]:
+        """Writes what is not in use to the lower tiers and flushes: a restart finds it again.
+
+        Returns:
+            (host pages that are free by it, pages that stay in the host pool).
+        """
+        self._require_open()
+        return self._tiers.lower.hierarchy.drain(deadline_seconds)

@@ -1,0 +1,154 @@
+"""Steps: begun, run layer by layer, committed or put back."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+
+from hisparse_sidecar.backends import runs_on_its_device
+from hisparse_sidecar.build_step import build_step
+from hisparse_sidecar.checks import check_step_rows, check_token_ids
+from hisparse_sidecar.errors import HisparseError, WrongState
+from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
+from hisparse_sidecar.rollback import forget_touched, roll_back
+from hisparse_sidecar.sidecar_state import SidecarState
+from hisparse_sidecar.step import MAX_STEPS, Step, StepKind, StepSequence
+
+
+class StepCalls(SidecarState):
+    """The calls of `Sidecar` that make up a step."""
+
+    @runs_on_its_device
+    def begin_step(
+        self,
+        rows: Sequence[tuple[int, int]],
+        kind: StepKind,
+        *,
+        padded_rows: int | None = None,
+        token_ids: Sequence[int] | None = None,
+    ) -> Step:
+        """Appends rows to sequences: (sequence, number of new rows) each, packed in this order.
+
+        Args:
+            rows: the sequences, each once, with 1 or more new rows.
+            kind: "decode" (at most max_step_rows rows a sequence) or "prefill".
+            padded_rows: rows of every tensor, the surplus at the end is padding; default: none.
+            token_ids: of every row but the padding. Pages of a sequence from `open_prompt` whose
+                ids were all told are found by later prompts; default: not told.
+
+        Raises:
+            InvalidArgument: a row count is out of range or beyond the admitted length, or there
+                are not as many token ids as rows.
+            UnknownSequence, StaleHandle: no such sequence.
+            WrongState: another step is open.
+        """
+        self._require_open()
+        self._require_no_step("begin a step")
+        check_step_rows(self.config, rows, kind, padded_rows)
+        check_token_ids(rows, token_ids)
+        if self._steps_begun >= MAX_STEPS:
+            raise WrongState(
+                f"{self._steps_begun} steps have begun, LRU stamps last for {MAX_STEPS}"
+            )
+        starts: list[int] = []
+        try:
+            for sequence, count in rows:
+                starts.append(self._manager.append(sequence, count))
+            self._note_tokens(rows, starts, token_ids)
+            self._step = self._build_step(rows, starts, kind, padded_rows)
+        except BaseException:  # whatever it was, no sequence has grown
+            for (sequence, _), start in zip(rows, starts, strict=False):
+                self._manager.truncate(sequence, start)
+            raise
+        self._steps_begun += 1
+        if kind == "prefill":
+            self._tiers.lower.rate.begin()
+        return self._step
+
+    def _note_tokens(
+        self,
+        rows: Sequence[tuple[int, int]],
+        starts: Sequence[int],
+        token_ids: Sequence[int] | None,
+    ) -> None:
+        first = 0
+        for (sequence, count), start in zip(rows, starts, strict=True):
+            if token_ids is not None:
+                self._manager.note_tokens(sequence, start, token_ids[first : first + count])
+            first += count
+
+    @runs_on_its_device
+    def run_layer(self, layer: int, inputs: LayerInputs) -> LayerOutputs:
+        """Runs one layer of the open step; see `LayerPipeline.run_layer`.
+
+        Inputs on another device are copied. A call refused with InvalidArgument or WrongState may
+        be made again, corrected; after any other error only `abort_step` is legal.
+        """
+        step = self._open_step("run a layer")
+        with torch.no_grad():
+            return self._pipeline.run_layer(step, layer, inputs.to(self.device))
+
+    @property
+    def has_open_step(self) -> bool:
+        """Whether a step was begun and not ended."""
+        return self._step is not None
+
+    @runs_on_its_device
+    def commit_step(self) -> None:
+        """Keeps the rows of the open step; on CUDA waits until they are in the host pool.
+
+        Raises:
+            WrongState: no step is open, or a layer has not run; the step stays open.
+            InvalidArgument: on CUDA, an index input was not finite, and says which; then only
+                `abort_step` is legal. So it is where a WrongState says to abort the step.
+        """
+        step = self._open_step("commit")
+        num_layers, done = self.config.model.num_layers, len(step.layers_done)
+        if done != num_layers:
+            raise WrongState(f"step {step.number} ran {done} layers, the model has {num_layers}")
+        self._tiers.side.join()
+        step.watch.read(step.row_seq)
+        self._step = None
+        self._steps_committed += 1
+        for member in step.sequences:
+            self._manager.publish(member.handle)
+        if step.kind == "prefill":
+            self._tiers.lower.rate.end(sum(member.num_rows for member in step.sequences))
+
+    @runs_on_its_device
+    def abort_step(self) -> None:
+        """Puts every sequence of the open step back to its length before.
+
+        Raises:
+            WrongState: no step is open.
+        """
+        step = self._open_step("abort")
+        self._step = None
+        self._steps_aborted += 1
+        self._tiers.side.join()
+        with suppress(HisparseError):  # whatever was wrong is put back
+            step.watch.read(step.row_seq)
+        forget_touched(self._tiers, step)
+        for member in step.sequences:
+            self._tiers.loaded.forget(member.handle)
+            roll_back(self._tiers, member.handle, member.start)
+
+    def _build_step(
+        self,
+        rows: Sequence[tuple[int, int]],
+        starts: list[int],
+        kind: StepKind,
+        padded_rows: int | None,
+    ) -> Step:
+        members = [
+            self._member(sequence, start, count)
+            for (sequence, count), start in zip(rows, starts, strict=True)
+        ]
+        total = sum(count for _, count in rows)
+        number = self._steps_begun + 1
+        return build_step(self.config, kind, number, members, padded_rows or total, self.device)
+
+    def _member(self, sequence: int, start: int, count: int) -> StepSequence:
+        pages, ranges = self._manager.host_pages(sequence), self._manager.ranges(sequence)
+        selection = self._options[sequence].selection
+        return StepSequence(sequence, start, count, pages, ranges, selection)
