@@ -7,6 +7,7 @@ mod support;
 
 use std::ops::Range;
 
+use hisparse_core::prefix::{Held, LowerTier};
 use hisparse_core::sync::Arc;
 use hisparse_core::{Error, ErrorKind, SequenceHandle};
 use shuttle::thread;
@@ -131,6 +132,50 @@ fn lease_and_drop(host: &Host, _shared: SequenceHandle) {
         Ok(lease) => assert_eq!(lease.pages().len(), 18),
         Err(error) => assert!(is_full(&error), "{error}"),
     }
+}
+
+/// Lets the shared sequence rest, and brings back what is still held of it.
+fn rest_shared(host: &Host, shared: SequenceHandle) {
+    let rested = host.manager.preempt(shared);
+    let lease = match rested.and_then(|()| host.manager.lease_resting(shared)) {
+        Ok(lease) => lease,
+        Err(error) => return assert!(is_over(&error), "{error}"),
+    };
+    let pages = lease.pages(0).expect("leases of a call do not expire");
+    let num_held = pages.iter().take_while(|page| matches!(page, Held::Host(_))).count();
+    match host.manager.resume(shared, &lease, num_held, DEVICE) {
+        Ok(length) => assert!(length as usize <= num_held * 64),
+        Err(error) => assert!(is_over(&error) || is_full(&error), "{error}"),
+    }
+}
+
+/// Another thread has closed the sequence, or lets it rest.
+fn is_over(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::StaleHandle | ErrorKind::WrongState)
+}
+
+/// Pages go down, and the tier loses half of them.
+fn demote_and_lose(host: &Host, _shared: SequenceHandle) {
+    let directory = host.manager.directory();
+    let pressure = directory.demote(4).expect("nobody has panicked");
+    for (at, demotion) in pressure.demotions.into_iter().enumerate() {
+        let identity = demotion.header().identity;
+        let enqueued = demotion.enqueued();
+        if at % 2 == 0 {
+            enqueued.completed(LowerTier::File).expect("it moves");
+            directory.lost_below(&identity, LowerTier::File).expect("nobody has panicked");
+        }
+    }
+}
+
+fn evict_all(host: &Host, _shared: SequenceHandle) {
+    host.manager.directory().evict(99).expect("nobody has panicked");
+}
+
+#[test]
+fn rest_races_with_demotion_eviction_and_the_end_of_the_sequence() {
+    explore(&[rest_shared, demote_and_lose, evict_all, close_shared]);
+    explore(&[rest_shared, rest_shared, demote_and_lose]);
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Ledger {
             Ok(ranges) => ranges,
             Err(error) => return self.give_back(&shared).and(Err(error)),
         };
-        self.prefix.end_lease(lease)?;
+        self.prefix.end_lease(&mut self.pages, lease)?;
         self.prefix.unhold(&mut self.pages, &held)?;
         let pages = PageTable::sharing(tenant, shared, admitted_pages, needs_copy);
         let sequence = self.sequences.get_mut(handle)?;

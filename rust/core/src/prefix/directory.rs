@@ -71,7 +71,7 @@ impl PrefixDirectory {
             let (key, found) = table.match_prefix(pool, chain, tenant, owner, deadline_ms)?;
             match table.take(pool, tenant, num_pages.saturating_sub(found.len())) {
                 Ok(taken) => Ok((key, found, taken)),
-                Err(error) => table.end_lease(key).and(Err(error)),
+                Err(error) => table.end_lease(pool, key).and(Err(error)),
             }
         })?;
         let taken = HostPages::taken(self.weak(), taken);
@@ -91,12 +91,12 @@ impl PrefixDirectory {
 
     /// Ends a lease by its name, as dropping its guard would.
     pub fn end_lease(&self, lease: LeaseKey) -> Result<()> {
-        self.with(|_, table| table.end_lease(lease))
+        self.with(|pool, table| table.end_lease(pool, lease))
     }
 
     /// Ends the leases whose deadline has come; how many.
     pub fn sweep(&self, now_ms: u64) -> Result<usize> {
-        self.with(|_, table| table.sweep(now_ms))
+        self.with(|pool, table| table.sweep(pool, now_ms))
     }
 
     /// Gives up to `count` idle host pages up at once, and pages that no lower tier has for good.
@@ -191,7 +191,7 @@ impl PrefixDirectory {
     /// Ends an owner and all its leases; how many they were.
     pub fn unregister(&self, owner: OwnerId) -> Result<usize> {
         self.owners.remove(owner)?;
-        self.with(|_, table| table.end_owners(&[owner]))
+        self.with(|pool, table| table.end_owners(pool, &[owner]))
     }
 
     /// Gives up the owners that have been silent for too long, if a scan is due, and then, outside
@@ -201,7 +201,7 @@ impl PrefixDirectory {
         if dead.is_empty() {
             return Ok(Reaped::default());
         }
-        let leases = self.with(|_, table| table.end_owners(&dead))?;
+        let leases = self.with(|pool, table| table.end_owners(pool, &dead))?;
         Ok(Reaped { owners: dead.len(), leases })
     }
 

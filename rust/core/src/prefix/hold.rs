@@ -45,16 +45,22 @@ impl PrefixTable {
     /// Ends the holds. What has no name that anybody could ask for is gone then.
     pub(crate) fn unhold(&mut self, pool: &mut PageAllocator, held: &[u32]) -> Result<()> {
         for &entry in held.iter().rev() {
-            let page = self.entries.at_mut(entry);
-            page.num_holds -= 1;
-            if page.is_kept() {
-                continue;
-            }
-            if page.is_lost() {
-                self.forget(entry);
-            } else if page.is_private {
-                self.discard(pool, entry)?;
-            }
+            self.entries.at_mut(entry).num_holds -= 1;
+            self.let_go(pool, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a page that nobody counts on any more if no tier has it, or nobody can ask for it.
+    pub(super) fn let_go(&mut self, pool: &mut PageAllocator, entry: u32) -> Result<()> {
+        let page = self.entries.at(entry);
+        if page.is_kept() {
+            return Ok(());
+        }
+        if page.is_lost() {
+            self.forget(entry);
+        } else if page.is_private {
+            self.discard(pool, entry)?;
         }
         Ok(())
     }
@@ -86,7 +92,8 @@ impl PrefixTable {
     pub(crate) fn is_sole(&self, pool: &PageAllocator, entry: u32) -> bool {
         let page = self.entries.at(entry);
         let is_alone = page.is_private && page.num_holds == 1 && page.num_pins == 1;
-        is_alone && page.readable_page().is_some_and(|host| pool.num_refs(host) == Ok(1))
+        let Place::Resident(host) = page.place else { return false }; // one in motion stays a while
+        is_alone && pool.num_refs(host) == Ok(1)
     }
 
     fn hold_page(
@@ -120,7 +127,7 @@ impl PrefixTable {
         Ok(entry)
     }
 
-    /// Forgets a page that nobody can ask for; one in motion goes by itself later.
+    /// Forgets a page that nobody can ask for; one in motion goes when it has arrived.
     fn discard(&mut self, pool: &mut PageAllocator, entry: u32) -> Result<()> {
         let page = self.entries.at_mut(entry);
         match page.place {

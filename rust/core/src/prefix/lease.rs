@@ -39,7 +39,7 @@ impl PrefixLease {
 
     /// Where each page lies now.
     pub fn pages(&self, now_ms: u64) -> Result<Vec<Held>> {
-        self.shelf.with(|_, table| table.lease_pages(self.key, now_ms))
+        self.shelf.with(|pool, table| table.lease_pages(pool, self.key, now_ms))
     }
 
     /// References to every host page, for a sequence that goes on from the prefix: they outlast the
@@ -63,13 +63,13 @@ impl PrefixLease {
 
     /// Lets the lease last until `deadline_ms` instead.
     pub fn extend(&self, now_ms: u64, deadline_ms: u64) -> Result<()> {
-        self.shelf.with(|_, table| table.extend_lease(self.key, now_ms, deadline_ms))
+        self.shelf.with(|pool, table| table.extend_lease(pool, self.key, now_ms, deadline_ms))
     }
 
     /// Ends the lease now, and reports what dropping it could only swallow.
     pub fn release(mut self) -> Result<()> {
         self.is_ended = true;
-        self.shelf.with(|_, table| table.end_lease(self.key))
+        self.shelf.with(|pool, table| table.end_lease(pool, self.key))
     }
 }
 
@@ -77,7 +77,7 @@ impl Drop for PrefixLease {
     fn drop(&mut self) {
         if !self.is_ended {
             // fails if it has ended at its deadline or with its owner: nothing is left to give back
-            let _ = self.shelf.with(|_, table| table.end_lease(self.key));
+            let _ = self.shelf.with(|pool, table| table.end_lease(pool, self.key));
         }
     }
 }

@@ -63,8 +63,13 @@ impl PrefixTable {
     }
 
     /// Where the leased pages lie now.
-    pub(crate) fn lease_pages(&mut self, lease: LeaseKey, now_ms: u64) -> Result<Vec<Held>> {
-        self.end_if_expired(lease, now_ms)?;
+    pub(crate) fn lease_pages(
+        &mut self,
+        pool: &mut PageAllocator,
+        lease: LeaseKey,
+        now_ms: u64,
+    ) -> Result<Vec<Held>> {
+        self.end_if_expired(pool, lease, now_ms)?;
         let record = self.leases.get(lease.0)?;
         Ok(record.entries.iter().map(|&entry| self.entries.at(entry).held()).collect())
     }
@@ -82,7 +87,7 @@ impl PrefixTable {
         count: usize,
         now_ms: u64,
     ) -> Result<Vec<PageHandle>> {
-        self.end_if_expired(lease, now_ms)?;
+        self.end_if_expired(pool, lease, now_ms)?;
         let entries = &self.leases.get(lease.0)?.entries;
         check_range("leased pages to share", count, 0, entries.len())?;
         let readable = |&entry: &u32| self.entries.at(entry).readable_page();
@@ -103,35 +108,33 @@ impl PrefixTable {
     /// Lets a lease last until `deadline_ms` instead.
     pub(crate) fn extend_lease(
         &mut self,
+        pool: &mut PageAllocator,
         lease: LeaseKey,
         now_ms: u64,
         deadline_ms: u64,
     ) -> Result<()> {
-        self.end_if_expired(lease, now_ms)?;
+        self.end_if_expired(pool, lease, now_ms)?;
         self.leases.get_mut(lease.0)?.deadline_ms = deadline_ms;
         self.next_deadline_ms = self.next_deadline_ms.min(deadline_ms);
         Ok(())
     }
 
     /// Unpins the pages of a lease.
-    pub(crate) fn end_lease(&mut self, lease: LeaseKey) -> Result<()> {
+    pub(crate) fn end_lease(&mut self, pool: &mut PageAllocator, lease: LeaseKey) -> Result<()> {
         let record = self.leases.remove(lease.0)?;
-        for &entry in &record.entries {
-            let page = self.entries.at_mut(entry);
-            page.num_pins -= 1;
-            if page.is_lost() && !page.is_kept() {
-                self.forget(entry);
-            }
+        for &entry in record.entries.iter().rev() {
+            self.entries.at_mut(entry).num_pins -= 1;
+            self.let_go(pool, entry)?;
         }
         Ok(())
     }
 
     /// Ends every lease whose deadline has come; how many.
-    pub(crate) fn sweep(&mut self, now_ms: u64) -> Result<usize> {
+    pub(crate) fn sweep(&mut self, pool: &mut PageAllocator, now_ms: u64) -> Result<usize> {
         if now_ms < self.next_deadline_ms {
             return Ok(0);
         }
-        let ended = self.end_leases_if(|lease| lease.deadline_ms <= now_ms)?;
+        let ended = self.end_leases_if(pool, |lease| lease.deadline_ms <= now_ms)?;
         let deadlines = self.leases.iter().map(|(_, lease)| lease.deadline_ms);
         self.next_deadline_ms = deadlines.min().unwrap_or(u64::MAX);
         Ok(ended)
@@ -143,13 +146,17 @@ impl PrefixTable {
     }
 
     /// Ends the owners, and every lease of theirs; how many leases.
-    pub(crate) fn end_owners(&mut self, ended: &[OwnerId]) -> Result<usize> {
+    pub(crate) fn end_owners(
+        &mut self,
+        pool: &mut PageAllocator,
+        ended: &[OwnerId],
+    ) -> Result<usize> {
         let is_known = ended.iter().filter(|&owner| self.owners.remove(owner)).count();
         if is_known == 0 {
             return Ok(0);
         }
         let owners = std::mem::take(&mut self.owners);
-        let num_leases = self.end_leases_if(|lease| !owners.contains(&lease.owner));
+        let num_leases = self.end_leases_if(pool, |lease| !owners.contains(&lease.owner));
         self.owners = owners;
         num_leases
     }
@@ -157,11 +164,12 @@ impl PrefixTable {
     /// The entries of those leased pages in `range`; ends the lease first if it has expired.
     pub(super) fn leased_entries(
         &mut self,
+        pool: &mut PageAllocator,
         lease: LeaseKey,
         range: Range<usize>,
         now_ms: u64,
     ) -> Result<&[u32]> {
-        self.end_if_expired(lease, now_ms)?;
+        self.end_if_expired(pool, lease, now_ms)?;
         let entries = &self.leases.get(lease.0)?.entries;
         check_range("end of the leased pages", range.end, 0, entries.len())?;
         check_range("first of the leased pages", range.start, 0, range.end)?;
@@ -174,9 +182,14 @@ impl PrefixTable {
     }
 
     /// A lease is over at its deadline, even before it is swept.
-    fn end_if_expired(&mut self, lease: LeaseKey, now_ms: u64) -> Result<()> {
+    fn end_if_expired(
+        &mut self,
+        pool: &mut PageAllocator,
+        lease: LeaseKey,
+        now_ms: u64,
+    ) -> Result<()> {
         if self.leases.get(lease.0)?.deadline_ms <= now_ms {
-            self.end_lease(lease)?;
+            self.end_lease(pool, lease)?;
         }
         Ok(())
     }
@@ -208,10 +221,14 @@ impl PrefixTable {
         (run, found)
     }
 
-    fn end_leases_if(&mut self, is_over: impl Fn(&LeaseRecord) -> bool) -> Result<usize> {
+    fn end_leases_if(
+        &mut self,
+        pool: &mut PageAllocator,
+        is_over: impl Fn(&LeaseRecord) -> bool,
+    ) -> Result<usize> {
         let over = self.leases.iter().filter(|(_, lease)| is_over(lease));
         let over: Vec<LeaseKey> = over.map(|(key, _)| LeaseKey(key)).collect();
-        over.iter().try_for_each(|&lease| self.end_lease(lease))?;
+        over.iter().try_for_each(|&lease| self.end_lease(pool, lease))?;
         Ok(over.len())
     }
 }

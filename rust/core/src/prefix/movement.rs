@@ -114,7 +114,7 @@ impl Promotion<Enqueued> {
     /// Second acknowledgement: the host page is whole, and leases may read it.
     pub fn completed(mut self) -> Result<Held, Refused<Self>> {
         let key = self.moving.key;
-        let held = self.moving.shelf.with(|_, table| table.complete_promotion(key));
+        let held = self.moving.shelf.with(|pool, table| table.complete_promotion(pool, key));
         self.moving.is_ended = held.is_ok();
         held.map_err(|error| Refused { guard: self, error })
     }

@@ -30,7 +30,7 @@ impl PrefixTable {
         range: Range<usize>,
         now_ms: u64,
     ) -> Result<Vec<SlabKey>> {
-        let mut below = self.leased_entries(lease, range, now_ms)?.to_vec();
+        let mut below = self.leased_entries(pool, lease, range, now_ms)?.to_vec();
         let mut seen = HashSet::new(); // a chain may name a page twice
         below.retain(|&entry| {
             let page = self.entries.at(entry);
@@ -64,13 +64,20 @@ impl PrefixTable {
             self.decide(key.entry, Verdict::Leave(host.page()));
             self.leave_host(pool, key.entry)?;
         }
-        self.entries.get(key).map(super::entry::Entry::held)
+        let held = self.entries.get(key)?.held();
+        self.let_go(pool, key.entry)?;
+        Ok(held)
     }
 
     /// The host page has all rows: leases may read it.
-    pub(super) fn complete_promotion(&mut self, key: SlabKey) -> Result<Held> {
+    pub(super) fn complete_promotion(
+        &mut self,
+        pool: &mut PageAllocator,
+        key: SlabKey,
+    ) -> Result<Held> {
         let host = self.moving_host(key, Direction::Up)?;
         self.entries.get_mut(key)?.place = Place::Resident(host);
+        self.let_go(pool, key.entry)?;
         Ok(Held::Host(host.page()))
     }
 
@@ -84,10 +91,11 @@ impl PrefixTable {
         let host = self.moving_host(key, direction)?;
         if direction == Direction::Up {
             self.unorder_in_host(key.entry)?;
-            return self.leave_host(pool, key.entry);
+            self.leave_host(pool, key.entry)?;
+        } else {
+            self.entries.get_mut(key)?.place = Place::Resident(host);
         }
-        self.entries.get_mut(key)?.place = Place::Resident(host);
-        Ok(())
+        if self.entries.get(key).is_ok() { self.let_go(pool, key.entry) } else { Ok(()) }
     }
 
     fn begin_promotion(&mut self, entry: u32, host: PageHandle) -> Result<SlabKey> {

@@ -80,7 +80,7 @@ fn a_movement_cannot_follow_a_page_into_its_next_life() {
     assert!(matches!(demotion.completed(LowerTier::File), Ok(Held::Lower(_))));
     assert_eq!(worn.directory.lost_below(&page.identity, LowerTier::File), Ok(true));
     worn.keep(2);
-    assert_stale(&worn.with(|_, table| table.complete_promotion(last)).unwrap_err());
+    assert_stale(&worn.with(|pool, table| table.complete_promotion(pool, last)).unwrap_err());
     assert_eq!(worn.with(|_, table| table.find(&PageIdentity::from_bytes([2; 32]))), Some(1));
     worn.directory.check_integrity().unwrap();
 }
