@@ -210,6 +210,10 @@ class SequenceCalls(SidecarState):
         """The tiers below the host pool, the nearest first; a degraded one is tried again."""
         return self._tiers.lower.states
 
+    def evict_idle(self, num_pages: int) -> int:
+        """Gives up to so many idle host pages up at once, those without a copy below for good."""
+        return self._manager.evict(num_pages)
+
     def flush(self, deadline_seconds: float) -> None:
         """Returns once every page that has left the host pool is as durable as its tier makes it.
 
