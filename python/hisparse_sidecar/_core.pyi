@@ -693,6 +693,9 @@ class Hierarchy:
     def start(self) -> None:
         """Starts the thread that moves idle pages down while too few host pages are free."""
 
+    def wake(self) -> None:
+        """Tells that thread that pages may have become idle; cheap, and never waits."""
+
     def open_prompt(
         self,
         tenant: str,

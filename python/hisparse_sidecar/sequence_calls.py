@@ -106,6 +106,7 @@ class SequenceCalls(SidecarState):
         self._require_no_step("preempt")
         self._manager.preempt(sequence)
         self._tiers.loaded.forget(sequence)
+        self._tiers.lower.hierarchy.wake()
 
     @runs_on_its_device
     def resume(self, sequence: int) -> int:
@@ -179,6 +180,7 @@ class SequenceCalls(SidecarState):
         self._manager.close(sequence)
         self._tiers.loaded.forget(sequence)
         del self._options[sequence]
+        self._tiers.lower.hierarchy.wake()
 
     def length(self, sequence: int) -> int:
         """Tokens of the sequence, those of an open step included."""

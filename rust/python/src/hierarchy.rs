@@ -70,6 +70,12 @@ impl Hierarchy {
         self.core()?.start_balancing().map_err(raise)
     }
 
+    /// Pages may have become idle: the thread looks whether enough host pages are free.
+    fn wake(&self) -> PyResult<()> {
+        self.core()?.wake();
+        Ok(())
+    }
+
     #[pyo3(signature = (
         tenant, tokens, max_new_tokens, *, slots, window_slots, deadline_seconds,
         recompute_tokens_per_second=None
