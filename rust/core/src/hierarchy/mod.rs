@@ -32,7 +32,7 @@ use crate::error::{Error, Result, check_range};
 use crate::layout::HostLayout;
 use crate::prefix::{LowerTier, PrefixDirectory};
 use crate::region::HostRegion;
-use crate::sync::{Arc, Mutex};
+use crate::sync::Arc;
 use crate::tier::{BreakerLimits, Deadline};
 
 use balancer::Balancer;
@@ -41,6 +41,7 @@ use gate::Gate;
 use lower::Lower;
 use motion::Motion;
 use staging::Staging;
+use stale::Tidying;
 
 pub use gate::{LoadTable, TierSpeed};
 pub use load::Loaded;
@@ -98,7 +99,7 @@ struct Mover {
     staging: Staging,
     gate: Gate,
     num_kept: AtomicU64, // demotions that no tier has taken
-    tidying: Mutex<()>,  // held while copies are removed that nobody wants
+    tidying: Tidying,
     is_closed: AtomicBool,
 }
 
@@ -129,7 +130,7 @@ impl Hierarchy {
             staging: Staging::new(limits.staging_bytes),
             gate: Gate::default(),
             num_kept: AtomicU64::new(0),
-            tidying: Mutex::new(()),
+            tidying: Tidying::default(),
             is_closed: AtomicBool::new(false),
         };
         Ok(Self { mover: StdArc::new(mover), balancer: Balancer::default() })

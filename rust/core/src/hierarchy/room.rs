@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::lower::{Count, Lower};
 use super::{Hierarchy, Mover};
 use crate::error::{Error, Result, check_range};
-use crate::prefix::HostRoom;
-use crate::tier::{Deadline, PageHeader};
+use crate::prefix::{HostRoom, LowerTiers};
+use crate::tier::{Deadline, PageHeader, PageIdentity};
 
 /// Batches that every thread gets of one round.
 const BATCHES_PER_THREAD: usize = 4;
@@ -83,29 +83,34 @@ impl Mover {
 
     /// Makes room in a full tier for about `num_pages`, more at each attempt: the pages that it has
     /// not been asked for longest go to the next tier, or are lost. False if none may go.
+    ///
+    /// It takes its turn like one who tidies: a page that goes may be put again only after it has.
     pub(super) fn make_room_below(
-        &self,
+        self: &Arc<Self>,
         number: usize,
         num_pages: usize,
         attempt: u32,
         deadline: Deadline,
-    ) -> bool {
-        let (lower, next) = (&self.below[number], self.below.get(number + 1));
+    ) -> Result<bool> {
+        let turn = self.tidying.begin(deadline)?;
         let count = num_pages << (attempt - 1);
-        let Ok(leaving) = self.directory.leave_below(lower.tier, count) else { return false };
-        let leave = |page: &&PageHeader| self.leave(lower, next, page, deadline).is_ok();
-        leaving.iter().filter(leave).count() > 0
+        let leaving = self.directory.leave_below(self.below[number].tier, count)?;
+        let names: Vec<PageIdentity> = leaving.iter().map(|page| page.identity).collect();
+        let mover = Arc::clone(self);
+        let leave = move |page: PageHeader| mover.leave(number, &page, deadline).is_ok();
+        let has_left = self.crew.share(leaving, leave);
+        let stays = |(name, has_left): (PageIdentity, &Option<bool>)| {
+            let here = LowerTiers::NONE.with(self.below[number].tier);
+            (*has_left != Some(true)).then_some((name, here))
+        };
+        turn.leave(names.into_iter().zip(&has_left).filter_map(stays))?;
+        Ok(has_left.contains(&Some(true)))
     }
 
-    /// Takes a page that the directory does not look for in `lower` any more out of it.
-    fn leave(
-        &self,
-        lower: &Lower,
-        next: Option<&Lower>,
-        page: &PageHeader,
-        deadline: Deadline,
-    ) -> Result<()> {
-        if let Some(next) = next {
+    /// Takes a page that the directory does not look for in a tier any more out of it.
+    fn leave(&self, number: usize, page: &PageHeader, deadline: Deadline) -> Result<()> {
+        let lower = &self.below[number];
+        if let Some(next) = self.below.get(number + 1) {
             let _ = self.pass_on(lower, next, page, deadline); // lost if the next does not take it
         }
         lower.store().remove(&page.identity, self.call_by(deadline))?;

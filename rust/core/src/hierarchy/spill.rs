@@ -27,7 +27,7 @@ impl Mover {
     }
 
     /// As [`spill`](Self::spill), of one batch, and tells those who wait for room.
-    fn spill_batch(&self, batch: Vec<Demotion>, deadline: Deadline) -> usize {
+    fn spill_batch(self: &Arc<Self>, batch: Vec<Demotion>, deadline: Deadline) -> usize {
         let num_pages = batch.len();
         let is_known = self.motion.leaving(num_pages).is_ok();
         let freed = self.copy_down(batch, deadline).unwrap_or(0);
@@ -37,9 +37,10 @@ impl Mover {
         freed
     }
 
-    fn copy_down(&self, batch: Vec<Demotion>, deadline: Deadline) -> Result<usize> {
+    fn copy_down(self: &Arc<Self>, batch: Vec<Demotion>, deadline: Deadline) -> Result<usize> {
         self.check_open()?;
-        self.tidy(deadline)?;
+        let names: Vec<_> = batch.iter().map(|demotion| demotion.header().identity).collect();
+        self.tidy(&names, deadline)?;
         let page_bytes = self.layout.page_bytes();
         let mut staged = self.staging.take(batch.len() * page_bytes, deadline)?;
         let pages = self.region.lend_pages(&self.layout)?;
@@ -59,7 +60,7 @@ impl Mover {
 
     /// Puts pages to one tier, which makes room if it is full; gives back those it has not taken.
     fn put_down<'a>(
-        &self,
+        self: &Arc<Self>,
         number: usize,
         waiting: Vec<Staged<'a>>,
         freed: &mut usize,
@@ -70,8 +71,11 @@ impl Mover {
         *freed += num_freed;
         let mut rest = failed;
         for attempt in 1..=MAX_ROOM_ATTEMPTS {
-            if refused.is_empty() || !self.make_room_below(number, refused.len(), attempt, deadline)
-            {
+            if refused.is_empty() {
+                break;
+            }
+            let room = self.make_room_below(number, refused.len(), attempt, deadline);
+            if !matches!(room, Ok(true)) {
                 break;
             }
             let again = self.put_once(lower, refused, deadline);
