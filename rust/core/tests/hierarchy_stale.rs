@@ -171,7 +171,9 @@ fn nobody_waits_beyond_the_deadline_for_a_thread_that_tidies() {
     let hierarchy = rig.limited(vec![file(files)], PATIENT);
     rig.publish(1, 16);
     hierarchy.make_room(16, far()).unwrap();
-    rig.publish(2, 16); // 8 of the first are forgotten
+    // 8 of the first are forgotten, and two threads find a leaf to move
+    rig.publish(2, 8);
+    rig.publish(3, 8);
     let slow = FailAction::Sleep(Duration::from_millis(400));
     failpoints.arm(Failpoint::BeforeWrite, slow, Occasion::Always);
     thread::scope(|scope| {
