@@ -48,7 +48,8 @@ test: test-rust test-python  ## every test but the long ones
 
 test-rust: setup  ## unit, property and interleaving tests of the Rust core
 	cargo test --quiet --workspace
-	cargo test --quiet --package hisparse-core --features shuttle --test schedules --test schedules_prefix
+	cargo test --quiet --package hisparse-core --features shuttle \
+	    --test schedules --test schedules_prefix --test schedules_hierarchy
 
 test-python: setup  ## pytest but for the long ones
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -56,7 +57,8 @@ test-python: setup  ## pytest but for the long ones
 test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kills, corruption
 	cargo test --quiet --release --package hisparse-core \
 	    --test file_tier_kill --test file_tier_corruption \
-	    --test prefix_model --test prefix_threads --test sharing_model -- --ignored
+	    --test prefix_model --test prefix_threads --test sharing_model \
+	    --test hierarchy_model -- --ignored
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of the system
@@ -97,7 +99,8 @@ lint: setup  ## every static check
 	$(BIN)/mypy
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
-	cargo clippy --quiet --package hisparse-core --features shuttle --test schedules --test schedules_prefix -- -D warnings
+	cargo clippy --quiet --package hisparse-core --features shuttle \
+	    --test schedules --test schedules_prefix --test schedules_hierarchy -- -D warnings
 	$(BIN)/buf lint
 	$(BIN)/python -m tools.check_file_sizes
 
