@@ -23,11 +23,13 @@ from hisparse_sidecar._core import (
     WrongState,
 )
 from hisparse_sidecar.remote.breaker import Admission, Breaker, BreakerState
-from hisparse_sidecar.remote.frame import FRAME_BYTES, IDENTITY_BYTES, frame_header, open_frame
+from hisparse_sidecar.remote.frame import FRAME_BYTES, IDENTITY_BYTES, open_frame, write_frame
 from hisparse_sidecar.remote.lanes import Lane, Lanes
 from hisparse_sidecar.remote.object_store import (
     ABOUT_THE_KEY,
     FULL,
+    LONGEST_CALL_SECONDS,
+    STALL_SECONDS,
     UNREADABLE,
     WRONG_LENGTH,
     MooncakeOptions,
@@ -104,8 +106,8 @@ class MooncakeTier:
     ) -> None:
         """Stores a page, if the store has none of this identity: whether it had, it does not say.
 
-        A full store evicts behind the caller's back: the put pauses and tries again. A call that is
-        left at its deadline may still read `page`: what it then stores of other bytes is a miss.
+        A full store evicts behind the caller's back: the put pauses and tries again. `page` is the
+        caller's again even where a call is left at its deadline, which may then store it late.
 
         Raises:
             TierFull: the store was full until too little time was left for another try.
@@ -115,9 +117,11 @@ class MooncakeTier:
         if not 1 <= num_tokens <= PAGE_TOKENS:
             raise InvalidArgument(f"num_tokens: found {num_tokens}, needed 1 to {PAGE_TOKENS}")
         with self._begin("put", deadline_seconds) as call:
-            header = frame_header(identity, page, num_tokens)
-            store = partial(self._store.put_parts, self._key(identity), header, page)
-            self._put_frame(call, store, FRAME_BYTES + page.nbytes)
+            frame = call.lane.memory[: FRAME_BYTES + page.nbytes]
+            write_frame(frame, identity, page, num_tokens)
+            key, address, num_bytes = self._key(identity), call.lane.address, frame.nbytes
+            store = partial(self._store.put_from, key, address, num_bytes)
+            self._put_frame(call, store, num_bytes)
             self._count("puts")
 
     def get(self, identity: bytes, into: WritableBytes, *, deadline_seconds: float) -> bool:
@@ -188,14 +192,29 @@ class MooncakeTier:
 
     def _run(self, call: _Call, work: Callable[[], int], *answers: int) -> int:
         """Makes one call of the store; negative codes are failures but for `answers`."""
+        start = time.monotonic()
         with self._reporting(call.admission):
-            code = call.lane.run(call.deadline, work)
-            if code is None:
-                call.is_left = True
-                raise DeadlinePassed(f"{call.name}: deadline passed")
+            code = self._answer(call, work, call.deadline - start)
             if code < 0 and code not in answers and code not in ABOUT_THE_KEY:
                 raise TierDown(failure(call.name, code))
-        self._breaker.succeeded(call.admission)
+        if code == UNREADABLE and time.monotonic() - start >= STALL_SECONDS:
+            self._failed(call.admission)  # a miss, but not one to wait for again and again
+        else:
+            self._breaker.succeeded(call.admission)
+        return code
+
+    @staticmethod
+    def _answer(call: _Call, work: Callable[[], int], seconds: float) -> int:
+        """Makes the call here if the client ends it in time by itself, else where it can be left.
+
+        Handing a call to another thread and back takes as long as the store takes for 32 KiB.
+        """
+        if seconds >= LONGEST_CALL_SECONDS:
+            return work()
+        code = call.lane.run(call.deadline, work)
+        if code is None:
+            call.is_left = True
+            raise DeadlinePassed(f"{call.name}: deadline passed")
         return code
 
     @contextmanager
@@ -204,9 +223,12 @@ class MooncakeTier:
         try:
             yield
         except (DeadlinePassed, TierDown):
-            self._count("failures")
-            self._breaker.failed(admission, time.monotonic())
+            self._failed(admission)
             raise
+
+    def _failed(self, admission: Admission) -> None:
+        self._count("failures")
+        self._breaker.failed(admission, time.monotonic())
 
     def _put_frame(self, call: _Call, work: Callable[[], int], num_bytes: int) -> None:
         for attempt in itertools.count():
