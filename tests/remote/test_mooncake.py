@@ -8,7 +8,7 @@ import pytest
 from hisparse_sidecar._core import DeadlinePassed, TierDown, TierFull
 from hisparse_sidecar.remote import MooncakeOptions, MooncakeTier, connect
 from hisparse_sidecar.remote.local_store import LocalMaster, LocalOwner
-from hisparse_sidecar.remote.object_store import open_store
+from hisparse_sidecar.remote.object_store import LONGEST_CALL_SECONDS, open_store
 from tests.remote.pages import PAGE_BYTES, bytes_of, identity_of
 
 LONG = 30.0
@@ -136,6 +136,29 @@ def test_an_owner_that_hangs_holds_nobody_beyond_the_deadline(
     with pytest.raises(TierDown, match="5 calls failed"):
         get(tier, 1)
     owner.kill()  # the connections end, and with them the calls
+
+
+def test_an_owner_that_hangs_ends_a_call_without_a_deadline_to_keep(
+    tier: MooncakeTier, owner: LocalOwner
+) -> None:
+    put(tier, 1)
+    owner.stop()
+    start = time.monotonic()
+    assert get(tier, 1, seconds=LONG) is None
+    assert time.monotonic() - start < LONGEST_CALL_SECONDS
+    assert (tier.usage.unreadable, tier.usage.failures) == (1, 1), "to be spared if it goes on"
+
+
+def test_a_master_that_hangs_ends_a_call_without_a_deadline_to_keep(
+    tier: MooncakeTier, master: LocalMaster
+) -> None:
+    put(tier, 1)
+    master.stop()
+    for call in (lambda: put(tier, 2, seconds=LONG), lambda: get(tier, 1, seconds=LONG)):
+        start = time.monotonic()
+        with pytest.raises(TierDown):
+            call()
+        assert time.monotonic() - start < LONGEST_CALL_SECONDS
 
 
 def seconds_until_put(tier: MooncakeTier, page: int) -> float:

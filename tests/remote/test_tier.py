@@ -11,7 +11,13 @@ import pytest
 from hisparse_sidecar._core import DeadlinePassed, InvalidArgument, TierDown, TierFull, WrongState
 from hisparse_sidecar.remote import BreakerLimits, MooncakeOptions, MooncakeTier, RemoteUsage
 from hisparse_sidecar.remote.breaker import BreakerState
-from hisparse_sidecar.remote.object_store import ABSENT, FULL, UNREADABLE, WRONG_LENGTH
+from hisparse_sidecar.remote.object_store import (
+    ABSENT,
+    FULL,
+    LONGEST_CALL_SECONDS,
+    UNREADABLE,
+    WRONG_LENGTH,
+)
 from tests.remote.pages import PAGE_BYTES, bytes_of, identity_of
 
 LONG, SHORT = 60.0, 0.05
@@ -27,6 +33,7 @@ class ScriptedStore:
         self.hanging_keys: set[str] = set()
         self.may_go_on = threading.Event()
         self.num_calls = self.num_closed = 0
+        self.called_by: set[str] = set()
 
     def put_from(self, key: str, buffer_ptr: int, size: int) -> int:
         code = self._begin(key)
@@ -59,6 +66,7 @@ class ScriptedStore:
 
     def _begin(self, key: str) -> int:
         self.num_calls += 1
+        self.called_by.add(threading.current_thread().name)
         if key in self.hanging_keys:
             assert self.may_go_on.wait(LONG)
         return self.codes.pop(0) if self.codes else 0
@@ -170,6 +178,18 @@ def test_a_call_that_hangs_is_left_and_its_lane_comes_back(
     for _ in range(20):
         assert get(tier, 1) == bytes_of(1)
     assert_every_lane_is_free_once(tier)
+
+
+def test_only_calls_with_little_time_are_handed_to_a_thread_that_may_hang(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    put(tier, 1, LONGEST_CALL_SECONDS + 1)
+    assert get(tier, 1, LONGEST_CALL_SECONDS + 1) == bytes_of(1)
+    assert store.called_by == {threading.current_thread().name}
+    store.called_by.clear()
+    put(tier, 2, LONGEST_CALL_SECONDS - 1)
+    assert get(tier, 2, LONGEST_CALL_SECONDS - 1) == bytes_of(2)
+    assert store.called_by == {"hisparse-remote"}
 
 
 def test_a_call_that_hangs_takes_no_lane_of_others(

@@ -60,13 +60,24 @@ class RemoteUsage:
     failures: int = 0  # calls that raised TierDown or DeadlinePassed
 
 
-@dataclass
 class _Call:
-    name: str
-    deadline: float
-    admission: Admission
-    lane: Lane
-    is_left: bool = False  # at the deadline, with the call still under way
+    """Leave from the breaker, and a lane; gives the lane back unless the call is left in it."""
+
+    __slots__ = ("_lanes", "admission", "deadline", "is_left", "lane", "name")
+
+    def __init__(
+        self, name: str, deadline: float, admission: Admission, lanes: Lanes, lane: Lane
+    ) -> None:
+        self.name, self.deadline, self.admission, self.lane = name, deadline, admission, lane
+        self.is_left = False  # at the deadline, with the call still under way
+        self._lanes = lanes
+
+    def __enter__(self) -> "_Call":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.is_left:
+            self._lanes.give_back(self.lane)
 
 
 class MooncakeTier:
@@ -174,29 +185,29 @@ class MooncakeTier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _begin(self, name: str, seconds: float) -> Iterator[_Call]:
+    def _begin(self, name: str, seconds: float) -> _Call:
         """Leave from the breaker, and a lane."""
         if self._is_closed:
             raise WrongState(f"{_TIER}: found closed, needed open")
-        deadline = time.monotonic() + seconds
-        admission = self._breaker.admit(time.monotonic())
-        with self._reporting(admission):
-            lane = self._lanes.take(name, deadline)
-        call = _Call(name, deadline, admission, lane)
+        now = time.monotonic()
+        admission = self._breaker.admit(now)
         try:
-            yield call
-        finally:
-            if not call.is_left:
-                self._lanes.give_back(lane)
+            lane = self._lanes.take(name, now + seconds)
+        except DeadlinePassed:
+            self._failed(admission)
+            raise
+        return _Call(name, now + seconds, admission, self._lanes, lane)
 
     def _run(self, call: _Call, work: Callable[[], int], *answers: int) -> int:
         """Makes one call of the store; negative codes are failures but for `answers`."""
         start = time.monotonic()
-        with self._reporting(call.admission):
+        try:
             code = self._answer(call, work, call.deadline - start)
             if code < 0 and code not in answers and code not in ABOUT_THE_KEY:
                 raise TierDown(failure(call.name, code))
+        except (DeadlinePassed, TierDown):
+            self._failed(call.admission)
+            raise
         if code == UNREADABLE and time.monotonic() - start >= STALL_SECONDS:
             self._failed(call.admission)  # a miss, but not one to wait for again and again
         else:
@@ -216,15 +227,6 @@ class MooncakeTier:
             call.is_left = True
             raise DeadlinePassed(f"{call.name}: deadline passed")
         return code
-
-    @contextmanager
-    def _reporting(self, admission: Admission) -> Iterator[None]:
-        """Counts what is raised against the store."""
-        try:
-            yield
-        except (DeadlinePassed, TierDown):
-            self._failed(admission)
-            raise
 
     def _failed(self, admission: Admission) -> None:
         self._count("failures")
