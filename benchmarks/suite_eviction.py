@@ -7,12 +7,13 @@ other two. A recorded trace is a file of `sequence id,page id,parent`, see `benc
 from collections.abc import Iterator
 
 from benchmarks.cargo_runs import ROOT, Line, bench_lines
-from benchmarks.eviction.plot import plot_hit_rates
+from benchmarks.eviction.plot import HIT_RATE, plot_hit_rates
 from hisparse_sidecar.cli.bench.rows import Measurement
 from hisparse_sidecar.cli.bench.suite import Suite
 from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 _PEER = "lru"
+_KEYS = ("hit_rate", "ns_per_request")
 
 
 def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
@@ -35,12 +36,10 @@ def to_measurements(lines: Iterator[Line]) -> Iterator[Measurement]:
         lru = line if is_lru else lru
         peer = "" if is_lru else _PEER
         case = f"{line['trace']}, {line['capacity_pages']} pages, {line['policy']}"
-        for key, metric, better in (
-            ("hit_rate", "hit rate", "higher"),
-            ("ns_per_request", "ns a request", "lower"),
-        ):
-            value, peer_value = line[key], None if is_lru else lru[key]
-            yield Measurement(case, metric, value, better, peer, peer_value)
+        peer_rate, peer_ns = (None if is_lru else lru[key] for key in _KEYS)
+        rate, nanoseconds = (line[key] for key in _KEYS)
+        yield Measurement(case, HIT_RATE, rate, "higher", peer, peer_rate)
+        yield Measurement(case, "ns a request", nanoseconds, "lower", peer, peer_ns)
 
 
 SUITE = Suite(

@@ -30,7 +30,10 @@ def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
     yield from _times(f"plan of {case}, through the binding", _time_binding(stopwatch))
     yield from _times(f"begin_step of {case}", _time_begin(stopwatch))
     yield Measurement(
-        f"{_OPENED} sequences open in a sidecar, beside the core", "B each", _opened_bytes(), "lower"
+        f"{_OPENED} sequences open in a sidecar, beside the core",
+        "B each",
+        _opened_bytes(),
+        "lower",
     )
 
 

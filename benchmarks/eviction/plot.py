@@ -10,6 +10,8 @@ from hisparse_sidecar.cli.bench.rows import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+HIT_RATE = "hit rate"
+
 _CASE = re.compile(r"(?P<trace>.+), (?P<pages>\d+) pages, (?P<policy>\w+)")
 _MARKERS = {"lru": "o", "s3_fifo": "s", "leaf_first": "^"}
 _PANEL_INCHES = (4.2, 3.6)
@@ -22,7 +24,7 @@ def read_lines(rows: list[Row]) -> dict[str, Lines]:
     traces: dict[str, Lines] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         case = _CASE.fullmatch(row.case)
-        if case and row.metric == "hit rate":
+        if case and row.metric == HIT_RATE:
             point = (int(case["pages"]), float(row.ours))
             traces[case["trace"]][case["policy"]].append(point)
     return {
@@ -49,7 +51,7 @@ def plot_hit_rates(rows: list[Row], path: Path) -> None:
     panels = figure.subplots(1, len(traces), squeeze=False)[0]
     for axes, (trace, lines) in zip(panels, traces.items(), strict=True):
         _draw(axes, trace, lines)
-    panels[0].set_ylabel("hit rate")
+    panels[0].set_ylabel(HIT_RATE)
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
 

@@ -79,8 +79,8 @@ fn main() -> Result<()> {
 /// What `make` made, and the bytes that it holds.
 fn counted<T>(make: impl FnOnce() -> Result<T>) -> Result<(T, isize)> {
     let before = HELD_BYTES.load(Ordering::Relaxed);
-    let made = make()?;
-    Ok((made, HELD_BYTES.load(Ordering::Relaxed) - before))
+    let kept = make()?;
+    Ok((kept, HELD_BYTES.load(Ordering::Relaxed) - before))
 }
 
 fn table(make_order: MakeOrder) -> Result<PrefixTable> {

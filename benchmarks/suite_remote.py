@@ -1,0 +1,54 @@
+"""Suite `remote`: pages put and got by the remote tier, beside Mooncake's own client.
+
+A master, an owner of the memory and the client run on this machine. Peers: `put` of bytes and
+`put_from` registered memory; `get` to new bytes and `get_into` registered memory. Ours: `put`;
+`read`, which gives the page where the store put it; `get`, which copies it once more.
+"""
+
+from collections.abc import Iterator
+from statistics import median
+
+from benchmarks.ops.spread import ratio_spread
+from benchmarks.remote.overhead import Contest, local_store
+from hisparse_sidecar._core import InvalidArgument
+from hisparse_sidecar.cli.bench.rows import Measurement
+from hisparse_sidecar.cli.bench.suite import Suite
+from hisparse_sidecar.cli.bench.timing import Stopwatch
+from hisparse_sidecar.remote.local_store import find_master
+
+_PAGES_A_ROUND = {64 << 10: 400, 1 << 20: 100, 8 << 20: 10}  # of so many bytes
+_PUTS, _GETS = ("Mooncake put", "Mooncake put_from"), ("Mooncake get", "Mooncake get_into")
+_MOST_ROUNDS = 9
+
+
+def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
+    try:
+        find_master()
+    except InvalidArgument as error:
+        yield Measurement("Mooncake", f"absent: {error}", 0.0, "higher")
+        return
+    with local_store(max(_PAGES_A_ROUND)) as (store, tier):
+        for num_bytes, num_pages in _PAGES_A_ROUND.items():
+            size = f"{num_bytes >> 10} KiB"
+            if stopwatch.wants(size):
+                rounds = min(stopwatch.num_runs, _MOST_ROUNDS)
+                seconds = Contest(store, tier, num_bytes).seconds(num_pages, rounds)
+                yield from to_measurements(size, seconds)
+
+
+def to_measurements(size: str, seconds: dict[str, list[float]]) -> Iterator[Measurement]:
+    """Each of our sides beside each peer of the same direction; times are medians of rounds."""
+    for name, ours in seconds.items():
+        peers = _PUTS if name.startswith("put") else _GETS
+        for peer in peers if not name.startswith("Mooncake") else ():
+            case, spread = f"{name}, {size}", ratio_spread(ours, seconds[peer])
+            ours_us, peer_us = (1e6 * median(side) for side in (ours, seconds[peer]))
+            yield Measurement(case, "median us", ours_us, "lower", peer, peer_us, spread)
+
+
+SUITE = Suite(
+    name="remote",
+    summary="the remote tier on Mooncake Store (us a page), beside Mooncake's own client",
+    device="cpu",
+    measure=_measure,
+)
