@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::Instant;
 
 use hisparse_core::eviction::{EvictionPolicy, LeafFirst, Lru, S3Fifo};
-use hisparse_core::prefix::{OwnerId, OwnerLimits, PrefixDirectory, PrefixLease};
-use hisparse_core::prefix::{PrefixLimits, PrefixTable};
+use hisparse_core::prefix::{
+    OwnerId, OwnerLimits, PrefixDirectory, PrefixLease, PrefixLimits, PrefixTable,
+};
 use hisparse_core::sync::Arc;
 use hisparse_core::tier::{IdentityChain, PageHeader, PageIdentity, TenantKey};
 use hisparse_core::{
     DeviceCapacity, DeviceSlots, HostLayout, HostRegion, LayoutShape, Manager, PAGE_TOKENS,
-    PageAllocator, RegionOptions, Result, SequenceHandle,
+    PageAllocator, RegionOptions, Result, SequenceHandle, TenantId,
 };
 
 const TABLE_PAGES: u32 = 100_000;
@@ -91,15 +92,15 @@ fn table(make_order: MakeOrder) -> Result<PrefixTable> {
 type Session = (SequenceHandle, OwnerId, PrefixLease);
 
 fn session_bytes() -> Result<f64> {
-    let directory = stocked_directory()?;
+    let (directory, tenant) = stocked_directory()?;
     let manager = manager(NUM_SESSIONS, SESSION_TOKENS)?;
-    let open = |number| open_session(&manager, &directory, number);
+    let open = |number| open_session(&manager, &directory, tenant, number);
     let (sessions, bytes) = counted(|| (0..NUM_SESSIONS).map(open).collect::<Result<Vec<_>>>())?;
     drop(sessions);
     Ok(per(bytes, NUM_SESSIONS))
 }
 
-fn stocked_directory() -> Result<PrefixDirectory> {
+fn stocked_directory() -> Result<(PrefixDirectory, TenantId)> {
     let num_pages = NUM_PREFIXES * SESSION_PAGES;
     let pool = PageAllocator::new(num_pages)?;
     let directory = PrefixDirectory::new(pool, table(ORDERS[2].1)?, OwnerLimits::with_seed(1))?;
@@ -107,17 +108,22 @@ fn stocked_directory() -> Result<PrefixDirectory> {
     for first in 0..NUM_PREFIXES {
         directory.take(tenant, SESSION_PAGES as usize)?.publish(0, &headers(first)?)?;
     }
-    Ok(directory)
+    Ok((directory, tenant))
 }
 
-fn open_session(manager: &Manager, directory: &PrefixDirectory, number: u32) -> Result<Session> {
+fn open_session(
+    manager: &Manager,
+    directory: &PrefixDirectory,
+    tenant: TenantId,
+    number: u32,
+) -> Result<Session> {
     let device = DeviceSlots { slots: 8, window_slots: 4 };
     let sequence = manager.open_sequence(SESSION_TOKENS, 0, device)?;
     manager.append(sequence, SESSION_TOKENS)?;
     let owner = directory.register(0)?;
     let pages = headers(number % NUM_PREFIXES)?;
     let chain: Vec<PageIdentity> = pages.iter().map(|page| page.identity).collect();
-    Ok((sequence, owner, directory.match_prefix(&chain, owner, u64::MAX)?))
+    Ok((sequence, owner, directory.match_prefix(&chain, tenant, owner, u64::MAX)?))
 }
 
 /// Times of the steps in which sequences of 1 page to 16 pages grow by a token each.
