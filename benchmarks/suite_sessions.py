@@ -21,6 +21,7 @@ from hisparse_sidecar.sidecar import Sidecar
 _PLANNED, _OPENED = 256, 10_000
 _PAGES_EACH, _TOKENS_EACH = 16, 16 * PAGE_TOKENS
 _FLAT = SelectionConfig("flat")
+_SESSIONS = {"sessions": "with lease and owner", "prompts": "with known tokens"}
 
 
 def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
@@ -42,8 +43,8 @@ def to_measurements(line: Line) -> Iterator[Measurement]:
     if line["case"] == "metadata":
         case = f"directory of {line['pages']} pages, {line['order']}"
         yield Measurement(case, "metadata B a page", line["bytes"], "lower")
-    elif line["case"] == "sessions":
-        case = f"{line['sessions']} sequences with lease and owner, {_PAGES_EACH} pages each"
+    elif line["case"] in _SESSIONS:
+        case = f"{line['sessions']} sequences {_SESSIONS[line['case']]}, {_PAGES_EACH} pages each"
         yield Measurement(case, "B each", line["bytes"], "lower")
     else:
         timing = summarize([us / 1e6 for us in line["microseconds"]])

@@ -1,7 +1,8 @@
 //! `cargo bench -p hisparse-core --bench sessions`: what pages, sessions and steps cost, in JSON lines.
 //!
 //! `metadata`: bytes of a directory's table a page. `sessions`: bytes of an open sequence of 16 pages
-//! with an owner and a lease on as many. `plan`: microseconds in which a step of 256 sequences gets
+//! with an owner and a lease on as many; `prompts`: of one that was told its tokens, its pages shared.
+//! `plan`: microseconds in which a step of 256 sequences gets
 //! room for its rows and learns where they lie, one row a sequence.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -25,6 +26,7 @@ const NUM_SESSIONS: u32 = 10_000;
 const NUM_PREFIXES: u32 = 100;
 const SESSION_PAGES: u32 = 16;
 const SESSION_TOKENS: u32 = SESSION_PAGES * PAGE_TOKENS;
+const NUM_ANCHORS: usize = 4;
 const PLAN_SEQUENCES: u32 = 256;
 const PLAN_STEPS: u32 = 512;
 
@@ -68,8 +70,9 @@ fn main() -> Result<()> {
         ));
         drop(table);
     }
-    let bytes = session_bytes()?;
-    report(&format!(r#""case": "sessions", "sessions": {NUM_SESSIONS}, "bytes": {bytes:.1}"#));
+    for (case, bytes) in [("sessions", session_bytes()?), ("prompts", prompt_bytes()?)] {
+        report(&format!(r#""case": "{case}", "sessions": {NUM_SESSIONS}, "bytes": {bytes:.1}"#));
+    }
     let microseconds = plan_us()?;
     report(&format!(
         r#""case": "plan", "sequences": {PLAN_SEQUENCES}, "microseconds": {microseconds:.1?}"#
@@ -126,6 +129,28 @@ fn open_session(
     Ok((sequence, owner, directory.match_prefix(&chain, tenant, owner, u64::MAX)?))
 }
 
+fn prompt_bytes() -> Result<f64> {
+    let manager = manager(NUM_SESSIONS, SESSION_TOKENS)?;
+    let open = |number| open_prompt(&manager, number);
+    let (sequences, bytes) = counted(|| (0..NUM_SESSIONS).map(open).collect::<Result<Vec<_>>>())?;
+    drop(sequences);
+    Ok(per(bytes, NUM_SESSIONS))
+}
+
+/// A sequence that shares nothing yet, each of whose full pages others may have.
+fn open_prompt(manager: &Manager, number: u32) -> Result<SequenceHandle> {
+    let tokens: Vec<u32> = (0..SESSION_TOKENS).map(|token| number + token).collect();
+    let device = DeviceSlots { slots: 8, window_slots: 4 };
+    let sequence = manager.open_prompt(manager.match_prompt("", &tokens)?, 0, 0, device)?;
+    manager.append(sequence, SESSION_TOKENS)?;
+    manager.note_tokens(sequence, 0, &tokens)?;
+    for anchor in 0..NUM_ANCHORS {
+        manager.advance_pooled(sequence, anchor, SESSION_TOKENS)?;
+    }
+    manager.publish(sequence)?;
+    Ok(sequence)
+}
+
 /// Times of the steps in which sequences of 1 page to 16 pages grow by a token each.
 fn plan_us() -> Result<Vec<f64>> {
     let manager = manager(PLAN_SEQUENCES, SESSION_TOKENS + PLAN_STEPS)?;
@@ -151,7 +176,7 @@ fn plan_us() -> Result<Vec<f64>> {
 fn manager(sequences: u32, tokens: u32) -> Result<Manager> {
     let shape = LayoutShape {
         num_layers: 1,
-        num_anchors: 4,
+        num_anchors: NUM_ANCHORS,
         kv_row_bytes: 8,
         index_row_bytes: 8,
         num_pages: sequences * tokens.div_ceil(PAGE_TOKENS),
