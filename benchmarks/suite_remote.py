@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from benchmarks.ops.spread import ratio_spread
-from benchmarks.remote.overhead import Contest, local_store
+from benchmarks.remote.overhead import BATCH_PAGES, BatchContest, Contest, local_store
 from hisparse_sidecar._core import InvalidArgument
 from hisparse_sidecar.cli.bench.rows import Measurement
 from hisparse_sidecar.cli.bench.suite import Suite
@@ -17,7 +17,16 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch
 from hisparse_sidecar.remote.local_store import find_master
 
 _PAGES_A_ROUND = {64 << 10: 400, 1 << 20: 100, 8 << 20: 10}  # of so many bytes
-_PUTS, _GETS = ("Mooncake put", "Mooncake put_from"), ("Mooncake get", "Mooncake get_into")
+_BATCHES_A_ROUND = {64 << 10: 50, 512 << 10: 10}
+_PEERS = {
+    "put": ("Mooncake put", "Mooncake put_from"),
+    "put, short deadline": ("Mooncake put", "Mooncake put_from"),
+    "read": ("Mooncake get", "Mooncake get_into"),
+    "read, short deadline": ("Mooncake get", "Mooncake get_into"),
+    "get": ("Mooncake get", "Mooncake get_into"),
+    "put_many": ("Mooncake batch_put_from",),
+    "read_many": ("Mooncake batch_get_into",),
+}
 _MOST_ROUNDS = 9
 
 
@@ -34,13 +43,18 @@ def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
                 rounds = min(stopwatch.num_runs, _MOST_ROUNDS)
                 seconds = Contest(store, tier, num_bytes).seconds(num_pages, rounds)
                 yield from to_measurements(size, seconds)
+        for num_bytes, num_batches in _BATCHES_A_ROUND.items():
+            size = f"{BATCH_PAGES} of {num_bytes >> 10} KiB a call"
+            if stopwatch.wants(size):
+                rounds = min(stopwatch.num_runs, _MOST_ROUNDS)
+                seconds = BatchContest(store, tier, num_bytes).seconds(num_batches, rounds)
+                yield from to_measurements(size, seconds)
 
 
 def to_measurements(size: str, seconds: dict[str, list[float]]) -> Iterator[Measurement]:
     """Each of our sides beside each peer of the same direction; times are medians of rounds."""
     for name, ours in seconds.items():
-        peers = _PUTS if name.startswith("put") else _GETS
-        for peer in peers if not name.startswith("Mooncake") else ():
+        for peer in _PEERS.get(name, ()):
             case, spread = f"{name}, {size}", ratio_spread(ours, seconds[peer])
             ours_us, peer_us = (1e6 * median(side) for side in (ours, seconds[peer]))
             yield Measurement(case, "median us", ours_us, "lower", peer, peer_us, spread)

@@ -13,13 +13,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from hisparse_sidecar.remote import MooncakeOptions, MooncakeTier
+from hisparse_sidecar.remote import MooncakeOptions, MooncakeTier, Page
 from hisparse_sidecar.remote.local_store import LocalMaster, LocalOwner
 from hisparse_sidecar.remote.object_store import LONGEST_CALL_SECONDS, open_store
 
 SEGMENT_BYTES = 512 << 20
 # with this much time a call is made by its caller, with less by a thread that it may be left to
 LONG_SECONDS, SHORT_SECONDS = 30.0, LONGEST_CALL_SECONDS / 2
+BATCH_PAGES = 16
 
 Store: TypeAlias = Any  # the client has more calls than the tier uses
 
@@ -51,7 +52,7 @@ class Contest:
                 for name, taken in _take_turns(sides, num_pages).items():
                     if round_number:
                         medians.setdefault(name, []).append(median(taken))
-            self._remove_all(num_pages)
+            self._remove_all(2 * num_pages)
         return medians
 
     def _puts(self) -> list[Side]:
@@ -97,9 +98,60 @@ class Contest:
         _need(self._tier.get(_identity(2 * page), self._into, deadline_seconds=LONG_SECONDS))
 
     def _remove_all(self, num_pages: int) -> None:
-        for page in range(2 * num_pages):
+        for page in range(num_pages):
             self._store.remove(f"peer{page}", True)
             self._tier.remove(_identity(page), deadline_seconds=LONG_SECONDS)
+
+
+class BatchContest:
+    """As `Contest`, `BATCH_PAGES` pages a call; times are of one page."""
+
+    def __init__(self, store: Store, tier: MooncakeTier, num_bytes: int) -> None:
+        self._store, self._tier, self._num_bytes = store, tier, num_bytes
+        draw = np.random.default_rng(0)
+        self._registered = draw.integers(0, 256, (BATCH_PAGES, num_bytes), np.uint8)
+        if store.register_buffer(self._registered.ctypes.data, self._registered.nbytes) != 0:
+            raise RuntimeError("the client registers no memory")
+        self._contents = [memoryview(page) for page in self._registered]
+        self._columns = [page.ctypes.data for page in self._registered], [num_bytes] * BATCH_PAGES
+
+    def seconds(self, num_batches: int, num_rounds: int) -> dict[str, list[float]]:
+        """The median of each round, by side; a round before the first warms up."""
+        medians: dict[str, list[float]] = {}
+        puts = [Side("Mooncake batch_put_from", self._peer_put), Side("put_many", self._put)]
+        gets = [Side("Mooncake batch_get_into", self._peer_get), Side("read_many", self._read)]
+        for round_number in range(num_rounds + 1):
+            for sides in (puts, gets):
+                for name, taken in _take_turns(sides, num_batches).items():
+                    if round_number:
+                        medians.setdefault(name, []).append(median(taken) / BATCH_PAGES)
+            self._remove_all(num_batches)
+        return medians
+
+    def _peer_put(self, batch: int) -> None:
+        codes = self._store.batch_put_from(_peer_keys(batch), *self._columns)
+        _need(codes == [0] * BATCH_PAGES)
+
+    def _peer_get(self, batch: int) -> None:
+        codes = self._store.batch_get_into(_peer_keys(batch), *self._columns)
+        _need(codes == [self._num_bytes] * BATCH_PAGES)
+
+    def _put(self, batch: int) -> None:
+        pages = zip(_identities(batch), self._contents, strict=True)
+        self._tier.put_many(
+            [Page(name, content, 64) for name, content in pages], deadline_seconds=LONG_SECONDS
+        )
+
+    def _read(self, batch: int) -> None:
+        names, size = _identities(batch), self._num_bytes
+        with self._tier.read_many(names, size, deadline_seconds=LONG_SECONDS) as found:
+            _need(None not in found)
+
+    def _remove_all(self, num_batches: int) -> None:
+        for batch in range(num_batches):
+            for key, name in zip(_peer_keys(batch), _identities(batch), strict=True):
+                self._store.remove(key, True)
+                self._tier.remove(name, deadline_seconds=LONG_SECONDS)
 
 
 @contextmanager
@@ -131,6 +183,14 @@ def _take_turns(sides: list[Side], num_pages: int) -> dict[str, list[float]]:
             side.run(page)
             taken[side.name].append(time.perf_counter() - start)
     return taken
+
+
+def _peer_keys(batch: int) -> list[str]:
+    return [f"peer{batch * BATCH_PAGES + page}" for page in range(BATCH_PAGES)]
+
+
+def _identities(batch: int) -> list[bytes]:
+    return [_identity(batch * BATCH_PAGES + page) for page in range(BATCH_PAGES)]
 
 
 def _identity(page: int) -> bytes:

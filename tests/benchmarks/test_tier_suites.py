@@ -16,7 +16,7 @@ from benchmarks import (
 )
 from benchmarks.cargo_runs import Line, bench_lines
 from benchmarks.eviction.plot import plot_hit_rates, read_lines
-from benchmarks.remote.overhead import Contest, local_store
+from benchmarks.remote.overhead import BatchContest, Contest, local_store
 from hisparse_sidecar._core import InvalidArgument
 from hisparse_sidecar.cli.bench.rows import Environment, Measurement, make_row
 
@@ -123,9 +123,11 @@ def test_each_of_our_sides_stands_beside_the_peers_of_its_direction() -> None:
 
 def test_every_side_moves_every_page_of_a_real_store() -> None:
     try:
-        with local_store(4096) as (store, tier):
-            seconds = Contest(store, tier, 4096).seconds(num_pages=3, num_rounds=2)
+        with local_store(16 * 4096) as (store, tier):
+            seconds = Contest(store, tier, 4000).seconds(num_pages=3, num_rounds=2)
             usage = tier.usage
+            seconds |= BatchContest(store, tier, 4000).seconds(num_batches=2, num_rounds=2)
+            both = tier.usage
     except InvalidArgument as error:
         pytest.skip(str(error))
     assert {name: len(rounds) for name, rounds in seconds.items()} == dict.fromkeys(seconds, 2)
@@ -135,8 +137,11 @@ def test_every_side_moves_every_page_of_a_real_store() -> None:
         "read",
         "read, short deadline",
         "get",
+        "put_many",
+        "read_many",
     }
     assert (usage.puts, usage.hits, usage.misses) == (18, 27, 0)
+    assert (both.puts - 18, both.hits - 27, both.misses) == (96, 96, 0)
 
 
 def test_a_program_that_fails_is_an_error() -> None:

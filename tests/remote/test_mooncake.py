@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from hisparse_sidecar._core import DeadlinePassed, TierDown, TierFull
-from hisparse_sidecar.remote import MooncakeOptions, MooncakeTier, connect
+from hisparse_sidecar.remote import MooncakeOptions, MooncakeTier, Page, connect
 from hisparse_sidecar.remote.local_store import LocalMaster, LocalOwner
 from hisparse_sidecar.remote.object_store import LONGEST_CALL_SECONDS, open_store
 from tests.remote.pages import PAGE_BYTES, bytes_of, identity_of
@@ -48,6 +48,15 @@ def test_a_page_comes_back_as_it_was_put(tier: MooncakeTier, num_bytes: int) -> 
     put(tier, 1, num_bytes)
     assert get(tier, 1, num_bytes) == bytes_of(1, num_bytes)
     assert tier.holds(identity_of(1), deadline_seconds=LONG)
+
+
+def test_pages_that_are_put_together_come_back_together(tier: MooncakeTier) -> None:
+    pages = [Page(identity_of(page), bytes_of(page), 64) for page in range(9)]
+    tier.put_many(pages[:8], deadline_seconds=LONG)
+    names = [page.identity for page in reversed(pages)]
+    with tier.read_many(names, PAGE_BYTES, deadline_seconds=LONG) as found:
+        assert found[0] is None
+        assert found[1:] == [page.content for page in reversed(pages[:8])]
 
 
 def test_a_missing_page_is_a_miss_not_an_empty_page(tier: MooncakeTier) -> None:

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 import pytest
 
 from hisparse_sidecar._core import DeadlinePassed, InvalidArgument, TierDown, TierFull, WrongState
-from hisparse_sidecar.remote import BreakerLimits, MooncakeOptions, MooncakeTier, RemoteUsage
+from hisparse_sidecar.remote import BreakerLimits, MooncakeOptions, MooncakeTier, Page, RemoteUsage
 from hisparse_sidecar.remote.breaker import BreakerState
+from hisparse_sidecar.remote.frame import FRAME_BYTES
 from hisparse_sidecar.remote.object_store import (
     ABSENT,
     FULL,
@@ -49,6 +50,16 @@ class ScriptedStore:
             return WRONG_LENGTH
         ctypes.memmove(buffer_ptr, found, len(found))
         return len(found)
+
+    def batch_put_from(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
+    ) -> list[int]:
+        return list(map(self.put_from, keys, buffer_ptrs, sizes))
+
+    def batch_get_into(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
+    ) -> list[int]:
+        return list(map(self.get_into, keys, buffer_ptrs, sizes))
 
     def is_exist(self, key: str) -> int:
         return self._begin(key) or int(key in self.objects)
@@ -267,6 +278,82 @@ def test_a_page_can_be_read_where_it_lies(tier: MooncakeTier) -> None:
     put(tier, 1)
     with tier.read(identity_of(1), PAGE_BYTES, deadline_seconds=LONG) as page:
         assert page == bytes_of(1)
+
+
+SMALL_BYTES = 1000
+
+
+def small_pages(*numbers: int) -> list[Page]:
+    return [Page(identity_of(page), bytes_of(page, SMALL_BYTES), 64) for page in numbers]
+
+
+def read_small(tier: MooncakeTier, *numbers: int) -> list[bytes | None]:
+    names = [identity_of(page) for page in numbers]
+    with tier.read_many(names, SMALL_BYTES, deadline_seconds=LONG) as pages:
+        return [page if page is None else bytes(page) for page in pages]
+
+
+def test_pages_that_are_put_together_are_read_together_and_singly(tier: MooncakeTier) -> None:
+    tier.put_many(small_pages(1, 2, 3), deadline_seconds=LONG)
+    assert read_small(tier, 3, 4, 1) == [bytes_of(3, SMALL_BYTES), None, bytes_of(1, SMALL_BYTES)]
+    into = bytearray(SMALL_BYTES)
+    assert tier.get(identity_of(2), into, deadline_seconds=LONG)
+    assert into == bytes_of(2, SMALL_BYTES)
+    assert tier.usage == RemoteUsage(puts=3, hits=3, misses=1)
+
+
+def test_one_corrupt_page_of_several_is_the_only_miss(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    tier.put_many(small_pages(1, 2, 3), deadline_seconds=LONG)
+    key = f"hisparse/{identity_of(2).hex()}"
+    store.objects[key] = store.objects[key][:-1] + b"\0"
+    found = read_small(tier, 1, 2, 3)
+    assert found == [bytes_of(1, SMALL_BYTES), None, bytes_of(3, SMALL_BYTES)]
+    assert key not in store.objects, "a put would change nothing"
+
+
+def test_only_what_found_no_room_is_put_again(store: ScriptedStore, tier: MooncakeTier) -> None:
+    store.codes = [0, FULL, 0]
+    tier.put_many(small_pages(1, 2, 3), deadline_seconds=LONG)
+    assert store.num_calls == 4
+    assert read_small(tier, 1, 2, 3) == [bytes_of(page, SMALL_BYTES) for page in (1, 2, 3)]
+    assert (tier.usage.full, tier.usage.puts) == (1, 3)
+
+
+def test_a_failure_of_one_page_is_one_of_the_call(store: ScriptedStore, tier: MooncakeTier) -> None:
+    store.codes = [0, -900]
+    with pytest.raises(TierDown, match="found code -900"):
+        tier.put_many(small_pages(1, 2), deadline_seconds=LONG)
+    assert (tier.usage.puts, tier.usage.failures) == (0, 1)
+    store.codes = [0, -900]
+    with pytest.raises(TierDown, match="found code -900"):
+        read_small(tier, 1, 2)
+    assert_every_lane_serves(tier)
+
+
+def assert_every_lane_serves(tier: MooncakeTier) -> None:
+    with ExitStack() as held:
+        for _ in range(OPTIONS.num_lanes):
+            reading = tier.read(identity_of(1), SMALL_BYTES, deadline_seconds=LONG)
+            assert held.enter_context(reading) == bytes_of(1, SMALL_BYTES)
+
+
+def test_pages_that_do_not_fit_a_lane_together_are_refused(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    half = PAGE_BYTES // 2
+    names, room = [identity_of(1), identity_of(2)], PAGE_BYTES - FRAME_BYTES
+    with pytest.raises(InvalidArgument, match=f"2 pages: found {2 * half} .* needed 0 to {room}"):
+        tier.put_many([Page(name, bytes(half), 64) for name in names], deadline_seconds=LONG)
+    with (
+        pytest.raises(InvalidArgument, match=f"2 pages: found {2 * half}"),
+        tier.read_many(names, half, deadline_seconds=LONG),
+    ):
+        pass
+    with pytest.raises(InvalidArgument, match="0 pages"):
+        tier.put_many([], deadline_seconds=LONG)
+    assert store.num_calls == 0
 
 
 def test_what_was_asked_wrongly_is_refused(store: ScriptedStore, tier: MooncakeTier) -> None:

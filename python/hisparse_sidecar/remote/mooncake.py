@@ -5,46 +5,51 @@ an old value under a new put, or not answer for half a minute. Here a page is ri
 """
 
 import itertools
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar._core import (
-    DeadlinePassed,
-    InvalidArgument,
-    TierDown,
-    TierFull,
-    WrongState,
-)
-from hisparse_sidecar.remote.breaker import Admission, Breaker, BreakerState
+from hisparse_sidecar._core import DeadlinePassed, InvalidArgument, TierDown, TierFull
+from hisparse_sidecar.remote.breaker import BreakerState
+from hisparse_sidecar.remote.calls import TIER, Call, StoreCalls
 from hisparse_sidecar.remote.frame import FRAME_BYTES, IDENTITY_BYTES, open_frame, write_frame
-from hisparse_sidecar.remote.lanes import Lane, Lanes
 from hisparse_sidecar.remote.object_store import (
     ABOUT_THE_KEY,
     FULL,
-    LONGEST_CALL_SECONDS,
-    STALL_SECONDS,
     UNREADABLE,
     WRONG_LENGTH,
     MooncakeOptions,
     ObjectStore,
-    failure,
     open_store,
 )
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.2
 _LEAST_CALL_SECONDS = 0.1  # with less left, a try would fail by its deadline, not by the store
-_CLOSE_SECONDS = 5.0
-_TIER = "remote tier"
 
 WritableBytes: TypeAlias = bytearray | memoryview
 Bytes: TypeAlias = bytes | WritableBytes
+
+_NO_HEADER = bytes(FRAME_BYTES)
+
+
+class _Frame(NamedTuple):
+    """A frame in a lane's memory."""
+
+    key: str
+    address: int
+    memory: memoryview
+
+
+class Page(NamedTuple):
+    """A page to put: 32 bytes that name it, its bytes, its tokens."""
+
+    identity: bytes
+    content: Bytes
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -60,26 +65,6 @@ class RemoteUsage:
     failures: int = 0  # calls that raised TierDown or DeadlinePassed
 
 
-class _Call:
-    """Leave from the breaker, and a lane; gives the lane back unless the call is left in it."""
-
-    __slots__ = ("_lanes", "admission", "deadline", "is_left", "lane", "name")
-
-    def __init__(
-        self, name: str, deadline: float, admission: Admission, lanes: Lanes, lane: Lane
-    ) -> None:
-        self.name, self.deadline, self.admission, self.lane = name, deadline, admission, lane
-        self.is_left = False  # at the deadline, with the call still under way
-        self._lanes = lanes
-
-    def __enter__(self) -> "_Call":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.is_left:
-            self._lanes.give_back(self.lane)
-
-
 class MooncakeTier:
     """Pages by identity in a store. Safe to use from several threads; `close` ends it.
 
@@ -90,27 +75,17 @@ class MooncakeTier:
     def __init__(self, store: ObjectStore, options: MooncakeOptions) -> None:
         self._store = store
         self._options = options
-        self._breaker = Breaker(_TIER, options.breaker)
-        self._lanes = Lanes(options.num_lanes, FRAME_BYTES + options.max_page_bytes)
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-        self._is_closed = False
-        for lane in self._lanes.all:
-            code = store.register_buffer(lane.address, lane.memory.nbytes)
-            if code < 0:
-                self._lanes.end_all(0)
-                raise TierDown(failure("register_buffer", code))
+        self._calls = StoreCalls(store, options)
 
     @property
     def state(self) -> BreakerState:
         """Whether the store answers; anything but closed is a degraded service."""
-        return self._breaker.state
+        return self._calls.state
 
     @property
     def usage(self) -> RemoteUsage:
         """What was done so far."""
-        with self._lock:
-            return RemoteUsage(**self._counts)
+        return RemoteUsage(**self._calls.counts)
 
     def put(
         self, identity: bytes, page: Bytes, *, num_tokens: int, deadline_seconds: float
@@ -123,17 +98,24 @@ class MooncakeTier:
         Raises:
             TierFull: the store was full until too little time was left for another try.
         """
-        page = memoryview(page).cast("B")
-        self._check(identity, page.nbytes)
-        if not 1 <= num_tokens <= PAGE_TOKENS:
-            raise InvalidArgument(f"num_tokens: found {num_tokens}, needed 1 to {PAGE_TOKENS}")
-        with self._begin("put", deadline_seconds) as call:
-            frame = call.lane.memory[: FRAME_BYTES + page.nbytes]
-            write_frame(frame, identity, page, num_tokens)
-            key, address, num_bytes = self._key(identity), call.lane.address, frame.nbytes
-            store = partial(self._store.put_from, key, address, num_bytes)
-            self._put_frame(call, store, num_bytes)
-            self._count("puts")
+        self.put_many([Page(identity, page, num_tokens)], deadline_seconds=deadline_seconds)
+
+    def put_many(self, pages: Sequence[Page], *, deadline_seconds: float) -> None:
+        """Stores pages as `put` does, in one call of the store: their frames must fit a lane.
+
+        After an error some of the pages may be stored.
+        """
+        sizes = [memoryview(page.content).nbytes for page in pages]
+        self._check([page.identity for page in pages], sum(sizes))
+        for page in pages:
+            if not 1 <= page.num_tokens <= PAGE_TOKENS:
+                found = f"num_tokens: found {page.num_tokens}"
+                raise InvalidArgument(f"{found}, needed 1 to {PAGE_TOKENS}")
+        with self._calls.begin("put", deadline_seconds) as call:
+            ends = itertools.accumulate(FRAME_BYTES + size for size in sizes)
+            starts = (0, *ends)[: len(pages)]
+            self._put_frames(call, list(map(partial(self._write, call), starts, pages)))
+            self._calls.count("puts", len(pages))
 
     def get(self, identity: bytes, into: WritableBytes, *, deadline_seconds: float) -> bool:
         """Copies a page to `into`, which is as long as the page; False if there is no sound copy.
@@ -155,29 +137,34 @@ class MooncakeTier:
 
         It holds one of the tier's lanes until then.
         """
-        self._check(identity, num_bytes)
-        with self._begin("get", deadline_seconds) as call:
-            page = self._fetch(call, identity, num_bytes)
-            self._count("misses" if page is None else "hits")
-            yield page
+        self._check([identity], num_bytes)
+        with self._calls.begin("get", deadline_seconds) as call:
+            yield self._fetch(call, [identity], num_bytes)[0]
+
+    @contextmanager
+    def read_many(
+        self, identities: Sequence[bytes], num_bytes: int, *, deadline_seconds: float
+    ) -> Iterator[list[memoryview | None]]:
+        """Reads pages of equal length as `read` does, in one call: their frames must fit a lane."""
+        self._check(identities, num_bytes * len(identities))
+        with self._calls.begin("get", deadline_seconds) as call:
+            yield self._fetch(call, identities, num_bytes)
 
     def holds(self, identity: bytes, *, deadline_seconds: float) -> bool:
         """Whether the store lists the page: a hint, for it may be lost or unreadable."""
-        self._check(identity, 0)
-        with self._begin("holds", deadline_seconds) as call:
-            return self._run(call, partial(self._store.is_exist, self._key(identity))) == 1
+        self._check([identity], 0)
+        with self._calls.begin("holds", deadline_seconds) as call:
+            return self._calls.run(call, lambda: [self._store.is_exist(self._key(identity))]) == [1]
 
     def remove(self, identity: bytes, *, deadline_seconds: float) -> bool:
         """Forgets a page, even one that is being read: its reader finds the checksum wrong."""
-        self._check(identity, 0)
-        with self._begin("remove", deadline_seconds) as call:
+        self._check([identity], 0)
+        with self._calls.begin("remove", deadline_seconds) as call:
             return self._remove(call, identity) not in ABOUT_THE_KEY
 
     def close(self) -> None:
         """Leaves the store; calls that hang are waited for a few seconds, then left behind."""
-        if not self._is_closed and self._lanes.end_all(_CLOSE_SECONDS):
-            self._store.close()  # not while a call hangs in it
-        self._is_closed = True
+        self._calls.close()
 
     def __enter__(self) -> "MooncakeTier":
         return self
@@ -185,102 +172,97 @@ class MooncakeTier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self, name: str, seconds: float) -> _Call:
-        """Leave from the breaker, and a lane."""
-        if self._is_closed:
-            raise WrongState(f"{_TIER}: found closed, needed open")
-        now = time.monotonic()
-        admission = self._breaker.admit(now)
-        try:
-            lane = self._lanes.take(name, now + seconds)
-        except DeadlinePassed:
-            self._failed(admission)
-            raise
-        return _Call(name, now + seconds, admission, self._lanes, lane)
+    def _write(self, call: Call, offset: int, page: Page) -> _Frame:
+        """Frames a page at an offset of the lane's memory."""
+        content = memoryview(page.content).cast("B")
+        frame = self._frame(call, offset, page.identity, content.nbytes)
+        write_frame(frame.memory, page.identity, content, page.num_tokens)
+        return frame
 
-    def _run(self, call: _Call, work: Callable[[], int], *answers: int) -> int:
-        """Makes one call of the store; negative codes are failures but for `answers`."""
-        start = time.monotonic()
-        try:
-            code = self._answer(call, work, call.deadline - start)
-            if code < 0 and code not in answers and code not in ABOUT_THE_KEY:
-                raise TierDown(failure(call.name, code))
-        except (DeadlinePassed, TierDown):
-            self._failed(call.admission)
-            raise
-        if code == UNREADABLE and time.monotonic() - start >= STALL_SECONDS:
-            self._failed(call.admission)  # a miss, but not one to wait for again and again
-        else:
-            self._breaker.succeeded(call.admission)
-        return code
-
-    @staticmethod
-    def _answer(call: _Call, work: Callable[[], int], seconds: float) -> int:
-        """Makes the call here if the client ends it in time by itself, else where it can be left.
-
-        Handing a call to another thread and back takes as long as the store takes for 32 KiB.
-        """
-        if seconds >= LONGEST_CALL_SECONDS:
-            return work()
-        code = call.lane.run(call.deadline, work)
-        if code is None:
-            call.is_left = True
-            raise DeadlinePassed(f"{call.name}: deadline passed")
-        return code
-
-    def _failed(self, admission: Admission) -> None:
-        self._count("failures")
-        self._breaker.failed(admission, time.monotonic())
-
-    def _put_frame(self, call: _Call, work: Callable[[], int], num_bytes: int) -> None:
+    def _put_frames(self, call: Call, frames: list[_Frame]) -> None:
         for attempt in itertools.count():
-            if self._run(call, work, FULL) != FULL:
+            codes = self._calls.run(call, partial(self._store_frames, frames), FULL)
+            if FULL not in codes:
                 return
-            self._count("full")
+            frames = [frame for frame, code in zip(frames, codes, strict=True) if code == FULL]
+            self._calls.count("full", len(frames))
             left = call.deadline - time.monotonic()
             pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(attempt, 10), _LONGEST_PAUSE_SECONDS)
             if left < pause + _LEAST_CALL_SECONDS:
-                need = f"need {num_bytes} bytes"
-                raise TierFull(f"{_TIER} full: {need}, no room in {attempt + 1} tries")
+                need = f"need {sum(frame.memory.nbytes for frame in frames)} bytes"
+                raise TierFull(f"{TIER} full: {need}, no room in {attempt + 1} tries")
             time.sleep(pause)
 
-    def _fetch(self, call: _Call, identity: bytes, num_bytes: int) -> memoryview | None:
-        frame, key = call.lane.memory[: FRAME_BYTES + num_bytes], self._key(identity)
-        frame[:FRAME_BYTES] = bytes(FRAME_BYTES)  # no page of an earlier call may pass for this one
-        address, length = call.lane.address, frame.nbytes
-        read = partial(self._store.get_into, key, address, length)
-        code = self._run(call, read, WRONG_LENGTH, UNREADABLE)
+    def _store_frames(self, frames: list[_Frame]) -> list[int]:
+        if len(frames) == 1:
+            key, address, memory = frames[0]
+            return [self._store.put_from(key, address, memory.nbytes)]
+        return self._store.batch_put_from(*_columns(frames))
+
+    def _fetch(
+        self, call: Call, identities: Sequence[bytes], num_bytes: int
+    ) -> list[memoryview | None]:
+        length = FRAME_BYTES + num_bytes
+        frames = [
+            self._frame(call, length * number, identity, num_bytes)
+            for number, identity in enumerate(identities)
+        ]
+        for frame in frames:  # no page of an earlier call may pass for this one
+            frame.memory[:FRAME_BYTES] = _NO_HEADER
+        codes = self._calls.run(call, partial(self._load_frames, frames), WRONG_LENGTH, UNREADABLE)
+        return [self._open(call, *parts) for parts in zip(frames, identities, codes, strict=True)]
+
+    def _load_frames(self, frames: list[_Frame]) -> list[int]:
+        if len(frames) == 1:
+            key, address, memory = frames[0]
+            return [self._store.get_into(key, address, memory.nbytes)]
+        return self._store.batch_get_into(*_columns(frames))
+
+    def _open(self, call: Call, frame: _Frame, identity: bytes, code: int) -> memoryview | None:
+        """The page in a frame that was loaded with that code; None, counted, if it is not sound."""
+        page, length = None, frame.memory.nbytes
         if code == UNREADABLE:
-            self._count("unreadable")
-        if code == UNREADABLE or code in ABOUT_THE_KEY:
-            return None
-        page = open_frame(frame, identity, num_bytes) if code == length else None
-        if page is None:
-            self._drop_corrupt(call, identity)
+            self._calls.count("unreadable")
+        elif code not in ABOUT_THE_KEY:
+            is_whole = code == length
+            page = open_frame(frame.memory, identity, length - FRAME_BYTES) if is_whole else None
+            if page is None:
+                self._drop_corrupt(call, identity)
+        self._calls.count("misses" if page is None else "hits")
         return page
 
-    def _drop_corrupt(self, call: _Call, identity: bytes) -> None:
+    def _drop_corrupt(self, call: Call, identity: bytes) -> None:
         """While the wrong bytes stay, a put of the right ones would change nothing."""
-        self._count("corrupt")
+        self._calls.count("corrupt")
         with suppress(DeadlinePassed, TierDown):  # counted; the page is a miss either way
             self._remove(call, identity)
 
-    def _remove(self, call: _Call, identity: bytes) -> int:
-        return self._run(call, partial(self._store.remove, self._key(identity), True))
+    def _remove(self, call: Call, identity: bytes) -> int:
+        (code,) = self._calls.run(call, lambda: [self._store.remove(self._key(identity), True)])
+        return code
+
+    def _frame(self, call: Call, offset: int, identity: bytes, num_bytes: int) -> _Frame:
+        memory = call.lane.memory[offset : offset + FRAME_BYTES + num_bytes]
+        return _Frame(self._key(identity), call.lane.address + offset, memory)
 
     def _key(self, identity: bytes) -> str:
         return self._options.key_prefix + identity.hex()
 
-    def _check(self, identity: bytes, num_bytes: int) -> None:
-        if len(identity) != IDENTITY_BYTES:
-            raise InvalidArgument(f"identity: found {len(identity)} bytes, needed {IDENTITY_BYTES}")
-        most = self._options.max_page_bytes
-        if num_bytes > most:
-            raise InvalidArgument(f"page: found {num_bytes} bytes, needed 0 to {most}")
+    def _check(self, identities: Sequence[bytes], num_bytes: int) -> None:
+        """Of pages with so many bytes together: their names, and that their frames fit a lane."""
+        for identity in identities:
+            if len(identity) != IDENTITY_BYTES:
+                found = f"identity: found {len(identity)} bytes"
+                raise InvalidArgument(f"{found}, needed {IDENTITY_BYTES}")
+        most = self._calls.lane_bytes - FRAME_BYTES * len(identities)
+        if num_bytes > most or not identities:
+            what = "page" if len(identities) == 1 else f"{len(identities)} pages"
+            raise InvalidArgument(f"{what}: found {num_bytes} bytes, needed 0 to {most}")
 
-    def _count(self, name: str) -> None:
-        with self._lock:
-            self._counts[name] += 1
+
+def _columns(frames: list[_Frame]) -> tuple[list[str], list[int], list[int]]:
+    keys, addresses, memories = zip(*frames, strict=True)
+    return list(keys), list(addresses), [memory.nbytes for memory in memories]
 
 
 def connect(options: MooncakeOptions) -> MooncakeTier:

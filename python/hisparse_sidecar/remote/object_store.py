@@ -30,8 +30,20 @@ class ObjectStore(Protocol):
         """Stores registered memory under a key that is new; 0 also where it is not."""
         ...
 
+    def batch_put_from(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
+    ) -> list[int]:
+        """The same for several keys."""
+        ...
+
     def get_into(self, key: str, buffer_ptr: int, size: int) -> int:
         """Copies an object; its length."""
+        ...
+
+    def batch_get_into(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
+    ) -> list[int]:
+        """The same for several keys."""
         ...
 
     def is_exist(self, key: str) -> int:
