@@ -1,8 +1,9 @@
 """Suite `remote`: pages put and got by the remote tier, beside Mooncake's own client.
 
 A master, an owner of the memory and the client run on this machine. Peers: `put` of bytes and
-`put_from` registered memory; `get` to new bytes and `get_into` registered memory. Ours: `put`;
-`read`, which gives the page where the store put it; `get`, which copies it once more.
+`put_from` registered memory; `get` to new bytes and `get_into` registered memory. Ours: `put`, also
+of memory that the store may read; `read`, which gives the page where the store put it; `get`, which
+copies it once more. Ours checks every byte and keeps a deadline; a short one takes another thread.
 """
 
 from collections.abc import Iterator
@@ -18,12 +19,14 @@ from hisparse_sidecar.remote.local_store import find_master
 
 _PAGES_A_ROUND = {64 << 10: 400, 1 << 20: 100, 8 << 20: 10}  # of so many bytes
 _BATCHES_A_ROUND = {64 << 10: 50, 512 << 10: 10}
+_MOST_BYTES = 8 << 20  # of a call
 _PEERS = {
     "put": ("Mooncake put", "Mooncake put_from"),
     "put, short deadline": ("Mooncake put", "Mooncake put_from"),
     "read": ("Mooncake get", "Mooncake get_into"),
     "read, short deadline": ("Mooncake get", "Mooncake get_into"),
     "get": ("Mooncake get", "Mooncake get_into"),
+    "put of shared memory": ("Mooncake put", "Mooncake put_from"),
     "put_many": ("Mooncake batch_put_from",),
     "read_many": ("Mooncake batch_get_into",),
 }
@@ -36,18 +39,17 @@ def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
     except InvalidArgument as error:
         yield Measurement("Mooncake", f"absent: {error}", 0.0, "higher")
         return
-    with local_store(max(_PAGES_A_ROUND)) as (store, tier):
+    rounds = min(stopwatch.num_runs, _MOST_ROUNDS)
+    with local_store(_MOST_BYTES) as setting:
         for num_bytes, num_pages in _PAGES_A_ROUND.items():
             size = f"{num_bytes >> 10} KiB"
             if stopwatch.wants(size):
-                rounds = min(stopwatch.num_runs, _MOST_ROUNDS)
-                seconds = Contest(store, tier, num_bytes).seconds(num_pages, rounds)
+                seconds = Contest(setting, num_bytes).seconds(num_pages, rounds)
                 yield from to_measurements(size, seconds)
         for num_bytes, num_batches in _BATCHES_A_ROUND.items():
             size = f"{BATCH_PAGES} of {num_bytes >> 10} KiB a call"
             if stopwatch.wants(size):
-                rounds = min(stopwatch.num_runs, _MOST_ROUNDS)
-                seconds = BatchContest(store, tier, num_bytes).seconds(num_batches, rounds)
+                seconds = BatchContest(setting, num_bytes).seconds(num_batches, rounds)
                 yield from to_measurements(size, seconds)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hisparse_sidecar.remote import MooncakeOptions, MooncakeTier, Page
+from hisparse_sidecar.remote.frame import FRAME_BYTES
 from hisparse_sidecar.remote.local_store import LocalMaster, LocalOwner
 from hisparse_sidecar.remote.object_store import LONGEST_CALL_SECONDS, open_store
 
@@ -21,8 +22,18 @@ SEGMENT_BYTES = 512 << 20
 # with this much time a call is made by its caller, with less by a thread that it may be left to
 LONG_SECONDS, SHORT_SECONDS = 30.0, LONGEST_CALL_SECONDS / 2
 BATCH_PAGES = 16
+_SHARED_FROM = 1 << 20  # numbers of the pages that are put from where they lie
 
-Store: TypeAlias = Any  # the client has more calls than the tier uses
+Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A store on this machine: its client, a tier on it, random bytes that the client may use."""
+
+    store: Any  # it has more calls than the tier uses
+    tier: MooncakeTier
+    memory: Bytes
 
 
 @dataclass(frozen=True)
@@ -36,13 +47,12 @@ class Side:
 class Contest:
     """One size: pages of random bytes, put and got by every side in turn."""
 
-    def __init__(self, store: Store, tier: MooncakeTier, num_bytes: int) -> None:
-        self._store, self._tier, self._num_bytes = store, tier, num_bytes
-        self._registered = np.random.default_rng(0).integers(0, 256, num_bytes, np.uint8)
-        self._page = self._registered.tobytes()
+    def __init__(self, setting: Setting, num_bytes: int) -> None:
+        self._store, self._tier, self._num_bytes = setting.store, setting.tier, num_bytes
+        self._address = setting.memory.ctypes.data
+        self._shared = setting.memory.data[:num_bytes]
+        self._page = self._shared.tobytes()
         self._into = bytearray(num_bytes)
-        if store.register_buffer(self._registered.ctypes.data, num_bytes) != 0:
-            raise RuntimeError("the client registers no memory")
 
     def seconds(self, num_pages: int, num_rounds: int) -> dict[str, list[float]]:
         """The median of each round, by side; a round before the first warms up."""
@@ -61,6 +71,7 @@ class Contest:
             Side("Mooncake put_from", self._peer_put_from),
             Side("put", lambda page: self._put(2 * page, LONG_SECONDS)),
             Side("put, short deadline", lambda page: self._put(2 * page + 1, SHORT_SECONDS)),
+            Side("put of shared memory", self._put_shared),
         ]
 
     def _gets(self) -> list[Side]:
@@ -76,18 +87,22 @@ class Contest:
         _need(self._store.put(f"peer{2 * page}", self._page) == 0)
 
     def _peer_put_from(self, page: int) -> None:
-        address, key = self._registered.ctypes.data, f"peer{2 * page + 1}"
-        _need(self._store.put_from(key, address, self._num_bytes) == 0)
+        key = f"peer{2 * page + 1}"
+        _need(self._store.put_from(key, self._address, self._num_bytes) == 0)
 
     def _peer_get(self, page: int) -> None:
         _need(len(self._store.get(f"peer{2 * page}")) == self._num_bytes)
 
     def _peer_get_into(self, page: int) -> None:
-        address, key = self._registered.ctypes.data, f"peer{2 * page + 1}"
-        _need(self._store.get_into(key, address, self._num_bytes) == self._num_bytes)
+        found = self._store.get_into(f"peer{2 * page + 1}", self._address, self._num_bytes)
+        _need(found == self._num_bytes)
 
     def _put(self, page: int, seconds: float) -> None:
         self._tier.put(_identity(page), self._page, num_tokens=64, deadline_seconds=seconds)
+
+    def _put_shared(self, page: int) -> None:
+        name = _identity(_SHARED_FROM + page)
+        self._tier.put(name, self._shared, num_tokens=64, deadline_seconds=LONG_SECONDS)
 
     def _read(self, page: int, seconds: float) -> None:
         reading = self._tier.read(_identity(page), self._num_bytes, deadline_seconds=seconds)
@@ -100,20 +115,20 @@ class Contest:
     def _remove_all(self, num_pages: int) -> None:
         for page in range(num_pages):
             self._store.remove(f"peer{page}", True)
-            self._tier.remove(_identity(page), deadline_seconds=LONG_SECONDS)
+            for number in (page, _SHARED_FROM + page):
+                self._tier.remove(_identity(number), deadline_seconds=LONG_SECONDS)
 
 
 class BatchContest:
     """As `Contest`, `BATCH_PAGES` pages a call; times are of one page."""
 
-    def __init__(self, store: Store, tier: MooncakeTier, num_bytes: int) -> None:
-        self._store, self._tier, self._num_bytes = store, tier, num_bytes
-        draw = np.random.default_rng(0)
-        self._registered = draw.integers(0, 256, (BATCH_PAGES, num_bytes), np.uint8)
-        if store.register_buffer(self._registered.ctypes.data, self._registered.nbytes) != 0:
-            raise RuntimeError("the client registers no memory")
-        self._contents = [memoryview(page) for page in self._registered]
-        self._columns = [page.ctypes.data for page in self._registered], [num_bytes] * BATCH_PAGES
+    def __init__(self, setting: Setting, num_bytes: int) -> None:
+        self._store, self._tier, self._num_bytes = setting.store, setting.tier, num_bytes
+        pages = setting.memory[: BATCH_PAGES * num_bytes].reshape(BATCH_PAGES, num_bytes)
+        whole = setting.memory.data
+        starts = range(0, BATCH_PAGES * num_bytes, num_bytes)
+        self._contents = [whole[start : start + num_bytes] for start in starts]
+        self._columns = [page.ctypes.data for page in pages], [num_bytes] * BATCH_PAGES
 
     def seconds(self, num_batches: int, num_rounds: int) -> dict[str, list[float]]:
         """The median of each round, by side; a round before the first warms up."""
@@ -155,8 +170,8 @@ class BatchContest:
 
 
 @contextmanager
-def local_store(max_page_bytes: int) -> Iterator[tuple[Store, MooncakeTier]]:
-    """A client of a store of own processes, and a tier on it.
+def local_store(num_bytes: int) -> Iterator[Setting]:
+    """A store of own processes; pages of a call may have so many bytes together.
 
     Raises:
         InvalidArgument: Mooncake, or a library that it needs, is not installed.
@@ -164,11 +179,14 @@ def local_store(max_page_bytes: int) -> Iterator[tuple[Store, MooncakeTier]]:
     master = LocalMaster()
     master.start()
     owner = LocalOwner(master.address, SEGMENT_BYTES)
-    options = MooncakeOptions(master.address, max_page_bytes=max_page_bytes, staging_bytes=64 << 20)
-    store = open_store(options)
+    lane_bytes = num_bytes + BATCH_PAGES * FRAME_BYTES
+    options = MooncakeOptions(master.address, max_page_bytes=lane_bytes, staging_bytes=64 << 20)
+    store: Any = open_store(options)
+    memory = np.random.default_rng(0).integers(0, 256, num_bytes, np.uint8)
     try:
         with MooncakeTier(store, options) as tier:
-            yield store, tier
+            tier.share(memory.data)
+            yield Setting(store, tier, memory)
     finally:
         owner.kill()
         master.kill()

@@ -59,6 +59,15 @@ def test_pages_that_are_put_together_come_back_together(tier: MooncakeTier) -> N
         assert found[1:] == [page.content for page in reversed(pages[:8])]
 
 
+def test_a_page_in_shared_memory_comes_back(tier: MooncakeTier) -> None:
+    pool = bytearray(bytes_of(1, LARGE_BYTES))
+    tier.share(pool)
+    tier.put(identity_of(1), pool, num_tokens=64, deadline_seconds=LONG)
+    assert get(tier, 1, LARGE_BYTES) == bytes_of(1, LARGE_BYTES)
+    with pytest.raises(TierDown, match="register_buffer"):
+        tier.share(pool)
+
+
 def test_a_missing_page_is_a_miss_not_an_empty_page(tier: MooncakeTier) -> None:
     assert get(tier, 1) is None
     assert get(tier, 1, 0) is None

@@ -33,7 +33,7 @@ class ScriptedStore:
         self.codes: list[int] = []
         self.hanging_keys: set[str] = set()
         self.may_go_on = threading.Event()
-        self.num_calls = self.num_closed = 0
+        self.num_calls = self.num_closed = self.num_in_place = 0
         self.called_by: set[str] = set()
 
     def put_from(self, key: str, buffer_ptr: int, size: int) -> int:
@@ -55,6 +55,18 @@ class ScriptedStore:
         self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
     ) -> list[int]:
         return list(map(self.put_from, keys, buffer_ptrs, sizes))
+
+    def batch_put_from_multi_buffers(
+        self, keys: list[str], all_buffer_ptrs: list[list[int]], all_sizes: list[list[int]]
+    ) -> list[int]:
+        codes = []
+        for key, addresses, sizes in zip(keys, all_buffer_ptrs, all_sizes, strict=True):
+            codes.append(self._begin(key))
+            if codes[-1] == 0:
+                parts = map(ctypes.string_at, addresses, sizes)
+                self.objects.setdefault(key, b"".join(parts))
+            self.num_in_place += len(sizes) > 1
+        return codes
 
     def batch_get_into(
         self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
@@ -337,6 +349,64 @@ def assert_every_lane_serves(tier: MooncakeTier) -> None:
         for _ in range(OPTIONS.num_lanes):
             reading = tier.read(identity_of(1), SMALL_BYTES, deadline_seconds=LONG)
             assert held.enter_context(reading) == bytes_of(1, SMALL_BYTES)
+
+
+@pytest.fixture
+def large_tier(store: ScriptedStore) -> Iterator[MooncakeTier]:
+    with MooncakeTier(store, MooncakeOptions("", max_page_bytes=4 * LARGE_BYTES)) as tier:
+        yield tier
+
+
+LARGE_BYTES = 300_000
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_large_pages_in_shared_memory_are_put_from_where_they_lie(
+    store: ScriptedStore, large_tier: MooncakeTier, is_shared: bool
+) -> None:
+    pool = bytearray(bytes_of(1, LARGE_BYTES) + bytes_of(2, LARGE_BYTES) + bytes_of(3, SMALL_BYTES))
+    if is_shared:
+        large_tier.share(pool)
+    view = memoryview(pool)
+    parts = [view[:LARGE_BYTES], view[LARGE_BYTES:-SMALL_BYTES], view[-SMALL_BYTES:]]
+    elsewhere = bytearray(bytes_of(4, LARGE_BYTES))
+    pages = [Page(identity_of(i), part, 64) for i, part in enumerate([*parts, elsewhere], 1)]
+    large_tier.put_many(pages, deadline_seconds=LONG)
+    assert store.num_in_place == 2 * is_shared
+    for page in pages:
+        into = bytearray(memoryview(page.content).nbytes)
+        assert large_tier.get(page.identity, into, deadline_seconds=LONG)
+        assert into == page.content
+
+
+def test_a_page_that_is_only_in_part_in_shared_memory_is_copied(
+    store: ScriptedStore, large_tier: MooncakeTier
+) -> None:
+    pool = memoryview(bytearray(bytes_of(1, 2 * LARGE_BYTES)))
+    large_tier.share(pool[: LARGE_BYTES - 1])
+    page = Page(identity_of(1), pool[:LARGE_BYTES], 64)
+    large_tier.put_many([page], deadline_seconds=LONG)
+    assert store.num_in_place == 0
+    into = bytearray(LARGE_BYTES)
+    assert large_tier.get(identity_of(1), into, deadline_seconds=LONG)
+    assert into == pool[:LARGE_BYTES]
+
+
+def test_a_shared_page_that_changes_under_a_late_put_is_a_miss(
+    store: ScriptedStore, large_tier: MooncakeTier
+) -> None:
+    pool = bytearray(bytes_of(1, LARGE_BYTES))
+    large_tier.share(pool)
+    key = f"hisparse/{identity_of(1).hex()}"
+    store.hanging_keys = {key}
+    with pytest.raises(DeadlinePassed):
+        large_tier.put(identity_of(1), pool, num_tokens=64, deadline_seconds=SHORT)
+    pool[:8] = b"used for"  # another page, while the call still hangs
+    store.may_go_on.set()
+    assert_every_call_has_ended(store, key)
+    into = bytearray(LARGE_BYTES)
+    assert not large_tier.get(identity_of(1), into, deadline_seconds=LONG)
+    assert large_tier.usage.corrupt == 1
 
 
 def test_pages_that_do_not_fit_a_lane_together_are_refused(

@@ -25,18 +25,26 @@ def write_frame(frame: memoryview, identity: bytes, page: memoryview, num_tokens
     """Copies a page to a frame of its own, in pieces that the checksum finds in the CPU's cache.
 
     Args:
-        frame: `FRAME_BYTES` + the page's bytes, to write.
+        frame: `FRAME_BYTES` + the page's bytes, to write; `FRAME_BYTES` for the header alone.
         identity: 32 bytes that name the page.
         page: the page's bytes.
         num_tokens: tokens of the page, 1 to 64.
     """
     checked = _CHECKED.pack(_MAGIC, FRAME_VERSION, num_tokens, identity, page.nbytes, 0)
     checksum = crc32(checked)
+    if frame.nbytes == FRAME_BYTES:
+        checksum = crc32(page, checksum)
+    else:
+        checksum = _copy(page, frame[FRAME_BYTES:], checksum)
+    frame[:FRAME_BYTES] = checked + _CHECKSUM.pack(checksum)
+
+
+def _copy(page: memoryview, to: memoryview, checksum: int) -> int:
     for start in range(0, page.nbytes, _PIECE_BYTES):
         piece = page[start : start + _PIECE_BYTES]
         checksum = crc32(piece, checksum)
-        frame[FRAME_BYTES + start : FRAME_BYTES + start + piece.nbytes] = piece
-    frame[:FRAME_BYTES] = checked + _CHECKSUM.pack(checksum)
+        to[start : start + piece.nbytes] = piece
+    return checksum
 
 
 def open_frame(frame: memoryview, identity: bytes, num_bytes: int) -> memoryview | None:

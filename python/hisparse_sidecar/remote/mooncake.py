@@ -17,6 +17,7 @@ from hisparse_sidecar._core import DeadlinePassed, InvalidArgument, TierDown, Ti
 from hisparse_sidecar.remote.breaker import BreakerState
 from hisparse_sidecar.remote.calls import TIER, Call, StoreCalls
 from hisparse_sidecar.remote.frame import FRAME_BYTES, IDENTITY_BYTES, open_frame, write_frame
+from hisparse_sidecar.remote.frames import Frame, SharedMemory, load_frames, store_frames
 from hisparse_sidecar.remote.object_store import (
     ABOUT_THE_KEY,
     FULL,
@@ -24,6 +25,7 @@ from hisparse_sidecar.remote.object_store import (
     WRONG_LENGTH,
     MooncakeOptions,
     ObjectStore,
+    failure,
     open_store,
 )
 
@@ -34,14 +36,6 @@ WritableBytes: TypeAlias = bytearray | memoryview
 Bytes: TypeAlias = bytes | WritableBytes
 
 _NO_HEADER = bytes(FRAME_BYTES)
-
-
-class _Frame(NamedTuple):
-    """A frame in a lane's memory."""
-
-    key: str
-    address: int
-    memory: memoryview
 
 
 class Page(NamedTuple):
@@ -76,6 +70,7 @@ class MooncakeTier:
         self._store = store
         self._options = options
         self._calls = StoreCalls(store, options)
+        self._shared = SharedMemory()
 
     @property
     def state(self) -> BreakerState:
@@ -87,13 +82,24 @@ class MooncakeTier:
         """What was done so far."""
         return RemoteUsage(**self._calls.counts)
 
+    def share(self, memory: WritableBytes) -> None:
+        """Lets the store read pages in this memory, such as the host pool, where they lie.
+
+        Raises:
+            TierDown: the store refuses the memory, part of which it may have already.
+        """
+        code = self._shared.register(self._store, memoryview(memory).cast("B"))
+        if code < 0:
+            raise TierDown(failure("register_buffer", code))
+
     def put(
         self, identity: bytes, page: Bytes, *, num_tokens: int, deadline_seconds: float
     ) -> None:
         """Stores a page, if the store has none of this identity: whether it had, it does not say.
 
-        A full store evicts behind the caller's back: the put pauses and tries again. `page` is the
-        caller's again even where a call is left at its deadline, which may then store it late.
+        A full store evicts behind the caller's back: the put pauses and tries again. A call that is
+        left at its deadline may store the page late; of a page in memory that was shared it may
+        still read what has become of it, and what it then stores is a miss.
 
         Raises:
             TierFull: the store was full until too little time was left for another try.
@@ -172,16 +178,21 @@ class MooncakeTier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write(self, call: Call, offset: int, page: Page) -> _Frame:
-        """Frames a page at an offset of the lane's memory."""
+    def _write(self, call: Call, offset: int, page: Page) -> Frame:
+        """Frames a page at an offset of the lane's memory; a shared one stays where it is."""
         content = memoryview(page.content).cast("B")
-        frame = self._frame(call, offset, page.identity, content.nbytes)
-        write_frame(frame.memory, page.identity, content, page.num_tokens)
-        return frame
+        shared_at, address = self._shared.address_of(content), call.lane.address + offset
+        in_lane = FRAME_BYTES + (content.nbytes if shared_at is None else 0)
+        memory = call.lane.memory[offset : offset + in_lane]
+        write_frame(memory, page.identity, content, page.num_tokens)
+        key = self._key(page.identity)
+        if shared_at is None:
+            return Frame(key, memory, [address], [in_lane])
+        return Frame(key, memory, [address, shared_at], [FRAME_BYTES, content.nbytes])
 
-    def _put_frames(self, call: Call, frames: list[_Frame]) -> None:
+    def _put_frames(self, call: Call, frames: list[Frame]) -> None:
         for attempt in itertools.count():
-            codes = self._calls.run(call, partial(self._store_frames, frames), FULL)
+            codes = self._calls.run(call, partial(store_frames, self._store, frames), FULL)
             if FULL not in codes:
                 return
             frames = [frame for frame, code in zip(frames, codes, strict=True) if code == FULL]
@@ -189,36 +200,26 @@ class MooncakeTier:
             left = call.deadline - time.monotonic()
             pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(attempt, 10), _LONGEST_PAUSE_SECONDS)
             if left < pause + _LEAST_CALL_SECONDS:
-                need = f"need {sum(frame.memory.nbytes for frame in frames)} bytes"
+                need = f"need {sum(frame.num_bytes for frame in frames)} bytes"
                 raise TierFull(f"{TIER} full: {need}, no room in {attempt + 1} tries")
             time.sleep(pause)
-
-    def _store_frames(self, frames: list[_Frame]) -> list[int]:
-        if len(frames) == 1:
-            key, address, memory = frames[0]
-            return [self._store.put_from(key, address, memory.nbytes)]
-        return self._store.batch_put_from(*_columns(frames))
 
     def _fetch(
         self, call: Call, identities: Sequence[bytes], num_bytes: int
     ) -> list[memoryview | None]:
         length = FRAME_BYTES + num_bytes
-        frames = [
-            self._frame(call, length * number, identity, num_bytes)
-            for number, identity in enumerate(identities)
-        ]
-        for frame in frames:  # no page of an earlier call may pass for this one
-            frame.memory[:FRAME_BYTES] = _NO_HEADER
-        codes = self._calls.run(call, partial(self._load_frames, frames), WRONG_LENGTH, UNREADABLE)
+        frames = []
+        for start, identity in zip(itertools.count(0, length), identities, strict=False):
+            memory = call.lane.memory[start : start + length]
+            memory[:FRAME_BYTES] = _NO_HEADER  # no page of an earlier call may pass for this one
+            address = call.lane.address + start
+            frames.append(Frame(self._key(identity), memory, [address], [length]))
+        codes = self._calls.run(
+            call, partial(load_frames, self._store, frames), WRONG_LENGTH, UNREADABLE
+        )
         return [self._open(call, *parts) for parts in zip(frames, identities, codes, strict=True)]
 
-    def _load_frames(self, frames: list[_Frame]) -> list[int]:
-        if len(frames) == 1:
-            key, address, memory = frames[0]
-            return [self._store.get_into(key, address, memory.nbytes)]
-        return self._store.batch_get_into(*_columns(frames))
-
-    def _open(self, call: Call, frame: _Frame, identity: bytes, code: int) -> memoryview | None:
+    def _open(self, call: Call, frame: Frame, identity: bytes, code: int) -> memoryview | None:
         """The page in a frame that was loaded with that code; None, counted, if it is not sound."""
         page, length = None, frame.memory.nbytes
         if code == UNREADABLE:
@@ -241,10 +242,6 @@ class MooncakeTier:
         (code,) = self._calls.run(call, lambda: [self._store.remove(self._key(identity), True)])
         return code
 
-    def _frame(self, call: Call, offset: int, identity: bytes, num_bytes: int) -> _Frame:
-        memory = call.lane.memory[offset : offset + FRAME_BYTES + num_bytes]
-        return _Frame(self._key(identity), call.lane.address + offset, memory)
-
     def _key(self, identity: bytes) -> str:
         return self._options.key_prefix + identity.hex()
 
@@ -258,11 +255,6 @@ class MooncakeTier:
         if num_bytes > most or not identities:
             what = "page" if len(identities) == 1 else f"{len(identities)} pages"
             raise InvalidArgument(f"{what}: found {num_bytes} bytes, needed 0 to {most}")
-
-
-def _columns(frames: list[_Frame]) -> tuple[list[str], list[int], list[int]]:
-    keys, addresses, memories = zip(*frames, strict=True)
-    return list(keys), list(addresses), [memory.nbytes for memory in memories]
 
 
 def connect(options: MooncakeOptions) -> MooncakeTier:

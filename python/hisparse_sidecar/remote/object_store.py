@@ -36,6 +36,12 @@ class ObjectStore(Protocol):
         """The same for several keys."""
         ...
 
+    def batch_put_from_multi_buffers(
+        self, keys: list[str], all_buffer_ptrs: list[list[int]], all_sizes: list[list[int]]
+    ) -> list[int]:
+        """The same for objects of several parts."""
+        ...
+
     def get_into(self, key: str, buffer_ptr: int, size: int) -> int:
         """Copies an object; its length."""
         ...
