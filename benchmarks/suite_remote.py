@@ -17,7 +17,7 @@ from hisparse_sidecar.cli.bench.suite import Suite
 from hisparse_sidecar.cli.bench.timing import Stopwatch
 from hisparse_sidecar.remote.local_store import find_master
 
-_PAGES_A_ROUND = {64 << 10: 400, 1 << 20: 100, 8 << 20: 10}  # of so many bytes
+_PAGES_A_ROUND = {64 << 10: 400, 1 << 20: 60, 8 << 20: 8}  # bytes: pages of a round
 _BATCHES_A_ROUND = {64 << 10: 50, 512 << 10: 10}
 _MOST_BYTES = 8 << 20  # of a call
 _PEERS = {

@@ -51,13 +51,12 @@ class SharedMemory:
 
 def store_frames(store: ObjectStore, frames: list[Frame]) -> list[int]:
     """Puts frames in one call; the code of each."""
-    if any(len(frame.sizes) > 1 for frame in frames):
-        keys, addresses, sizes = _columns(frames)
-        return store.batch_put_from_multi_buffers(keys, addresses, sizes)
-    if len(frames) == 1:
-        (key, _, (address,), (size,)) = frames[0]
-        return [store.put_from(key, address, size)]
-    return store.batch_put_from(*_flat_columns(frames))
+    if all(len(frame.sizes) == 1 for frame in frames):
+        if len(frames) == 1:
+            (key, _, (address,), (size,)) = frames[0]
+            return [store.put_from(key, address, size)]
+        return store.batch_put_from(*_flat_columns(frames))
+    return store.batch_put_from_multi_buffers(*_columns(frames))
 
 
 def load_frames(store: ObjectStore, frames: list[Frame]) -> list[int]:

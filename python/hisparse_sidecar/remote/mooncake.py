@@ -104,23 +104,29 @@ class MooncakeTier:
         Raises:
             TierFull: the store was full until too little time was left for another try.
         """
-        self.put_many([Page(identity, page, num_tokens)], deadline_seconds=deadline_seconds)
+        content = _bytes_of(page)
+        self._check((identity,), content.nbytes)
+        _check_tokens(num_tokens)
+        with self._calls.begin("put", deadline_seconds) as call:
+            self._put_frames(call, [self._write(call, 0, identity, content, num_tokens)])
+            self._calls.count("puts")
 
     def put_many(self, pages: Sequence[Page], *, deadline_seconds: float) -> None:
         """Stores pages as `put` does, in one call of the store: their frames must fit a lane.
 
         After an error some of the pages may be stored.
         """
-        sizes = [memoryview(page.content).nbytes for page in pages]
-        self._check([page.identity for page in pages], sum(sizes))
+        contents = [_bytes_of(page.content) for page in pages]
+        self._check([page.identity for page in pages], sum(each.nbytes for each in contents))
         for page in pages:
-            if not 1 <= page.num_tokens <= PAGE_TOKENS:
-                found = f"num_tokens: found {page.num_tokens}"
-                raise InvalidArgument(f"{found}, needed 1 to {PAGE_TOKENS}")
+            _check_tokens(page.num_tokens)
         with self._calls.begin("put", deadline_seconds) as call:
-            ends = itertools.accumulate(FRAME_BYTES + size for size in sizes)
-            starts = (0, *ends)[: len(pages)]
-            self._put_frames(call, list(map(partial(self._write, call), starts, pages)))
+            frames, offset = [], 0
+            for page, content in zip(pages, contents, strict=True):
+                frame = self._write(call, offset, page.identity, content, page.num_tokens)
+                frames.append(frame)
+                offset += frame.memory.nbytes
+            self._put_frames(call, frames)
             self._calls.count("puts", len(pages))
 
     def get(self, identity: bytes, into: WritableBytes, *, deadline_seconds: float) -> bool:
@@ -143,9 +149,9 @@ class MooncakeTier:
 
         It holds one of the tier's lanes until then.
         """
-        self._check([identity], num_bytes)
+        self._check((identity,), num_bytes)
         with self._calls.begin("get", deadline_seconds) as call:
-            yield self._fetch(call, [identity], num_bytes)[0]
+            yield self._fetch(call, (identity,), num_bytes)[0]
 
     @contextmanager
     def read_many(
@@ -158,13 +164,13 @@ class MooncakeTier:
 
     def holds(self, identity: bytes, *, deadline_seconds: float) -> bool:
         """Whether the store lists the page: a hint, for it may be lost or unreadable."""
-        self._check([identity], 0)
+        self._check((identity,), 0)
         with self._calls.begin("holds", deadline_seconds) as call:
             return self._calls.run(call, lambda: [self._store.is_exist(self._key(identity))]) == [1]
 
     def remove(self, identity: bytes, *, deadline_seconds: float) -> bool:
         """Forgets a page, even one that is being read: its reader finds the checksum wrong."""
-        self._check([identity], 0)
+        self._check((identity,), 0)
         with self._calls.begin("remove", deadline_seconds) as call:
             return self._remove(call, identity) not in ABOUT_THE_KEY
 
@@ -178,14 +184,15 @@ class MooncakeTier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write(self, call: Call, offset: int, page: Page) -> Frame:
+    def _write(
+        self, call: Call, offset: int, identity: bytes, content: memoryview, num_tokens: int
+    ) -> Frame:
         """Frames a page at an offset of the lane's memory; a shared one stays where it is."""
-        content = memoryview(page.content).cast("B")
-        shared_at, address = self._shared.address_of(content), call.lane.address + offset
+        key, address = self._key(identity), call.lane.address + offset
+        shared_at = self._shared.address_of(content)
         in_lane = FRAME_BYTES + (content.nbytes if shared_at is None else 0)
         memory = call.lane.memory[offset : offset + in_lane]
-        write_frame(memory, page.identity, content, page.num_tokens)
-        key = self._key(page.identity)
+        write_frame(memory, identity, content, num_tokens)
         if shared_at is None:
             return Frame(key, memory, [address], [in_lane])
         return Frame(key, memory, [address, shared_at], [FRAME_BYTES, content.nbytes])
@@ -209,11 +216,11 @@ class MooncakeTier:
     ) -> list[memoryview | None]:
         length = FRAME_BYTES + num_bytes
         frames = []
-        for start, identity in zip(itertools.count(0, length), identities, strict=False):
+        for number, identity in enumerate(identities):
+            start = length * number
             memory = call.lane.memory[start : start + length]
             memory[:FRAME_BYTES] = _NO_HEADER  # no page of an earlier call may pass for this one
-            address = call.lane.address + start
-            frames.append(Frame(self._key(identity), memory, [address], [length]))
+            frames.append(Frame(self._key(identity), memory, [call.lane.address + start], [length]))
         codes = self._calls.run(
             call, partial(load_frames, self._store, frames), WRONG_LENGTH, UNREADABLE
         )
@@ -255,6 +262,15 @@ class MooncakeTier:
         if num_bytes > most or not identities:
             what = "page" if len(identities) == 1 else f"{len(identities)} pages"
             raise InvalidArgument(f"{what}: found {num_bytes} bytes, needed 0 to {most}")
+
+
+def _bytes_of(page: Bytes) -> memoryview:
+    return memoryview(page).cast("B")
+
+
+def _check_tokens(num_tokens: int) -> None:
+    if not 1 <= num_tokens <= PAGE_TOKENS:
+        raise InvalidArgument(f"num_tokens: found {num_tokens}, needed 1 to {PAGE_TOKENS}")
 
 
 def connect(options: MooncakeOptions) -> MooncakeTier:
