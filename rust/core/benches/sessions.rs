@@ -141,7 +141,7 @@ fn prompt_bytes() -> Result<f64> {
 fn open_prompt(manager: &Manager, number: u32) -> Result<SequenceHandle> {
     let tokens: Vec<u32> = (0..SESSION_TOKENS).map(|token| number + token).collect();
     let device = DeviceSlots { slots: 8, window_slots: 4 };
-    let sequence = manager.open_prompt(manager.match_prompt("", &tokens)?, 0, 0, device)?;
+    let sequence = manager.open_prompt(&manager.match_prompt("", &tokens)?, 0, 0, device)?;
     manager.append(sequence, SESSION_TOKENS)?;
     manager.note_tokens(sequence, 0, &tokens)?;
     for anchor in 0..NUM_ANCHORS {
