@@ -1,13 +1,16 @@
 """Suite `eviction`: what the policies of a tier would hit, by its capacity.
 
-Traces are seeded, so hit rates are the same on every machine; times are not. LRU is the peer of the
-other two. A recorded trace is a file of `sequence id,page id,parent`, see `benchmarks/traces`.
+Zipf, conversations and scans are seeded; `files` is recorded, see `benchmarks/eviction/record.py`:
+the files that a run of this repository's tests opened. Hit rates are the same on every machine,
+times are not. LRU is the peer of the other two.
 """
 
+import tempfile
 from collections.abc import Iterator
 
 from benchmarks.cargo_runs import ROOT, Line, bench_lines
 from benchmarks.eviction.plot import HIT_RATE, plot_hit_rates
+from benchmarks.eviction.record import read_requests
 from hisparse_sidecar.cli.bench.rows import Measurement
 from hisparse_sidecar.cli.bench.suite import Suite
 from hisparse_sidecar.cli.bench.timing import Stopwatch
@@ -17,15 +20,20 @@ _KEYS = ("hit_rate", "ns_per_request")
 
 
 def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
-    yield from _of_lines(bench_lines("eviction"), stopwatch)
-    for trace in sorted((ROOT / "benchmarks" / "traces").glob("*.csv")):
-        yield from _of_lines(bench_lines("eviction", str(trace)), stopwatch)
-
-
-def _of_lines(lines: Iterator[Line], stopwatch: Stopwatch) -> Iterator[Measurement]:
-    for measurement in to_measurements(lines):
+    for measurement in to_measurements(_lines()):
         if stopwatch.wants(measurement.case):
             yield measurement
+
+
+def _lines() -> Iterator[Line]:
+    yield from bench_lines("eviction")
+    for recorded in sorted((ROOT / "benchmarks" / "traces").glob("*.csv.gz")):
+        with tempfile.NamedTemporaryFile("w", suffix=".csv") as trace:
+            trace.writelines(f"{request}\n" for request in read_requests(recorded))
+            trace.flush()
+            name = recorded.name.removesuffix(".csv.gz")
+            for line in bench_lines("eviction", trace.name):
+                yield line | {"trace": f"{line['trace']}: {name}"}
 
 
 def to_measurements(lines: Iterator[Line]) -> Iterator[Measurement]:

@@ -1,1 +1,1 @@
-"""How the suite `eviction` is drawn."""
+"""What the suite `eviction` records and draws."""

@@ -1,5 +1,6 @@
 """The suites of the tiers: what they make of the lines that the core's programs print."""
 
+import gzip
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks import (
 )
 from benchmarks.cargo_runs import Line, bench_lines
 from benchmarks.eviction.plot import plot_hit_rates, read_lines
+from benchmarks.eviction.record import PAGE_BYTES, read_requests, record, trace_lines
 from benchmarks.remote.overhead import BatchContest, Contest, local_store
 from hisparse_sidecar._core import InvalidArgument
 from hisparse_sidecar.cli.bench.rows import Environment, Measurement, make_row
@@ -59,6 +61,38 @@ def test_lru_is_the_peer_of_the_other_policies() -> None:
         ("hit rate", "lru", 1.25),
         ("ns a request", "lru", 0.5),
     ]
+
+
+def test_files_that_a_program_and_its_children_open_are_recorded(tmp_path: Path) -> None:
+    for name, num_bytes in {"small": 1, "large": 2 * PAGE_BYTES + 1, "empty": 0}.items():
+        (tmp_path / name).write_bytes(bytes(num_bytes))
+    program = tmp_path / "program.py"
+    child = "import sys; open(sys.argv[1]).close(); open(sys.argv[2]).close()"
+    program.write_text(
+        "import subprocess, sys\n"
+        f"folder = {str(tmp_path)!r}\n"
+        "open(folder + '/small').close(); open(folder + '/large').close()\n"
+        "open(folder + '/written', 'w').close()\n"
+        f"command = [sys.executable, '-c', {child!r}, folder + '/large', folder + '/empty']\n"
+        "subprocess.run(command, check=True)\n"
+    )
+    found = record([str(program)])
+    ours = {f"{path.stat().st_dev}:{path.stat().st_ino}": path.name for path in tmp_path.iterdir()}
+    opened = [(ours[name], num_bytes) for name, num_bytes in found if name in ours]
+    assert [each for each in opened if each[0] != "program.py"] == [
+        ("small", 1),
+        ("large", 2 * PAGE_BYTES + 1),
+        ("large", 2 * PAGE_BYTES + 1),
+        ("empty", 0),
+    ]
+
+
+def test_a_recorded_opening_asks_for_every_page_after_the_one_before(tmp_path: Path) -> None:
+    opened = [("a", 1), ("b", PAGE_BYTES + 1), ("gone", 0), ("a", 1)]
+    trace = tmp_path / "trace.csv.gz"
+    trace.write_bytes(gzip.compress("\n".join(trace_lines(opened)).encode()))
+    requests = ["0,0.0,", "1,1.0,", "1,1.1,1.0", "2,0.0,"]
+    assert list(read_requests(trace)) == requests
 
 
 def test_hit_rates_are_drawn_by_capacity(tmp_path: Path) -> None:
