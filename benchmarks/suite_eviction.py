@@ -1,7 +1,7 @@
 """Suite `eviction`: what the policies of a tier would hit, by its capacity.
 
 Zipf, conversations and scans are seeded; `files` is recorded, see `benchmarks/eviction/record.py`:
-the files that a run of this repository's tests opened. Hit rates are the same on every machine,
+the files that a run of the command line's tests opened. Hit rates are the same on every machine,
 times are not. LRU is the peer of the other two.
 """
 
