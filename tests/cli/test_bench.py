@@ -26,6 +26,20 @@ from hisparse_sidecar.cli.bench.suite import Suite, choose_suites, load_suites, 
 from hisparse_sidecar.cli.bench.timing import Stopwatch, summarize
 
 ENVIRONMENT = Environment("cpu: A Fine CPU (2 cores)", "", "2.15.0", "3.9.0", "abc1234")
+SUITES = (
+    "copy",
+    "core",
+    "demo",
+    "durability",
+    "eviction",
+    "ops",
+    "prefix",
+    "remote",
+    "select",
+    "sessions",
+    "step",
+    "tiers",
+)
 SUITE_FILE = '''\
 """A suite for tests."""
 
@@ -199,13 +213,13 @@ def test_bench_refuses_an_unknown_suite(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["bench", "speed"]) == 1
     written = capsys.readouterr()
     assert written.out == ""
-    assert "unknown suite speed; known suites: copy, core, demo, ops, select, step" in written.err
+    assert f"unknown suite speed; known suites: {', '.join(SUITES)}" in written.err
 
 
 def test_bench_lists_the_suites_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--list"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("copy", "core", "demo", "ops", "select", "step"))
+    assert all(name in shown for name in SUITES)
 
 
 def test_a_row_is_on_disk_before_the_next_one_is_measured(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 import pytest
 
-from hisparse_sidecar.remote.frame import FRAME_BYTES, frame_header, open_frame
+from hisparse_sidecar.remote.frame import FRAME_BYTES, open_frame, write_frame
 
 IDENTITY, PAGE = bytes([7] * 32), b"0123456789"
 
 
 def frame() -> bytearray:
-    return bytearray(frame_header(IDENTITY, memoryview(PAGE), 64) + PAGE)
+    return frame_of(PAGE)
+
+
+def frame_of(page: bytes) -> bytearray:
+    written = bytearray(b"\xee" * (FRAME_BYTES + len(page)))
+    write_frame(memoryview(written), IDENTITY, memoryview(page), 64)
+    return written
 
 
 def test_the_layout_is_the_one_that_rust_writes() -> None:
@@ -19,6 +25,16 @@ def test_a_frame_gives_its_page_back() -> None:
     page = open_frame(memoryview(frame()), IDENTITY, len(PAGE))
     assert page is not None
     assert bytes(page) == PAGE
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, (256 << 10) - 1, 256 << 10, (256 << 10) + 1, 1 << 20])
+def test_a_page_of_several_pieces_comes_back(num_bytes: int) -> None:
+    page = bytes(range(256)) * (num_bytes // 256 + 1)
+    written = frame_of(page[:num_bytes])
+    assert open_frame(memoryview(written), IDENTITY, num_bytes) == page[:num_bytes]
+    if num_bytes:
+        written[-1] ^= 1
+        assert open_frame(memoryview(written), IDENTITY, num_bytes) is None
 
 
 def test_every_flipped_bit_is_seen() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from hisparse_sidecar._core import DeadlinePassed, TierDown, TierFull
-from hisparse_sidecar.remote import MooncakeOptions, MooncakeTier, connect
+from hisparse_sidecar.remote import MooncakeOptions, MooncakeTier, Page, connect
 from hisparse_sidecar.remote.local_store import LocalMaster, LocalOwner
-from hisparse_sidecar.remote.object_store import open_store
+from hisparse_sidecar.remote.object_store import LONGEST_CALL_SECONDS, open_store
 from tests.remote.pages import PAGE_BYTES, bytes_of, identity_of
 
 LONG = 30.0
@@ -48,6 +48,24 @@ def test_a_page_comes_back_as_it_was_put(tier: MooncakeTier, num_bytes: int) -> 
     put(tier, 1, num_bytes)
     assert get(tier, 1, num_bytes) == bytes_of(1, num_bytes)
     assert tier.holds(identity_of(1), deadline_seconds=LONG)
+
+
+def test_pages_that_are_put_together_come_back_together(tier: MooncakeTier) -> None:
+    pages = [Page(identity_of(page), bytes_of(page), 64) for page in range(9)]
+    tier.put_many(pages[:8], deadline_seconds=LONG)
+    names = [page.identity for page in reversed(pages)]
+    with tier.read_many(names, PAGE_BYTES, deadline_seconds=LONG) as found:
+        assert found[0] is None
+        assert found[1:] == [page.content for page in reversed(pages[:8])]
+
+
+def test_a_page_in_shared_memory_comes_back(tier: MooncakeTier) -> None:
+    pool = bytearray(bytes_of(1, LARGE_BYTES))
+    tier.share(pool)
+    tier.put(identity_of(1), pool, num_tokens=64, deadline_seconds=LONG)
+    assert get(tier, 1, LARGE_BYTES) == bytes_of(1, LARGE_BYTES)
+    with pytest.raises(TierDown, match="register_buffer"):
+        tier.share(pool)
 
 
 def test_a_missing_page_is_a_miss_not_an_empty_page(tier: MooncakeTier) -> None:
@@ -136,6 +154,29 @@ def test_an_owner_that_hangs_holds_nobody_beyond_the_deadline(
     with pytest.raises(TierDown, match="5 calls failed"):
         get(tier, 1)
     owner.kill()  # the connections end, and with them the calls
+
+
+def test_an_owner_that_hangs_ends_a_call_without_a_deadline_to_keep(
+    tier: MooncakeTier, owner: LocalOwner
+) -> None:
+    put(tier, 1)
+    owner.stop()
+    start = time.monotonic()
+    assert get(tier, 1, seconds=LONG) is None
+    assert time.monotonic() - start < LONGEST_CALL_SECONDS
+    assert (tier.usage.unreadable, tier.usage.failures) == (1, 1), "to be spared if it goes on"
+
+
+def test_a_master_that_hangs_ends_a_call_without_a_deadline_to_keep(
+    tier: MooncakeTier, master: LocalMaster
+) -> None:
+    put(tier, 1)
+    master.stop()
+    for call in (lambda: put(tier, 2, seconds=LONG), lambda: get(tier, 1, seconds=LONG)):
+        start = time.monotonic()
+        with pytest.raises(TierDown):
+            call()
+        assert time.monotonic() - start < LONGEST_CALL_SECONDS
 
 
 def seconds_until_put(tier: MooncakeTier, page: int) -> float:

@@ -9,9 +9,16 @@ from contextlib import ExitStack
 import pytest
 
 from hisparse_sidecar._core import DeadlinePassed, InvalidArgument, TierDown, TierFull, WrongState
-from hisparse_sidecar.remote import BreakerLimits, MooncakeOptions, MooncakeTier, RemoteUsage
+from hisparse_sidecar.remote import BreakerLimits, MooncakeOptions, MooncakeTier, Page, RemoteUsage
 from hisparse_sidecar.remote.breaker import BreakerState
-from hisparse_sidecar.remote.object_store import ABSENT, FULL, UNREADABLE, WRONG_LENGTH
+from hisparse_sidecar.remote.frame import FRAME_BYTES
+from hisparse_sidecar.remote.object_store import (
+    ABSENT,
+    FULL,
+    LONGEST_CALL_SECONDS,
+    UNREADABLE,
+    WRONG_LENGTH,
+)
 from tests.remote.pages import PAGE_BYTES, bytes_of, identity_of
 
 LONG, SHORT = 60.0, 0.05
@@ -26,12 +33,13 @@ class ScriptedStore:
         self.codes: list[int] = []
         self.hanging_keys: set[str] = set()
         self.may_go_on = threading.Event()
-        self.num_calls = self.num_closed = 0
+        self.num_calls = self.num_closed = self.num_in_place = 0
+        self.called_by: set[str] = set()
 
-    def put_parts(self, key: str, *parts: bytes | memoryview) -> int:
+    def put_from(self, key: str, buffer_ptr: int, size: int) -> int:
         code = self._begin(key)
         if code == 0:
-            self.objects.setdefault(key, b"".join(parts))
+            self.objects.setdefault(key, ctypes.string_at(buffer_ptr, size))
         return code
 
     def get_into(self, key: str, buffer_ptr: int, size: int) -> int:
@@ -42,6 +50,28 @@ class ScriptedStore:
             return WRONG_LENGTH
         ctypes.memmove(buffer_ptr, found, len(found))
         return len(found)
+
+    def batch_put_from(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
+    ) -> list[int]:
+        return list(map(self.put_from, keys, buffer_ptrs, sizes))
+
+    def batch_put_from_multi_buffers(
+        self, keys: list[str], all_buffer_ptrs: list[list[int]], all_sizes: list[list[int]]
+    ) -> list[int]:
+        codes = []
+        for key, addresses, sizes in zip(keys, all_buffer_ptrs, all_sizes, strict=True):
+            codes.append(self._begin(key))
+            if codes[-1] == 0:
+                parts = map(ctypes.string_at, addresses, sizes)
+                self.objects.setdefault(key, b"".join(parts))
+            self.num_in_place += len(sizes) > 1
+        return codes
+
+    def batch_get_into(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
+    ) -> list[int]:
+        return list(map(self.get_into, keys, buffer_ptrs, sizes))
 
     def is_exist(self, key: str) -> int:
         return self._begin(key) or int(key in self.objects)
@@ -59,6 +89,7 @@ class ScriptedStore:
 
     def _begin(self, key: str) -> int:
         self.num_calls += 1
+        self.called_by.add(threading.current_thread().name)
         if key in self.hanging_keys:
             assert self.may_go_on.wait(LONG)
         return self.codes.pop(0) if self.codes else 0
@@ -172,6 +203,18 @@ def test_a_call_that_hangs_is_left_and_its_lane_comes_back(
     assert_every_lane_is_free_once(tier)
 
 
+def test_only_calls_with_little_time_are_handed_to_a_thread_that_may_hang(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    put(tier, 1, LONGEST_CALL_SECONDS + 1)
+    assert get(tier, 1, LONGEST_CALL_SECONDS + 1) == bytes_of(1)
+    assert store.called_by == {threading.current_thread().name}
+    store.called_by.clear()
+    put(tier, 2, LONGEST_CALL_SECONDS - 1)
+    assert get(tier, 2, LONGEST_CALL_SECONDS - 1) == bytes_of(2)
+    assert store.called_by == {"hisparse-remote"}
+
+
 def test_a_call_that_hangs_takes_no_lane_of_others(
     store: ScriptedStore, tier: MooncakeTier
 ) -> None:
@@ -194,7 +237,7 @@ def assert_every_lane_is_free_once(tier: MooncakeTier) -> None:
             get(tier, 1, SHORT)
 
 
-def test_a_put_that_comes_late_never_stores_other_bytes_as_the_page(
+def test_a_put_that_comes_late_stores_the_page_as_it_was(
     store: ScriptedStore, tier: MooncakeTier
 ) -> None:
     put(tier, 2)
@@ -207,8 +250,8 @@ def test_a_put_that_comes_late_never_stores_other_bytes_as_the_page(
     page[:8] = b"used for"  # another page, while the call still hangs
     store.may_go_on.set()
     assert_every_call_has_ended(store, key)
-    assert get(tier, 2) is None
-    assert tier.usage.corrupt == 1
+    assert get(tier, 2) == bytes_of(2)
+    assert tier.usage.corrupt == 0
 
 
 def assert_every_call_has_ended(store: ScriptedStore, key: str) -> None:
@@ -247,6 +290,140 @@ def test_a_page_can_be_read_where_it_lies(tier: MooncakeTier) -> None:
     put(tier, 1)
     with tier.read(identity_of(1), PAGE_BYTES, deadline_seconds=LONG) as page:
         assert page == bytes_of(1)
+
+
+SMALL_BYTES = 1000
+
+
+def small_pages(*numbers: int) -> list[Page]:
+    return [Page(identity_of(page), bytes_of(page, SMALL_BYTES), 64) for page in numbers]
+
+
+def read_small(tier: MooncakeTier, *numbers: int) -> list[bytes | None]:
+    names = [identity_of(page) for page in numbers]
+    with tier.read_many(names, SMALL_BYTES, deadline_seconds=LONG) as pages:
+        return [page if page is None else bytes(page) for page in pages]
+
+
+def test_pages_that_are_put_together_are_read_together_and_singly(tier: MooncakeTier) -> None:
+    tier.put_many(small_pages(1, 2, 3), deadline_seconds=LONG)
+    assert read_small(tier, 3, 4, 1) == [bytes_of(3, SMALL_BYTES), None, bytes_of(1, SMALL_BYTES)]
+    into = bytearray(SMALL_BYTES)
+    assert tier.get(identity_of(2), into, deadline_seconds=LONG)
+    assert into == bytes_of(2, SMALL_BYTES)
+    assert tier.usage == RemoteUsage(puts=3, hits=3, misses=1)
+
+
+def test_one_corrupt_page_of_several_is_the_only_miss(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    tier.put_many(small_pages(1, 2, 3), deadline_seconds=LONG)
+    key = f"hisparse/{identity_of(2).hex()}"
+    store.objects[key] = store.objects[key][:-1] + b"\0"
+    found = read_small(tier, 1, 2, 3)
+    assert found == [bytes_of(1, SMALL_BYTES), None, bytes_of(3, SMALL_BYTES)]
+    assert key not in store.objects, "a put would change nothing"
+
+
+def test_only_what_found_no_room_is_put_again(store: ScriptedStore, tier: MooncakeTier) -> None:
+    store.codes = [0, FULL, 0]
+    tier.put_many(small_pages(1, 2, 3), deadline_seconds=LONG)
+    assert store.num_calls == 4
+    assert read_small(tier, 1, 2, 3) == [bytes_of(page, SMALL_BYTES) for page in (1, 2, 3)]
+    assert (tier.usage.full, tier.usage.puts) == (1, 3)
+
+
+def test_a_failure_of_one_page_is_one_of_the_call(store: ScriptedStore, tier: MooncakeTier) -> None:
+    store.codes = [0, -900]
+    with pytest.raises(TierDown, match="found code -900"):
+        tier.put_many(small_pages(1, 2), deadline_seconds=LONG)
+    assert (tier.usage.puts, tier.usage.failures) == (0, 1)
+    store.codes = [0, -900]
+    with pytest.raises(TierDown, match="found code -900"):
+        read_small(tier, 1, 2)
+    assert_every_lane_serves(tier)
+
+
+def assert_every_lane_serves(tier: MooncakeTier) -> None:
+    with ExitStack() as held:
+        for _ in range(OPTIONS.num_lanes):
+            reading = tier.read(identity_of(1), SMALL_BYTES, deadline_seconds=LONG)
+            assert held.enter_context(reading) == bytes_of(1, SMALL_BYTES)
+
+
+@pytest.fixture
+def large_tier(store: ScriptedStore) -> Iterator[MooncakeTier]:
+    with MooncakeTier(store, MooncakeOptions("", max_page_bytes=4 * LARGE_BYTES)) as tier:
+        yield tier
+
+
+LARGE_BYTES = 300_000
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_large_pages_in_shared_memory_are_put_from_where_they_lie(
+    store: ScriptedStore, large_tier: MooncakeTier, is_shared: bool
+) -> None:
+    pool = bytearray(bytes_of(1, LARGE_BYTES) + bytes_of(2, LARGE_BYTES) + bytes_of(3, SMALL_BYTES))
+    if is_shared:
+        large_tier.share(pool)
+    view = memoryview(pool)
+    parts = [view[:LARGE_BYTES], view[LARGE_BYTES:-SMALL_BYTES], view[-SMALL_BYTES:]]
+    elsewhere = bytearray(bytes_of(4, LARGE_BYTES))
+    pages = [Page(identity_of(i), part, 64) for i, part in enumerate([*parts, elsewhere], 1)]
+    large_tier.put_many(pages, deadline_seconds=LONG)
+    assert store.num_in_place == 2 * is_shared
+    for page in pages:
+        into = bytearray(memoryview(page.content).nbytes)
+        assert large_tier.get(page.identity, into, deadline_seconds=LONG)
+        assert into == page.content
+
+
+def test_a_page_that_is_only_in_part_in_shared_memory_is_copied(
+    store: ScriptedStore, large_tier: MooncakeTier
+) -> None:
+    pool = memoryview(bytearray(bytes_of(1, 2 * LARGE_BYTES)))
+    large_tier.share(pool[: LARGE_BYTES - 1])
+    page = Page(identity_of(1), pool[:LARGE_BYTES], 64)
+    large_tier.put_many([page], deadline_seconds=LONG)
+    assert store.num_in_place == 0
+    into = bytearray(LARGE_BYTES)
+    assert large_tier.get(identity_of(1), into, deadline_seconds=LONG)
+    assert into == pool[:LARGE_BYTES]
+
+
+def test_a_shared_page_that_changes_under_a_late_put_is_a_miss(
+    store: ScriptedStore, large_tier: MooncakeTier
+) -> None:
+    pool = bytearray(bytes_of(1, LARGE_BYTES))
+    large_tier.share(pool)
+    key = f"hisparse/{identity_of(1).hex()}"
+    store.hanging_keys = {key}
+    with pytest.raises(DeadlinePassed):
+        large_tier.put(identity_of(1), pool, num_tokens=64, deadline_seconds=SHORT)
+    pool[:8] = b"used for"  # another page, while the call still hangs
+    store.may_go_on.set()
+    assert_every_call_has_ended(store, key)
+    into = bytearray(LARGE_BYTES)
+    assert not large_tier.get(identity_of(1), into, deadline_seconds=LONG)
+    assert large_tier.usage.corrupt == 1
+
+
+def test_pages_that_do_not_fit_a_lane_together_are_refused(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    half = PAGE_BYTES // 2
+    names, room = [identity_of(1), identity_of(2)], PAGE_BYTES - FRAME_BYTES
+    with pytest.raises(InvalidArgument, match=f"2 pages: found {2 * half} .* needed 0 to {room}"):
+        tier.put_many([Page(name, bytes(half), 64) for name in names], deadline_seconds=LONG)
+    with (
+        pytest.raises(InvalidArgument, match=f"2 pages: found {2 * half}"),
+        tier.read_many(names, half, deadline_seconds=LONG),
+    ):
+        pass
+    with pytest.raises(InvalidArgument, match="0 pages"):
+        tier.put_many([], deadline_seconds=LONG)
+    assert store.num_calls == 0
 
 
 def test_what_was_asked_wrongly_is_refused(store: ScriptedStore, tier: MooncakeTier) -> None:

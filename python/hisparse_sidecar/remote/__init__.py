@@ -1,7 +1,7 @@
 """Pages in a store on other machines: best effort, verified, never waited for too long."""
 
 from hisparse_sidecar.remote.breaker import Breaker, BreakerLimits
-from hisparse_sidecar.remote.mooncake import MooncakeTier, RemoteUsage, connect
+from hisparse_sidecar.remote.mooncake import MooncakeTier, Page, RemoteUsage, connect
 from hisparse_sidecar.remote.object_store import MooncakeOptions
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "BreakerLimits",
     "MooncakeOptions",
     "MooncakeTier",
+    "Page",
     "RemoteUsage",
     "connect",
 ]

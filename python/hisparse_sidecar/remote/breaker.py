@@ -32,6 +32,9 @@ class Admission:
     probe: int | None
 
 
+_TO_ALL = Admission(None)
+
+
 class Breaker:
     """Opens after `failures` within the window; then lets one probe through at a time.
 
@@ -58,9 +61,11 @@ class Breaker:
         Raises:
             TierDown: the tier is spared; says when the next call is let through.
         """
+        if self.state is BreakerState.CLOSED:
+            return _TO_ALL  # without the lock: a call that begins as it opens is let through too
         with self._lock:
             if self._state is BreakerState.CLOSED:
-                return Admission(None)
+                return _TO_ALL
             if now < self._probe_at:
                 raise TierDown(self._refusal(now))
             self._state = BreakerState.HALF_OPEN
@@ -70,6 +75,8 @@ class Breaker:
 
     def succeeded(self, admission: Admission) -> None:
         """The call was answered; the probe under way closes the breaker."""
+        if admission is _TO_ALL:
+            return
         with self._lock:
             if self._is_probe_under_way(admission):
                 self._state = BreakerState.CLOSED

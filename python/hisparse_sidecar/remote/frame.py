@@ -18,21 +18,33 @@ IDENTITY_BYTES = 32
 _MAGIC = b"HISPAGE\0"
 _CHECKED = struct.Struct("<8sII32sQI")  # 60 bytes
 _CHECKSUM = struct.Struct("<I")
+_PIECE_BYTES = 256 << 10
 
 
-def frame_header(identity: bytes, page: memoryview, num_tokens: int) -> bytes:
-    """The header of a page; where the page's bytes change later, the frame is no longer sound.
+def write_frame(frame: memoryview, identity: bytes, page: memoryview, num_tokens: int) -> None:
+    """Copies a page to a frame of its own, in pieces that the checksum finds in the CPU's cache.
 
     Args:
+        frame: `FRAME_BYTES` + the page's bytes, to write; `FRAME_BYTES` for the header alone.
         identity: 32 bytes that name the page.
         page: the page's bytes.
         num_tokens: tokens of the page, 1 to 64.
-
-    Returns:
-        `FRAME_BYTES` bytes.
     """
     checked = _CHECKED.pack(_MAGIC, FRAME_VERSION, num_tokens, identity, page.nbytes, 0)
-    return checked + _CHECKSUM.pack(_checksum(checked, page))
+    checksum = crc32(checked)
+    if frame.nbytes == FRAME_BYTES:
+        checksum = crc32(page, checksum)
+    else:
+        checksum = _copy(page, frame[FRAME_BYTES:], checksum)
+    frame[:FRAME_BYTES] = checked + _CHECKSUM.pack(checksum)
+
+
+def _copy(page: memoryview, to: memoryview, checksum: int) -> int:
+    for start in range(0, page.nbytes, _PIECE_BYTES):
+        piece = page[start : start + _PIECE_BYTES]
+        checksum = crc32(piece, checksum)
+        to[start : start + piece.nbytes] = piece
+    return checksum
 
 
 def open_frame(frame: memoryview, identity: bytes, num_bytes: int) -> memoryview | None:
@@ -44,9 +56,4 @@ def open_frame(frame: memoryview, identity: bytes, num_bytes: int) -> memoryview
         return None
     (stored,) = _CHECKSUM.unpack_from(frame, _CHECKED.size)
     page = frame[FRAME_BYTES:]
-    return page if stored == _checksum(frame[: _CHECKED.size], page) else None
-
-
-def _checksum(checked: bytes | memoryview, page: memoryview) -> int:
-    checksum: int = crc32(page, crc32(checked))
-    return checksum
+    return page if stored == crc32(page, crc32(frame[: _CHECKED.size])) else None

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from hisparse_sidecar._core import DeadlinePassed
 
@@ -28,10 +28,10 @@ class Lane:
         self.memory = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._give_back = give_back
-        self._jobs: queue.SimpleQueue[_Job[int] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="hisparse-remote", daemon=True).start()
 
-    def run(self, deadline: float, work: Callable[[], int]) -> int | None:
+    def run(self, deadline: float, work: Callable[[], T]) -> T | None:
         """Makes one call in the lane's thread, and gives its answer.
 
         None where the call had not ended by `deadline`, a time of `time.monotonic()`: the lane is

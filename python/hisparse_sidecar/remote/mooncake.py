@@ -5,26 +5,19 @@ an old value under a new put, or not answer for half a minute. Here a page is ri
 """
 
 import itertools
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar._core import (
-    DeadlinePassed,
-    InvalidArgument,
-    TierDown,
-    TierFull,
-    WrongState,
-)
-from hisparse_sidecar.remote.breaker import Admission, Breaker, BreakerState
-from hisparse_sidecar.remote.frame import FRAME_BYTES, IDENTITY_BYTES, frame_header, open_frame
-from hisparse_sidecar.remote.lanes import Lane, Lanes
+from hisparse_sidecar._core import DeadlinePassed, InvalidArgument, TierDown, TierFull
+from hisparse_sidecar.remote.breaker import BreakerState
+from hisparse_sidecar.remote.calls import TIER, Call, StoreCalls
+from hisparse_sidecar.remote.frame import FRAME_BYTES, IDENTITY_BYTES, open_frame, write_frame
+from hisparse_sidecar.remote.frames import Frame, SharedMemory, load_frames, store_frames
 from hisparse_sidecar.remote.object_store import (
     ABOUT_THE_KEY,
     FULL,
@@ -38,11 +31,19 @@ from hisparse_sidecar.remote.object_store import (
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.2
 _LEAST_CALL_SECONDS = 0.1  # with less left, a try would fail by its deadline, not by the store
-_CLOSE_SECONDS = 5.0
-_TIER = "remote tier"
 
 WritableBytes: TypeAlias = bytearray | memoryview
 Bytes: TypeAlias = bytes | WritableBytes
+
+_NO_HEADER = bytes(FRAME_BYTES)
+
+
+class Page(NamedTuple):
+    """A page to put: 32 bytes that name it, its bytes, its tokens."""
+
+    identity: bytes
+    content: Bytes
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,6 @@ class RemoteUsage:
     failures: int = 0  # calls that raised TierDown or DeadlinePassed
 
 
-@dataclass
-class _Call:
-    name: str
-    deadline: float
-    admission: Admission
-    lane: Lane
-    is_left: bool = False  # at the deadline, with the call still under way
-
-
 class MooncakeTier:
     """Pages by identity in a store. Safe to use from several threads; `close` ends it.
 
@@ -77,27 +69,28 @@ class MooncakeTier:
     def __init__(self, store: ObjectStore, options: MooncakeOptions) -> None:
         self._store = store
         self._options = options
-        self._breaker = Breaker(_TIER, options.breaker)
-        self._lanes = Lanes(options.num_lanes, FRAME_BYTES + options.max_page_bytes)
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-        self._is_closed = False
-        for lane in self._lanes.all:
-            code = store.register_buffer(lane.address, lane.memory.nbytes)
-            if code < 0:
-                self._lanes.end_all(0)
-                raise TierDown(failure("register_buffer", code))
+        self._calls = StoreCalls(store, options)
+        self._shared = SharedMemory()
 
     @property
     def state(self) -> BreakerState:
         """Whether the store answers; anything but closed is a degraded service."""
-        return self._breaker.state
+        return self._calls.state
 
     @property
     def usage(self) -> RemoteUsage:
         """What was done so far."""
-        with self._lock:
-            return RemoteUsage(**self._counts)
+        return RemoteUsage(**self._calls.counts)
+
+    def share(self, memory: WritableBytes) -> None:
+        """Lets the store read pages in this memory, such as the host pool, where they lie.
+
+        Raises:
+            TierDown: the store refuses the memory, part of which it may have already.
+        """
+        code = self._shared.register(self._store, memoryview(memory).cast("B"))
+        if code < 0:
+            raise TierDown(failure("register_buffer", code))
 
     def put(
         self, identity: bytes, page: Bytes, *, num_tokens: int, deadline_seconds: float
@@ -105,20 +98,36 @@ class MooncakeTier:
         """Stores a page, if the store has none of this identity: whether it had, it does not say.
 
         A full store evicts behind the caller's back: the put pauses and tries again. A call that is
-        left at its deadline may still read `page`: what it then stores of other bytes is a miss.
+        left at its deadline may store the page late; of a page in memory that was shared it may
+        still read what has become of it, and what it then stores is a miss.
 
         Raises:
             TierFull: the store was full until too little time was left for another try.
         """
-        page = memoryview(page).cast("B")
-        self._check(identity, page.nbytes)
-        if not 1 <= num_tokens <= PAGE_TOKENS:
-            raise InvalidArgument(f"num_tokens: found {num_tokens}, needed 1 to {PAGE_TOKENS}")
-        with self._begin("put", deadline_seconds) as call:
-            header = frame_header(identity, page, num_tokens)
-            store = partial(self._store.put_parts, self._key(identity), header, page)
-            self._put_frame(call, store, FRAME_BYTES + page.nbytes)
-            self._count("puts")
+        content = _bytes_of(page)
+        self._check((identity,), content.nbytes)
+        _check_tokens(num_tokens)
+        with self._calls.begin("put", deadline_seconds) as call:
+            self._put_frames(call, [self._write(call, 0, identity, content, num_tokens)])
+            self._calls.count("puts")
+
+    def put_many(self, pages: Sequence[Page], *, deadline_seconds: float) -> None:
+        """Stores pages as `put` does, in one call of the store: their frames must fit a lane.
+
+        After an error some of the pages may be stored.
+        """
+        contents = [_bytes_of(page.content) for page in pages]
+        self._check([page.identity for page in pages], sum(each.nbytes for each in contents))
+        for page in pages:
+            _check_tokens(page.num_tokens)
+        with self._calls.begin("put", deadline_seconds) as call:
+            frames, offset = [], 0
+            for page, content in zip(pages, contents, strict=True):
+                frame = self._write(call, offset, page.identity, content, page.num_tokens)
+                frames.append(frame)
+                offset += frame.memory.nbytes
+            self._put_frames(call, frames)
+            self._calls.count("puts", len(pages))
 
     def get(self, identity: bytes, into: WritableBytes, *, deadline_seconds: float) -> bool:
         """Copies a page to `into`, which is as long as the page; False if there is no sound copy.
@@ -140,29 +149,34 @@ class MooncakeTier:
 
         It holds one of the tier's lanes until then.
         """
-        self._check(identity, num_bytes)
-        with self._begin("get", deadline_seconds) as call:
-            page = self._fetch(call, identity, num_bytes)
-            self._count("misses" if page is None else "hits")
-            yield page
+        self._check((identity,), num_bytes)
+        with self._calls.begin("get", deadline_seconds) as call:
+            yield self._fetch(call, (identity,), num_bytes)[0]
+
+    @contextmanager
+    def read_many(
+        self, identities: Sequence[bytes], num_bytes: int, *, deadline_seconds: float
+    ) -> Iterator[list[memoryview | None]]:
+        """Reads pages of equal length as `read` does, in one call: their frames must fit a lane."""
+        self._check(identities, num_bytes * len(identities))
+        with self._calls.begin("get", deadline_seconds) as call:
+            yield self._fetch(call, identities, num_bytes)
 
     def holds(self, identity: bytes, *, deadline_seconds: float) -> bool:
         """Whether the store lists the page: a hint, for it may be lost or unreadable."""
-        self._check(identity, 0)
-        with self._begin("holds", deadline_seconds) as call:
-            return self._run(call, partial(self._store.is_exist, self._key(identity))) == 1
+        self._check((identity,), 0)
+        with self._calls.begin("holds", deadline_seconds) as call:
+            return self._calls.run(call, lambda: [self._store.is_exist(self._key(identity))]) == [1]
 
     def remove(self, identity: bytes, *, deadline_seconds: float) -> bool:
         """Forgets a page, even one that is being read: its reader finds the checksum wrong."""
-        self._check(identity, 0)
-        with self._begin("remove", deadline_seconds) as call:
+        self._check((identity,), 0)
+        with self._calls.begin("remove", deadline_seconds) as call:
             return self._remove(call, identity) not in ABOUT_THE_KEY
 
     def close(self) -> None:
         """Leaves the store; calls that hang are waited for a few seconds, then left behind."""
-        if not self._is_closed and self._lanes.end_all(_CLOSE_SECONDS):
-            self._store.close()  # not while a call hangs in it
-        self._is_closed = True
+        self._calls.close()
 
     def __enter__(self) -> "MooncakeTier":
         return self
@@ -170,93 +184,93 @@ class MooncakeTier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _begin(self, name: str, seconds: float) -> Iterator[_Call]:
-        """Leave from the breaker, and a lane."""
-        if self._is_closed:
-            raise WrongState(f"{_TIER}: found closed, needed open")
-        deadline = time.monotonic() + seconds
-        admission = self._breaker.admit(time.monotonic())
-        with self._reporting(admission):
-            lane = self._lanes.take(name, deadline)
-        call = _Call(name, deadline, admission, lane)
-        try:
-            yield call
-        finally:
-            if not call.is_left:
-                self._lanes.give_back(lane)
+    def _write(
+        self, call: Call, offset: int, identity: bytes, content: memoryview, num_tokens: int
+    ) -> Frame:
+        """Frames a page at an offset of the lane's memory; a shared one stays where it is."""
+        key, address = self._key(identity), call.lane.address + offset
+        shared_at = self._shared.address_of(content)
+        in_lane = FRAME_BYTES + (content.nbytes if shared_at is None else 0)
+        memory = call.lane.memory[offset : offset + in_lane]
+        write_frame(memory, identity, content, num_tokens)
+        if shared_at is None:
+            return Frame(key, memory, [address], [in_lane])
+        return Frame(key, memory, [address, shared_at], [FRAME_BYTES, content.nbytes])
 
-    def _run(self, call: _Call, work: Callable[[], int], *answers: int) -> int:
-        """Makes one call of the store; negative codes are failures but for `answers`."""
-        with self._reporting(call.admission):
-            code = call.lane.run(call.deadline, work)
-            if code is None:
-                call.is_left = True
-                raise DeadlinePassed(f"{call.name}: deadline passed")
-            if code < 0 and code not in answers and code not in ABOUT_THE_KEY:
-                raise TierDown(failure(call.name, code))
-        self._breaker.succeeded(call.admission)
-        return code
-
-    @contextmanager
-    def _reporting(self, admission: Admission) -> Iterator[None]:
-        """Counts what is raised against the store."""
-        try:
-            yield
-        except (DeadlinePassed, TierDown):
-            self._count("failures")
-            self._breaker.failed(admission, time.monotonic())
-            raise
-
-    def _put_frame(self, call: _Call, work: Callable[[], int], num_bytes: int) -> None:
+    def _put_frames(self, call: Call, frames: list[Frame]) -> None:
         for attempt in itertools.count():
-            if self._run(call, work, FULL) != FULL:
+            codes = self._calls.run(call, partial(store_frames, self._store, frames), FULL)
+            if FULL not in codes:
                 return
-            self._count("full")
+            frames = [frame for frame, code in zip(frames, codes, strict=True) if code == FULL]
+            self._calls.count("full", len(frames))
             left = call.deadline - time.monotonic()
             pause = min(_FIRST_PAUSE_SECONDS * 2 ** min(attempt, 10), _LONGEST_PAUSE_SECONDS)
             if left < pause + _LEAST_CALL_SECONDS:
-                need = f"need {num_bytes} bytes"
-                raise TierFull(f"{_TIER} full: {need}, no room in {attempt + 1} tries")
+                need = f"need {sum(frame.num_bytes for frame in frames)} bytes"
+                raise TierFull(f"{TIER} full: {need}, no room in {attempt + 1} tries")
             time.sleep(pause)
 
-    def _fetch(self, call: _Call, identity: bytes, num_bytes: int) -> memoryview | None:
-        frame, key = call.lane.memory[: FRAME_BYTES + num_bytes], self._key(identity)
-        frame[:FRAME_BYTES] = bytes(FRAME_BYTES)  # no page of an earlier call may pass for this one
-        address, length = call.lane.address, frame.nbytes
-        read = partial(self._store.get_into, key, address, length)
-        code = self._run(call, read, WRONG_LENGTH, UNREADABLE)
+    def _fetch(
+        self, call: Call, identities: Sequence[bytes], num_bytes: int
+    ) -> list[memoryview | None]:
+        length = FRAME_BYTES + num_bytes
+        frames = []
+        for number, identity in enumerate(identities):
+            start = length * number
+            memory = call.lane.memory[start : start + length]
+            memory[:FRAME_BYTES] = _NO_HEADER  # no page of an earlier call may pass for this one
+            frames.append(Frame(self._key(identity), memory, [call.lane.address + start], [length]))
+        codes = self._calls.run(
+            call, partial(load_frames, self._store, frames), WRONG_LENGTH, UNREADABLE
+        )
+        return [self._open(call, *parts) for parts in zip(frames, identities, codes, strict=True)]
+
+    def _open(self, call: Call, frame: Frame, identity: bytes, code: int) -> memoryview | None:
+        """The page in a frame that was loaded with that code; None, counted, if it is not sound."""
+        page, length = None, frame.memory.nbytes
         if code == UNREADABLE:
-            self._count("unreadable")
-        if code == UNREADABLE or code in ABOUT_THE_KEY:
-            return None
-        page = open_frame(frame, identity, num_bytes) if code == length else None
-        if page is None:
-            self._drop_corrupt(call, identity)
+            self._calls.count("unreadable")
+        elif code not in ABOUT_THE_KEY:
+            is_whole = code == length
+            page = open_frame(frame.memory, identity, length - FRAME_BYTES) if is_whole else None
+            if page is None:
+                self._drop_corrupt(call, identity)
+        self._calls.count("misses" if page is None else "hits")
         return page
 
-    def _drop_corrupt(self, call: _Call, identity: bytes) -> None:
+    def _drop_corrupt(self, call: Call, identity: bytes) -> None:
         """While the wrong bytes stay, a put of the right ones would change nothing."""
-        self._count("corrupt")
+        self._calls.count("corrupt")
         with suppress(DeadlinePassed, TierDown):  # counted; the page is a miss either way
             self._remove(call, identity)
 
-    def _remove(self, call: _Call, identity: bytes) -> int:
-        return self._run(call, partial(self._store.remove, self._key(identity), True))
+    def _remove(self, call: Call, identity: bytes) -> int:
+        (code,) = self._calls.run(call, lambda: [self._store.remove(self._key(identity), True)])
+        return code
 
     def _key(self, identity: bytes) -> str:
         return self._options.key_prefix + identity.hex()
 
-    def _check(self, identity: bytes, num_bytes: int) -> None:
-        if len(identity) != IDENTITY_BYTES:
-            raise InvalidArgument(f"identity: found {len(identity)} bytes, needed {IDENTITY_BYTES}")
-        most = self._options.max_page_bytes
-        if num_bytes > most:
-            raise InvalidArgument(f"page: found {num_bytes} bytes, needed 0 to {most}")
+    def _check(self, identities: Sequence[bytes], num_bytes: int) -> None:
+        """Of pages with so many bytes together: their names, and that their frames fit a lane."""
+        for identity in identities:
+            if len(identity) != IDENTITY_BYTES:
+                found = f"identity: found {len(identity)} bytes"
+                raise InvalidArgument(f"{found}, needed {IDENTITY_BYTES}")
+        most = self._calls.lane_bytes - FRAME_BYTES * len(identities)
+        if num_bytes > most or not identities:
+            what = "page" if len(identities) == 1 else f"{len(identities)} pages"
+            raise InvalidArgument(f"{what}: found {num_bytes} bytes, needed 0 to {most}")
 
-    def _count(self, name: str) -> None:
-        with self._lock:
-            self._counts[name] += 1
+
+def _bytes_of(page: Bytes) -> memoryview:
+    return memoryview(page).cast("B")
+
+
+def _check_tokens(num_tokens: int) -> None:
+    if not 1 <= num_tokens <= PAGE_TOKENS:
+        raise InvalidArgument(f"num_tokens: found {num_tokens}, needed 1 to {PAGE_TOKENS}")
 
 
 def connect(options: MooncakeOptions) -> MooncakeTier:

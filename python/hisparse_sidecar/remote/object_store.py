@@ -1,5 +1,6 @@
 """What the remote tier uses of Mooncake's client, and where the store is."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,16 +11,45 @@ from hisparse_sidecar.remote.breaker import BreakerLimits
 FULL, WRONG_LENGTH, ABSENT, UNREADABLE = -200, -600, -704, -800
 ABOUT_THE_KEY = range(-799, -699)  # not there, not ready, there already, leased
 
+# A call asks the master twice at most, moves bytes once, and may have to connect first. The client
+# gives each up after so long, the bytes once none has come for so long; its own bounds are 30 s.
+STALL_SECONDS = 2
+LONGEST_CALL_SECONDS = 4 * STALL_SECONDS
+_STALL_BOUNDS = {
+    "MC_RPC_CONNECT_TIMEOUT_MS": 1000 * STALL_SECONDS,
+    "MC_RPC_TIMEOUT_MS": 1000 * STALL_SECONDS,
+    "MC_TCP_PROGRESS_TIMEOUT_SEC": STALL_SECONDS,
+    "MC_TCP_STATUS_TIMEOUT_SEC": STALL_SECONDS,
+}
+
 
 class ObjectStore(Protocol):
     """What is used of `mooncake.store.MooncakeDistributedStore`; a negative answer is an error."""
 
-    def put_parts(self, key: str, *parts: bytes | memoryview) -> int:
-        """Stores the parts as one object under a key that is new; 0 also where it is not."""
+    def put_from(self, key: str, buffer_ptr: int, size: int) -> int:
+        """Stores registered memory under a key that is new; 0 also where it is not."""
+        ...
+
+    def batch_put_from(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
+    ) -> list[int]:
+        """The same for several keys."""
+        ...
+
+    def batch_put_from_multi_buffers(
+        self, keys: list[str], all_buffer_ptrs: list[list[int]], all_sizes: list[list[int]]
+    ) -> list[int]:
+        """The same for objects of several parts."""
         ...
 
     def get_into(self, key: str, buffer_ptr: int, size: int) -> int:
         """Copies an object; its length."""
+        ...
+
+    def batch_get_into(
+        self, keys: list[str], buffer_ptrs: list[int], sizes: list[int]
+    ) -> list[int]:
+        """The same for several keys."""
         ...
 
     def is_exist(self, key: str) -> int:
@@ -57,12 +87,16 @@ class MooncakeOptions:
 
 
 def open_store(options: MooncakeOptions) -> ObjectStore:
-    """A client of a running store.
+    """A client of a running store. Its calls end by `LONGEST_CALL_SECONDS`, unless bytes trickle.
+
+    The client takes these bounds from the process's environment, which is changed for it; a process
+    that has used another client before keeps that one's.
 
     Raises:
         TierDown: the master does not answer.
         InvalidArgument: the wheel of the store is not installed, or a library that it needs.
     """
+    os.environ.update({name: str(bound) for name, bound in _STALL_BOUNDS.items()})
     try:
         from mooncake.store import MooncakeDistributedStore
     except ImportError as error:

@@ -1,0 +1,1 @@
+"""What the suite `eviction` records and draws."""

@@ -1,0 +1,42 @@
+"""Suite `tiers`: the file tier's spills and restores beside `dd`, and the recovery of 10 GiB.
+
+Rates are medians of rounds in which both sides take turns; what is durable counts, and what is read
+is cold. Pages are written to the build folder's disk, 10 GiB of them for the recovery.
+"""
+
+from collections.abc import Iterator
+from statistics import median
+
+from benchmarks.cargo_runs import Line, bench_lines
+from benchmarks.ops.spread import ratio_spread
+from hisparse_sidecar.cli.bench.rows import Measurement
+from hisparse_sidecar.cli.bench.suite import Suite
+from hisparse_sidecar.cli.bench.timing import Stopwatch
+
+
+def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
+    for line in bench_lines("file_tier"):
+        for measurement in to_measurements(line):
+            if stopwatch.wants(measurement.case):
+                yield measurement
+
+
+def to_measurements(line: Line) -> Iterator[Measurement]:
+    """What one line of the benchmark `file_tier` says."""
+    case = f"{line['case']}, pages of {line['page_bytes'] / 1024:,.0f} KiB"
+    if line["case"] == "recovery":
+        case += f", {line['pages']} pages in {line['segments']} segments"
+        yield Measurement(case, "s", line["seconds"], "lower")
+        yield Measurement(case, "segments scanned", line["scanned"], "lower")
+        return
+    ours, peer = line["gb_per_s"], line["dd_gb_per_s"]
+    spread = ratio_spread(peer, ours)  # it is made for times
+    yield Measurement(case, "median GB/s", median(ours), "higher", "dd", median(peer), spread)
+
+
+SUITE = Suite(
+    name="tiers",
+    summary="the file tier's spill and restore (GB/s), beside dd; recovery of 10 GiB (minutes)",
+    device="cpu",
+    measure=_measure,
+)
