@@ -213,10 +213,10 @@ def test_the_descriptor_is_sealed_and_fetched_once_by_its_owner(server: SidecarS
 
 
 BAD_LINES: dict[str, tuple[bytes, str]] = {
-    "unknown word": (b"OPEN 1\n", "ERROR the line starts with 'OPEN', needs 'FETCH'\n"),
-    "empty": (b"\n", "ERROR the line starts with '', needs 'FETCH'\n"),
+    "unknown word": (b"OPEN 1\n", "ERROR the line starts with 'OPEN', needs 'FETCH' or 'ALIVE'\n"),
+    "empty": (b"\n", "ERROR the line starts with '', needs 'FETCH' or 'ALIVE'\n"),
     "wrong token": (b"FETCH ../../etc/passwd\n", "ERROR the token fetches none of the 0 regions\n"),
-    "no ASCII": (b"\xff\x00\n", "ERROR the line starts with '�\\x00', needs 'FETCH'\n"),
+    "no ASCII": (b"\xff\x00\n", "ERROR the line starts with '�\\x00', needs 'FETCH' or 'ALIVE'\n"),
     "endless": (b"x" * 9000, "ERROR a line has over 4096 bytes\n"),
 }
 

@@ -1,11 +1,23 @@
 """The client's end of the side socket: who we are, and the descriptors of our regions."""
 
 import socket
+import threading
+import weakref
 from pathlib import Path
 
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.wire.errors import ServerUnavailable
-from hisparse_sidecar.wire.names import ERROR, FETCH, GREETING, MAX_LINE_BYTES, OK, side_socket_path
+from hisparse_sidecar.wire.names import (
+    ALIVE,
+    ERROR,
+    FETCH,
+    GREETING,
+    MAX_LINE_BYTES,
+    OK,
+    side_socket_path,
+)
+
+_SIGNS_PER_LIMIT = 3  # two may be lost or late
 
 
 class SideConnection:
@@ -18,18 +30,25 @@ class SideConnection:
 
     def __init__(self, socket_path: Path, timeout_seconds: float) -> None:
         path = side_socket_path(str(socket_path))
+        self._sending = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self._socket.settimeout(timeout_seconds)
             self._socket.connect(path)
             words = self._receive(GREETING)[0].split(" ")
             self.client_id, self.client_token = int(words[0]), words[1]
+            max_silent_seconds = float(words[2])
         except OSError as error:
             self._socket.close()
             raise ServerUnavailable(f"no server on {path}: {error}") from None
         except BaseException:
             self._socket.close()
             raise
+        self._closing = threading.Event()
+        say_alive = (weakref.ref(self), self._closing, max_silent_seconds / _SIGNS_PER_LIMIT)
+        threading.Thread(
+            target=_say_alive, args=say_alive, name="hisparse-alive", daemon=True
+        ).start()
 
     def fetch(self, region_token: str) -> int:
         """The descriptor of a region of this client; the caller closes it.
@@ -39,7 +58,7 @@ class SideConnection:
             ServerUnavailable: it is gone.
         """
         try:
-            self._socket.sendall(f"{FETCH} {region_token}\n".encode())
+            self.say(f"{FETCH} {region_token}")
             line, descriptors = self._receive(OK)
         except OSError as error:
             raise ServerUnavailable(f"the side socket failed: {error}") from None
@@ -47,8 +66,14 @@ class SideConnection:
             raise HisparseError(f"{line} came with {len(descriptors)} descriptors, needs 1")
         return descriptors[0]
 
+    def say(self, line: str) -> None:
+        """Sends one line, whole."""
+        with self._sending:
+            self._socket.sendall(f"{line}\n".encode())
+
     def close(self) -> None:
         """Ends the client; the server has freed what it owned when this returns."""
+        self._closing.set()
         try:
             self._socket.shutdown(socket.SHUT_WR)
             while self._socket.recv(MAX_LINE_BYTES):
@@ -73,3 +98,21 @@ class SideConnection:
         if not line.startswith(expected + " "):
             raise HisparseError(f"the server sent {line[:40]!r}, expected {expected!r}")
         return line.removeprefix(expected + " "), descriptors
+
+
+def _say_alive(
+    connection: "weakref.ref[SideConnection]", closing: threading.Event, seconds: float
+) -> None:
+    """Runs in a thread of its own: a client that computes for long, or waits, is alive.
+
+    It must not keep a connection that everybody else has dropped: that one is to close.
+    """
+    while not closing.wait(seconds):
+        open_connection = connection()
+        if open_connection is None:
+            return
+        try:
+            open_connection.say(ALIVE)
+        except OSError:  # the server is gone or has ended this client: the next call hears it
+            return
+        del open_connection

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.grpc_types import Context
+from hisparse_sidecar.server.liveness import Liveness
 from hisparse_sidecar.server.shared_sidecar import SharedSidecar, StepTaken
 from hisparse_sidecar.server.worker import Worker
 from hisparse_sidecar.wire.errors import Draining, Unauthenticated
@@ -38,9 +39,12 @@ class StepEnds:
 class Gate:
     """Runs calls on the shared sidecar in the worker thread."""
 
-    def __init__(self, shared: SharedSidecar, worker: Worker, step_ends: StepEnds) -> None:
+    def __init__(
+        self, shared: SharedSidecar, worker: Worker, step_ends: StepEnds, liveness: Liveness
+    ) -> None:
         self.shared = shared
         self.worker = worker
+        self.liveness = liveness
         self._step_ends = step_ends
         self.draining = asyncio.Event()
         self.streams_end = asyncio.Event()
@@ -68,7 +72,8 @@ class Gate:
                 with suppress(Unauthenticated):  # the client is gone, and what it owned
                     undo(self.shared.clients.find(token), result)
 
-        return await self._in_turn(make, unmake)
+        with self.liveness.calling(token):
+            return await self._in_turn(make, unmake)
 
     async def client_call(
         self,
@@ -87,7 +92,8 @@ class Gate:
                 with suppress(Unauthenticated):
                     undo(self.shared.clients.require(token), result)
 
-        return await self._in_turn(make, unmake)
+        with self.liveness.calling(token):
+            return await self._in_turn(make, unmake)
 
     async def step_call(self, context: Context, call: Callable[[Client], _Result]) -> _Result:
         """As `client_call`, for a call within a step: cancelling it aborts the step."""
@@ -106,6 +112,11 @@ class Gate:
                 self.shared.abort_any_step(self.shared.clients.require(token))
 
         self.worker.submit(abort)
+
+    async def snapshot(self, context: Context, call: Callable[[], _Result]) -> _Result:
+        """`call()`, for any caller and whatever step is open."""
+        with self.liveness.calling(client_token(context)):
+            return await self.worker.run(call)
 
     def refuse_if_draining(self) -> None:
         """Raises Draining once the server is to end: nothing new begins."""

@@ -61,7 +61,9 @@ async def _serve(config: SidecarConfig, options: ServerOptions) -> int:
 
 def server_options(arguments: argparse.Namespace) -> ServerOptions:
     """What the flags of `add_server_flags` ask for."""
-    limits = Limits(drain_seconds=arguments.drain_seconds)
+    limits = Limits(
+        drain_seconds=arguments.drain_seconds, max_silent_seconds=arguments.max_silent_seconds
+    )
     tcp = None
     if arguments.tcp is not None:
         tcp = TcpOptions(
@@ -95,8 +97,11 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where a server listens and how it ends."""
     add = parser.add_argument
     add("--socket", type=Path, required=True, metavar="PATH", help="Unix socket to serve on")
-    drain = Limits().drain_seconds
+    limits = Limits()
+    drain, silent = limits.drain_seconds, limits.max_silent_seconds
     add("--drain-seconds", type=float, default=drain, metavar="S", help="default: %(default)g")
+    ends = "end a client that is silent for longer; default: %(default)g"
+    add("--max-silent-seconds", type=float, default=silent, metavar="S", help=ends)
     tcp = parser.add_argument_group("TCP", "off by default; needs a token or client certificates")
     tcp.add_argument("--tcp", metavar="HOST:PORT", help="serve on TCP too")
     tcp.add_argument("--token-file", type=Path, help="file of the bearer token")

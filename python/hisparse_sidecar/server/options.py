@@ -1,5 +1,6 @@
 """Where a server listens and how much it lets one client have."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Limits:
         max_concurrent_streams: calls at once on one connection.
         max_call_seconds: a unary call without a nearer deadline ends here.
         max_step_idle_seconds: an open step without a call is aborted after this.
+        max_silent_seconds: a client without a call or a sign of life is ended after this.
         drain_seconds: from the signal to end until calls still running are cancelled.
     """
 
@@ -36,7 +38,14 @@ class Limits:
     max_concurrent_streams: int = 256
     max_call_seconds: float = 120.0
     max_step_idle_seconds: float = 60.0
+    max_silent_seconds: float = 120.0
     drain_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_call_seconds", "max_step_idle_seconds", "max_silent_seconds"):
+            found = getattr(self, name)
+            if not 0.0 < found < math.inf:
+                raise InvalidArgument(f"{name} is {found:g}, needs > 0 and finite")
 
 
 @dataclass(frozen=True)

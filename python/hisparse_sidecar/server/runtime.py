@@ -16,6 +16,7 @@ from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.server.clients import Clients
 from hisparse_sidecar.server.gate import Gate, StepEnds
 from hisparse_sidecar.server.grpc_servers import Servicers, tcp_server, unix_server
+from hisparse_sidecar.server.liveness import Liveness
 from hisparse_sidecar.server.options import Limits, ServerOptions
 from hisparse_sidecar.server.shared_sidecar import SharedSidecar
 from hisparse_sidecar.server.side_socket import SideSocket
@@ -63,15 +64,20 @@ class ServerRuntime:
         sidecar = await self._worker.run(lambda: Sidecar(self._config))
         self._shared = SharedSidecar(sidecar, Clients(limits), step_ends.notify)
         self._ends.push_async_callback(self._worker.run, self._shared.close)
-        self._gate = Gate(self._shared, self._worker, step_ends)
+        liveness = Liveness(limits.max_silent_seconds)
+        self._gate = Gate(self._shared, self._worker, step_ends, liveness)
         self._servicers = Servicers(self._gate, _server_info(self._config, limits))
         await self._servicers.set_serving(False)
         self._bind()
         for server in self._servers:
             await server.start()
         self._side.start(self._gate)
-        self._idle_check = asyncio.ensure_future(self._abort_idle_steps())
-        self._ends.callback(self._idle_check.cancel)
+        self._checks = [
+            asyncio.ensure_future(self._abort_idle_steps()),
+            asyncio.ensure_future(_end_silent_clients(liveness)),
+        ]
+        for check in self._checks:
+            self._ends.callback(check.cancel)
         await self._servicers.set_serving(True)
 
     def _bind(self) -> None:
@@ -140,6 +146,12 @@ class ServerRuntime:
             remove_own(path, bound)
 
 
+async def _end_silent_clients(liveness: Liveness) -> None:
+    while True:
+        await asyncio.sleep(liveness.scan_seconds)
+        liveness.end_silent()
+
+
 def _server_info(config: SidecarConfig, limits: Limits) -> sidecar_pb2.GetServerInfoResponse:
     return sidecar_pb2.GetServerInfoResponse(
         version=_package_version(),
@@ -159,6 +171,7 @@ def _server_info(config: SidecarConfig, limits: Limits) -> sidecar_pb2.GetServer
             max_message_bytes=limits.max_message_bytes,
             max_call_seconds=limits.max_call_seconds,
             max_step_idle_seconds=limits.max_step_idle_seconds,
+            max_silent_seconds=limits.max_silent_seconds,
         ),
     )
 

@@ -8,13 +8,14 @@ import logging
 import os
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from hisparse_sidecar.errors import HisparseError, InvalidArgument
 from hisparse_sidecar.server.clients import Client, Region
 from hisparse_sidecar.server.gate import Gate
 from hisparse_sidecar.wire.errors import NotOwner
-from hisparse_sidecar.wire.names import ERROR, FETCH, GREETING, MAX_LINE_BYTES, OK
+from hisparse_sidecar.wire.names import ALIVE, ERROR, FETCH, GREETING, MAX_LINE_BYTES, OK
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 64
@@ -73,13 +74,27 @@ async def _serve(connection: socket.socket, gate: Gate) -> None:
             await _send(connection, ERROR, str(error))
             return
         try:
-            await _send(connection, GREETING, str(client.client_id), client.token)
-            await _answer_lines(connection, gate, client)
+            with gate.liveness.watching(client.token, lambda why: _end(connection, client, why)):
+                await _greet(connection, client, gate.liveness.max_silent_seconds)
+                await _answer_lines(connection, gate, client)
         except OSError:  # the client went away in the middle of a line
             return
         finally:
             # before the connection closes: who waits for that finds everything freed
             await gate.worker.run(lambda: gate.shared.disconnect(client))
+
+
+async def _greet(connection: socket.socket, client: Client, max_silent_seconds: float) -> None:
+    limit = f"{max_silent_seconds:g}"
+    await _send(connection, GREETING, str(client.client_id), client.token, limit)
+
+
+def _end(connection: socket.socket, client: Client, why: str) -> None:
+    _LOG.warning("%s is ended: %s", client, why)
+    with suppress(OSError):  # it reads nothing, or has gone by itself
+        connection.send(f"{ERROR} {why}\n".encode())
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)  # its task goes on as if the client had closed
 
 
 def _check_peer(connection: socket.socket) -> None:
@@ -102,11 +117,16 @@ async def _answer_lines(connection: socket.socket, gate: Gate, client: Client) -
 
 
 async def _answer(connection: socket.socket, gate: Gate, client: Client, line: bytes) -> None:
+    verb, _, fetch_token = line.decode("ascii", "replace").partition(" ")
+    gate.liveness.heard(client.token)
+    if verb == ALIVE:
+        return
     try:
-        verb, _, fetch_token = line.decode("ascii", "replace").partition(" ")
         if verb != FETCH:
-            raise InvalidArgument(f"the line starts with {verb[:16]!r}, needs {FETCH!r}")
-        region = await gate.worker.run(lambda: gate.shared.clients.redeem(client, fetch_token))
+            needed = f"{FETCH!r} or {ALIVE!r}"
+            raise InvalidArgument(f"the line starts with {verb[:16]!r}, needs {needed}")
+        with gate.liveness.calling(client.token):
+            region = await gate.worker.run(lambda: gate.shared.clients.redeem(client, fetch_token))
         await _send_descriptor(connection, region)
     except HisparseError as error:
         await _send(connection, ERROR, str(error))

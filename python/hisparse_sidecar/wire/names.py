@@ -6,6 +6,7 @@ AUTHORIZATION_KEY = "authorization"  # metadata of a call over TCP: "Bearer TOKE
 
 GREETING = "HISPARSE 1"  # the server's first word, and the version of the lines
 FETCH = "FETCH"
+ALIVE = "ALIVE"
 OK = "OK"
 ERROR = "ERROR"
 MAX_LINE_BYTES = 4096

@@ -3,7 +3,7 @@
 # ruff: noqa: D102, N802 - names and contracts of the methods are those of the proto
 
 from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2, sidecar_pb2_grpc
-from hisparse_sidecar.server.gate import Gate
+from hisparse_sidecar.server.gate import Gate, client_token
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.wire.stats import encode_stats
 
@@ -18,9 +18,11 @@ class SidecarServicer(sidecar_pb2_grpc.SidecarServiceServicer):
     async def GetServerInfo(
         self, request: sidecar_pb2.GetServerInfoRequest, context: Context
     ) -> sidecar_pb2.GetServerInfoResponse:
+        self._gate.liveness.heard(client_token(context))
         return self._server_info
 
     async def GetStats(
         self, request: sidecar_pb2.GetStatsRequest, context: Context
     ) -> sidecar_pb2.GetStatsResponse:
-        return encode_stats(await self._gate.worker.run(self._gate.shared.sidecar.stats))
+        stats = await self._gate.snapshot(context, self._gate.shared.sidecar.stats)
+        return encode_stats(stats)

@@ -9,10 +9,12 @@ Regions: memory of one client that the server maps too. A region is an anonymous
 gRPC cannot carry a file descriptor. Beside its Unix socket PATH the server listens on the
 stream socket PATH.fd, which only processes of the server's own user may use:
 
-  server: "HISPARSE 1 CLIENT_ID CLIENT_TOKEN\\n"  on connect: the caller is now a client
-  client: "FETCH REGION_TOKEN\\n"                 any number of times
-  server: "OK NUM_BYTES\\n"                       with the descriptor as SCM_RIGHTS, or
+  server: "HISPARSE 1 CLIENT_ID CLIENT_TOKEN MAX_SILENT_SECONDS\\n"
+                                   on connect: the caller is now a client
+  client: "FETCH REGION_TOKEN\\n"   any number of times
+  server: "OK NUM_BYTES\\n"         with the descriptor as SCM_RIGHTS, or
   server: "ERROR MESSAGE\\n"
+  client: "ALIVE\\n"                any number of times, no answer
 
 A call that carries the metadata `hisparse-client: CLIENT_TOKEN` is made by that client. What
 the client makes (regions, sequences, an open step) is its own and ends with the connection to
@@ -20,6 +22,13 @@ the side socket, however that ends. No other caller may use it.
 A call without that metadata is connectionless: it may open sequences, which then belong to
 nobody, may be used by every caller and live until they are closed; it can have neither a
 region nor a step.
+
+# Silent clients
+
+A client is silent while no call of it runs and nothing comes over its side socket. One that was
+silent for longer than MAX_SILENT_SECONDS is ended as if it had closed its side socket: its step
+is aborted, its sequences are closed, its regions are unmapped, its token is worth nothing. The
+server looks every quarter of the limit. Clients send ALIVE every third of it.
 
 # Errors
 

@@ -131,18 +131,20 @@ class RowSizes(_message.Message):
     def __init__(self, kv_row_bytes: _Optional[int] = ..., index_row_bytes: _Optional[int] = ..., query_dim: _Optional[int] = ..., latent_dim: _Optional[int] = ..., page_tokens: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_region_bytes", "max_regions", "max_message_bytes", "max_call_seconds", "max_step_idle_seconds")
+    __slots__ = ("max_region_bytes", "max_regions", "max_message_bytes", "max_call_seconds", "max_step_idle_seconds", "max_silent_seconds")
     MAX_REGION_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_REGIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CALL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEP_IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     max_region_bytes: int
     max_regions: int
     max_message_bytes: int
     max_call_seconds: float
     max_step_idle_seconds: float
-    def __init__(self, max_region_bytes: _Optional[int] = ..., max_regions: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_call_seconds: _Optional[float] = ..., max_step_idle_seconds: _Optional[float] = ...) -> None: ...
+    max_silent_seconds: float
+    def __init__(self, max_region_bytes: _Optional[int] = ..., max_regions: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_call_seconds: _Optional[float] = ..., max_step_idle_seconds: _Optional[float] = ..., max_silent_seconds: _Optional[float] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ()
