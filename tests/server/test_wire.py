@@ -12,6 +12,7 @@ from google.protobuf import descriptor_pb2
 from hisparse_sidecar import errors, stats
 from hisparse_sidecar._core import Stats
 from hisparse_sidecar._proto.hisparse.v1 import (
+    error_details_pb2,
     region_pb2,
     selection_pb2,
     sequence_pb2,
@@ -27,7 +28,15 @@ from hisparse_sidecar.wire.selections import decode_selection, encode_selection
 from hisparse_sidecar.wire.stats import CoreStats
 
 ROOT = Path(__file__).parents[2]
-FILES = (region_pb2, selection_pb2, sequence_pb2, sidecar_pb2, step_pb2, tensor_pb2)
+FILES = (
+    error_details_pb2,
+    region_pb2,
+    selection_pb2,
+    sequence_pb2,
+    sidecar_pb2,
+    step_pb2,
+    tensor_pb2,
+)
 
 
 def test_the_committed_code_is_generated_from_the_proto_files(tmp_path: Path) -> None:

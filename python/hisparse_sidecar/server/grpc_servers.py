@@ -54,10 +54,12 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc, name-defi
 class Servicers:
     """What every server serves."""
 
-    def __init__(self, gate: Gate, server_info: sidecar_pb2.GetServerInfoResponse) -> None:
+    def __init__(
+        self, gate: Gate, server_info: sidecar_pb2.GetServerInfoResponse, limits: Limits
+    ) -> None:
         self._region = RegionServicer(gate)
         self._sequence = SequenceServicer(gate)
-        self._step = StepServicer(gate)
+        self._step = StepServicer(gate, limits.max_unread_seconds)
         self._sidecar = SidecarServicer(gate, server_info)
         self._health = HealthServicer(gate)
 
@@ -107,13 +109,15 @@ def tcp_server(
 
 def _server(servicers: Servicers, limits: Limits, first: list[TokenInterceptor]) -> grpc.aio.Server:
     server = grpc.aio.server(
-        interceptors=[*first, StatusInterceptor(limits.max_call_seconds)],
+        interceptors=[*first, StatusInterceptor(limits.max_call_seconds, limits.retry_seconds)],
         options=[
             ("grpc.max_receive_message_length", limits.max_message_bytes),
             ("grpc.max_send_message_length", limits.max_message_bytes),
             ("grpc.max_metadata_size", limits.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
             ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
+            ("grpc.http2.bdp_probe", 0),  # a fast socket must not earn a sender a larger buffer
+            ("grpc.http2.lookahead_bytes", limits.stream_buffer_bytes),
             ("grpc.so_reuseport", 0),  # a port in use is refused, not shared
         ],
     )

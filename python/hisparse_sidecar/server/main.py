@@ -17,6 +17,12 @@ from hisparse_sidecar.server.runtime import ServerRuntime
 
 _LOG = logging.getLogger("hisparse_sidecar.server")
 _FAST_EXIT_SECONDS = 5.0
+_LIMIT_FLAGS = {
+    "drain_seconds": "time to end in, from SIGTERM on",
+    "max_silent_seconds": "end a client of which nothing is heard for longer",
+    "max_unread_seconds": "end a stream whose client is behind with reading for longer",
+    "max_step_idle_seconds": "abort an open step of which no call comes for longer",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,9 +67,7 @@ async def _serve(config: SidecarConfig, options: ServerOptions) -> int:
 
 def server_options(arguments: argparse.Namespace) -> ServerOptions:
     """What the flags of `add_server_flags` ask for."""
-    limits = Limits(
-        drain_seconds=arguments.drain_seconds, max_silent_seconds=arguments.max_silent_seconds
-    )
+    limits = Limits(**{name: getattr(arguments, name) for name in _LIMIT_FLAGS})
     tcp = None
     if arguments.tcp is not None:
         tcp = TcpOptions(
@@ -97,11 +101,10 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where a server listens and how it ends."""
     add = parser.add_argument
     add("--socket", type=Path, required=True, metavar="PATH", help="Unix socket to serve on")
-    limits = Limits()
-    drain, silent = limits.drain_seconds, limits.max_silent_seconds
-    add("--drain-seconds", type=float, default=drain, metavar="S", help="default: %(default)g")
-    ends = "end a client that is silent for longer; default: %(default)g"
-    add("--max-silent-seconds", type=float, default=silent, metavar="S", help=ends)
+    for name, meaning in _LIMIT_FLAGS.items():
+        flag, default = f"--{name.replace('_', '-')}", getattr(Limits(), name)
+        text = f"{meaning}; default: %(default)g"
+        add(flag, type=float, default=default, metavar="S", help=text)
     tcp = parser.add_argument_group("TCP", "off by default; needs a token or client certificates")
     tcp.add_argument("--tcp", metavar="HOST:PORT", help="serve on TCP too")
     tcp.add_argument("--token-file", type=Path, help="file of the bearer token")

@@ -1,7 +1,7 @@
 """Where a server listens and how much it lets one client have."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import grpc
@@ -24,9 +24,12 @@ class Limits:
         max_message_bytes: one message, either way.
         max_metadata_bytes: metadata of one call.
         max_concurrent_streams: calls at once on one connection.
+        stream_buffer_bytes: what a stream may have sent before the server reads it.
         max_call_seconds: a unary call without a nearer deadline ends here.
+        max_unread_seconds: a stream whose responses wait for longer for the client is ended.
         max_step_idle_seconds: an open step without a call is aborted after this.
         max_silent_seconds: a client without a call or a sign of life is ended after this.
+        retry_seconds: after which a call that was refused for want of room may try again.
         drain_seconds: from the signal to end until calls still running are cancelled.
     """
 
@@ -36,15 +39,18 @@ class Limits:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_metadata_bytes: int = 16 << 10
     max_concurrent_streams: int = 256
+    stream_buffer_bytes: int = 64 << 10
     max_call_seconds: float = 120.0
+    max_unread_seconds: float = 30.0
     max_step_idle_seconds: float = 60.0
     max_silent_seconds: float = 120.0
+    retry_seconds: float = 0.25
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_call_seconds", "max_step_idle_seconds", "max_silent_seconds"):
+        for name in (one.name for one in fields(self) if one.name.endswith("_seconds")):
             found = getattr(self, name)
-            if not 0.0 < found < math.inf:
+            if not 0.0 < found < math.inf and (name, found) != ("drain_seconds", 0.0):
                 raise InvalidArgument(f"{name} is {found:g}, needs > 0 and finite")
 
 

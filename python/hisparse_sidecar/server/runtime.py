@@ -66,7 +66,7 @@ class ServerRuntime:
         self._ends.push_async_callback(self._worker.run, self._shared.close)
         liveness = Liveness(limits.max_silent_seconds)
         self._gate = Gate(self._shared, self._worker, step_ends, liveness)
-        self._servicers = Servicers(self._gate, _server_info(self._config, limits))
+        self._servicers = Servicers(self._gate, _server_info(self._config, limits), limits)
         await self._servicers.set_serving(False)
         self._bind()
         for server in self._servers:

@@ -10,6 +10,7 @@ import grpc
 from hisparse_sidecar.server.grpc_types import Context, Handler, Interceptor
 from hisparse_sidecar.wire.errors import DeadlineExceeded, status_of
 from hisparse_sidecar.wire.names import ERROR_KEY
+from hisparse_sidecar.wire.retry_info import encode_retry_info
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "/hisparse."  # health and reflection have statuses of their own
@@ -18,8 +19,9 @@ _PREFIX = "/hisparse."  # health and reflection have statuses of their own
 class StatusInterceptor(Interceptor):
     """Wraps every method of ours."""
 
-    def __init__(self, max_call_seconds: float) -> None:
+    def __init__(self, max_call_seconds: float, retry_seconds: float) -> None:
         self._max_call_seconds = max_call_seconds
+        self._retry_seconds = retry_seconds
 
     async def intercept_service(
         self,
@@ -42,9 +44,9 @@ class StatusInterceptor(Interceptor):
                 return await asyncio.wait_for(method(request, context), self._max_call_seconds)
             except asyncio.TimeoutError:
                 limit = f"the call took {self._max_call_seconds:g} s, the most that it may"
-                await _abort(context, DeadlineExceeded(limit))
+                await self._abort(context, DeadlineExceeded(limit))
             except Exception as error:
-                await _abort(context, error)
+                await self._abort(context, error)
 
         return call
 
@@ -53,14 +55,14 @@ class StatusInterceptor(Interceptor):
             try:
                 await method(request_iterator, context)
             except Exception as error:
-                await _abort(context, error)
+                await self._abort(context, error)
 
         return call
 
-
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    code, name, message = status_of(error)
-    if code is grpc.StatusCode.INTERNAL:
-        _LOG.error("a call failed", exc_info=error)
-    await context.abort(code, message, ((ERROR_KEY, name),))
-    raise AssertionError("abort returned")
+    async def _abort(self, context: Context, error: Exception) -> NoReturn:
+        code, name, message = status_of(error)
+        if code is grpc.StatusCode.INTERNAL:
+            _LOG.error("a call failed", exc_info=error)
+        details = encode_retry_info(error, code, message, self._retry_seconds)
+        await context.abort(code, message, ((ERROR_KEY, name), *details))
+        raise AssertionError("abort returned")

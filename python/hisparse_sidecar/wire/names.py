@@ -2,6 +2,7 @@
 
 CLIENT_KEY = "hisparse-client"  # metadata of a call: which client makes it
 ERROR_KEY = "hisparse-error"  # trailing metadata of a status: the exception's name
+DETAILS_KEY = "grpc-status-details-bin"  # trailing metadata: error_details.proto
 AUTHORIZATION_KEY = "authorization"  # metadata of a call over TCP: "Bearer TOKEN"
 
 GREETING = "HISPARSE 1"  # the server's first word, and the version of the lines

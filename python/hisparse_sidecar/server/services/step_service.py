@@ -12,8 +12,9 @@ from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.gate import Gate
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.server.layer_tensors import run_layer
+from hisparse_sidecar.server.response_writer import ResponseWriter
 from hisparse_sidecar.step import StepKind
-from hisparse_sidecar.wire.errors import status_of
+from hisparse_sidecar.wire.errors import LimitExceeded, status_of
 
 _MAX_SEQUENCES = 4096
 _KINDS: dict[step_pb2.StepKind, StepKind] = {
@@ -25,9 +26,10 @@ _KINDS: dict[step_pb2.StepKind, StepKind] = {
 class StepServicer(step_pb2_grpc.StepServiceServicer):
     """See step.proto."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, max_unread_seconds: float) -> None:
         self._gate = gate
         self._shared = gate.shared
+        self._max_unread_seconds = max_unread_seconds
 
     async def BeginStep(
         self, request: step_pb2.BeginStepRequest, context: Context
@@ -59,10 +61,11 @@ class StepServicer(step_pb2_grpc.StepServiceServicer):
     async def RunLayers(  # type: ignore[override] # reads and writes, where gRPC also iterates
         self, request_iterator: object, context: Context
     ) -> None:
+        responses = ResponseWriter(context, self._max_unread_seconds)
         try:
             while (request := await self._next_request(context)) is not None:
-                await context.write(await self._answer(request, context))
-        except asyncio.CancelledError:
+                await responses.write(await self._answer(request, context))
+        except (asyncio.CancelledError, LimitExceeded):
             self._gate.abort_step(context)
             raise
 

@@ -34,7 +34,8 @@ server looks every quarter of the limit. Clients send ALIVE every third of it.
 
 Every service answers with the status of the first cause, its message with the number found
 and the number needed, and the trailing metadata `hisparse-error`: the name of the exception
-that the same call raises in process. A refused call changes nothing.
+that the same call raises in process. A refused call changes nothing. RESOURCE_EXHAUSTED for want
+of room also says when to try again (error_details.proto).
 
   INVALID_ARGUMENT     InvalidArgument, ValueError
   RESOURCE_EXHAUSTED   HostPoolFull, DeviceArenaFull, LimitExceeded, TierFull

@@ -76,7 +76,8 @@ class StepServiceServicer(object):
     def RunLayers(self, request_iterator, context):
         """RunLayer as a stream: one response for each request, in order, over any number of steps.
         A refused layer is answered in the stream, which goes on. Closing the sending side ends the
-        stream and leaves an open step open; dropping the stream aborts it.
+        stream and leaves an open step open; dropping the stream aborts it. So does not reading: the
+        stream of a client that is behind with responses for too long ends with RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

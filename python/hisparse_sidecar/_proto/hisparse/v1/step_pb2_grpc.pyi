@@ -44,7 +44,8 @@ class StepServiceStub:
     RunLayers: _grpc.StreamStreamMultiCallable[_step_pb2.RunLayersRequest, _step_pb2.RunLayersResponse]
     """RunLayer as a stream: one response for each request, in order, over any number of steps.
     A refused layer is answered in the stream, which goes on. Closing the sending side ends the
-    stream and leaves an open step open; dropping the stream aborts it.
+    stream and leaves an open step open; dropping the stream aborts it. So does not reading: the
+    stream of a client that is behind with responses for too long ends with RESOURCE_EXHAUSTED.
     """
     EndStep: _grpc.UnaryUnaryMultiCallable[_step_pb2.EndStepRequest, _step_pb2.EndStepResponse]
     """Commits the step, once every layer has run, or aborts it: every sequence goes back to the
@@ -61,7 +62,8 @@ class StepServiceAsyncStub(StepServiceStub):
     RunLayers: _aio.StreamStreamMultiCallable[_step_pb2.RunLayersRequest, _step_pb2.RunLayersResponse]  # type: ignore[assignment]
     """RunLayer as a stream: one response for each request, in order, over any number of steps.
     A refused layer is answered in the stream, which goes on. Closing the sending side ends the
-    stream and leaves an open step open; dropping the stream aborts it.
+    stream and leaves an open step open; dropping the stream aborts it. So does not reading: the
+    stream of a client that is behind with responses for too long ends with RESOURCE_EXHAUSTED.
     """
     EndStep: _aio.UnaryUnaryMultiCallable[_step_pb2.EndStepRequest, _step_pb2.EndStepResponse]  # type: ignore[assignment]
     """Commits the step, once every layer has run, or aborts it: every sequence goes back to the
@@ -93,7 +95,8 @@ class StepServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_step_pb2.RunLayersResponse], _abc.AsyncIterator[_step_pb2.RunLayersResponse]]:
         """RunLayer as a stream: one response for each request, in order, over any number of steps.
         A refused layer is answered in the stream, which goes on. Closing the sending side ends the
-        stream and leaves an open step open; dropping the stream aborts it.
+        stream and leaves an open step open; dropping the stream aborts it. So does not reading: the
+        stream of a client that is behind with responses for too long ends with RESOURCE_EXHAUSTED.
         """
 
     @_abc_1.abstractmethod
