@@ -16,6 +16,8 @@ CALLS: dict[str, Call] = {
     "close": lambda client, sequence: client.close_sequence(sequence),
     "truncate": lambda client, sequence: client.truncate_sequence(sequence, 0),
     "fork": lambda client, sequence: client.fork_sequence(sequence, 0, 1),
+    "preempt": lambda client, sequence: client.preempt_sequence(sequence),
+    "resume": lambda client, sequence: client.resume_sequence(sequence),
     "count": lambda client, sequence: client.tier_bytes(sequence),
     "step": lambda client, sequence: client.begin_step([(sequence, 1)], "decode"),
 }

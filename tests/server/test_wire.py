@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from hisparse_sidecar import errors, stats
-from hisparse_sidecar._core import Stats
+from hisparse_sidecar._core import Stats, TierState
 from hisparse_sidecar._proto.hisparse.v1 import (
     error_details_pb2,
     region_pb2,
@@ -25,7 +25,7 @@ from hisparse_sidecar.tiers_config import TiersConfig
 from hisparse_sidecar.wire import errors as wire_errors
 from hisparse_sidecar.wire.configs import decode_config, encode_config
 from hisparse_sidecar.wire.selections import decode_selection, encode_selection
-from hisparse_sidecar.wire.stats import CoreStats
+from hisparse_sidecar.wire.stats import CoreStats, LowerTierState, ServerStats
 
 ROOT = Path(__file__).parents[2]
 FILES = (
@@ -75,7 +75,7 @@ def test_a_fault_of_the_server_tells_the_client_its_type_alone() -> None:
         (sidecar_pb2.CoreStats, CoreStats),
         (sidecar_pb2.Traffic, stats.Traffic),
         (sidecar_pb2.GroupTraffic, stats.GroupTraffic),
-        (sidecar_pb2.GetStatsResponse, stats.SidecarStats),
+        (sidecar_pb2.TierState, LowerTierState),
         (sequence_pb2.TierBytes, stats.TierBytes),
         (sidecar_pb2.SidecarConfig, SidecarConfig),
         (sidecar_pb2.TiersConfig, TiersConfig),
@@ -84,6 +84,18 @@ def test_a_fault_of_the_server_tells_the_client_its_type_alone() -> None:
 )
 def test_a_message_has_the_fields_of_its_dataclass(message: type, kind: type) -> None:
     assert set(message.DESCRIPTOR.fields_by_name) == {field.name for field in fields(kind)}
+
+
+def test_the_answer_of_stats_has_the_fields_of_the_sidecar_and_of_the_server() -> None:
+    of_sidecar = {field.name for field in fields(stats.SidecarStats)}
+    of_server = {field.name for field in fields(ServerStats)} - {"sidecar"}
+    found = set(sidecar_pb2.GetStatsResponse.DESCRIPTOR.fields_by_name)
+    assert found == of_sidecar | of_server | {"degraded"}
+
+
+def test_the_state_of_a_tier_has_the_attributes_of_the_core() -> None:
+    attributes = {name for name in vars(TierState) if not name.startswith("_")} - {"as_dict"}
+    assert {field.name for field in fields(LowerTierState)} == attributes
 
 
 def test_the_cores_statistics_are_all_on_the_wire() -> None:

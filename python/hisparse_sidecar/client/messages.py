@@ -11,6 +11,7 @@ _Message = TypeVar("_Message", bound=Message)
 _RANGES = {
     FieldDescriptor.TYPE_INT64: (-(1 << 63), (1 << 63) - 1),
     FieldDescriptor.TYPE_UINT64: (0, (1 << 64) - 1),
+    FieldDescriptor.TYPE_UINT32: (0, (1 << 32) - 1),
 }
 
 
@@ -22,13 +23,14 @@ def request(message: type[_Message], /, **values: object) -> _Message:
     """
     given = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
-        _check(name, value, message.DESCRIPTOR.fields_by_name[name].type)
+        field_type = message.DESCRIPTOR.fields_by_name[name].type
+        if field_type in _RANGES:
+            _check(name, value, _RANGES[field_type])
     return message(**given)
 
 
-def _check(name: str, value: object, field_type: int) -> None:
-    if field_type not in _RANGES:
-        return
-    low, high = _RANGES[field_type]
-    if not isinstance(value, int) or not low <= value <= high:
-        raise InvalidArgument(f"{name} is {value!r}, needs {low} to {high}")
+def _check(name: str, value: object, bounds: tuple[int, int]) -> None:
+    low, high = bounds
+    for one in value if isinstance(value, list) else [value]:
+        if not isinstance(one, int) or not low <= one <= high:
+            raise InvalidArgument(f"{name} is {one!r}, needs {low} to {high}")

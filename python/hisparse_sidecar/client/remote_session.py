@@ -7,6 +7,7 @@ from types import TracebackType
 
 import torch
 
+from hisparse_sidecar._core import TierState
 from hisparse_sidecar._proto.hisparse.v1 import step_pb2, tensor_pb2
 from hisparse_sidecar.client.calls import LayerStream
 from hisparse_sidecar.client.messages import request
@@ -14,6 +15,7 @@ from hisparse_sidecar.client.sidecar_client import SidecarClient
 from hisparse_sidecar.client.staging import Staging, tensor_bytes
 from hisparse_sidecar.config import SelectionConfig, SidecarConfig
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
+from hisparse_sidecar.sequence_options import OpenedPrompt
 from hisparse_sidecar.stats import SidecarStats, TierBytes
 from hisparse_sidecar.step import StepKind
 from hisparse_sidecar.wire.configs import decode_config
@@ -77,6 +79,26 @@ class RemoteSession:
             window_blocks=window_blocks,
         )
 
+    def open_prompt(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        *,
+        tenant: str = "",
+        selection: SelectionConfig | None = None,
+        hot_slots: int | None = None,
+        window_blocks: int | None = None,
+    ) -> OpenedPrompt:
+        """See `Sidecar.open_prompt`."""
+        return self.client.open_prompt(
+            token_ids,
+            max_new_tokens,
+            tenant=tenant,
+            selection=selection,
+            hot_slots=hot_slots,
+            window_blocks=window_blocks,
+        )
+
     def fork(self, sequence: int, length: int, max_new_tokens: int) -> int:
         """See `Sidecar.fork`."""
         return self.client.fork_sequence(sequence, length, max_new_tokens)
@@ -84,6 +106,14 @@ class RemoteSession:
     def truncate(self, sequence: int, length: int) -> None:
         """See `Sidecar.truncate`."""
         self.client.truncate_sequence(sequence, length)
+
+    def preempt(self, sequence: int) -> None:
+        """See `Sidecar.preempt`."""
+        self.client.preempt_sequence(sequence)
+
+    def resume(self, sequence: int) -> int:
+        """See `Sidecar.resume`."""
+        return self.client.resume_sequence(sequence)
 
     def close_sequence(self, sequence: int) -> None:
         """See `Sidecar.close_sequence`."""
@@ -95,9 +125,10 @@ class RemoteSession:
         kind: StepKind,
         *,
         padded_rows: int | None = None,
+        token_ids: Sequence[int] | None = None,
     ) -> None:
         """See `Sidecar.begin_step`; waits while another client's step is open."""
-        self._step_id = self.client.begin_step(rows, kind, padded_rows)
+        self._step_id = self.client.begin_step(rows, kind, padded_rows, token_ids)
 
     def run_layer(self, layer: int, inputs: LayerInputs) -> LayerOutputs:
         """See `Sidecar.run_layer`; the outputs are on the device of the query."""
@@ -127,6 +158,10 @@ class RemoteSession:
     def stats(self) -> SidecarStats:
         """See `Sidecar.stats`: of the whole server, not of this session alone."""
         return self.client.stats()
+
+    def lower_tiers(self) -> Sequence[TierState]:
+        """See `Sidecar.lower_tiers`."""
+        return self.client.server_stats().tiers
 
     def tier_bytes(self, sequence: int) -> TierBytes:
         """See `Sidecar.tier_bytes`."""

@@ -20,11 +20,12 @@ from hisparse_sidecar.client.calls import LayerStream, Metadata, call
 from hisparse_sidecar.client.messages import request
 from hisparse_sidecar.client.side_connection import SideConnection
 from hisparse_sidecar.config import SelectionConfig, require_one_of
+from hisparse_sidecar.sequence_options import OpenedPrompt
 from hisparse_sidecar.stats import SidecarStats, TierBytes
 from hisparse_sidecar.step import StepKind
 from hisparse_sidecar.wire.names import AUTHORIZATION_KEY, CLIENT_KEY, MAX_MESSAGE_BYTES
 from hisparse_sidecar.wire.selections import encode_selection
-from hisparse_sidecar.wire.stats import decode_stats, decode_tier_bytes
+from hisparse_sidecar.wire.stats import ServerStats, decode_stats, decode_tier_bytes
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -97,7 +98,11 @@ class SidecarClient:
         return call(lambda: self._sidecar.GetServerInfo(message, self._timeout, self._metadata))
 
     def stats(self) -> SidecarStats:
-        """A snapshot of the whole server's counters."""
+        """A snapshot of the counters of the server's sidecar."""
+        return self.server_stats().sidecar
+
+    def server_stats(self) -> ServerStats:
+        """The same, with the lower tiers, the tenants, and what the server counts itself."""
         message = sidecar_pb2.GetStatsRequest()
         return decode_stats(
             call(lambda: self._sidecar.GetStats(message, self._timeout, self._metadata))
@@ -144,9 +149,33 @@ class SidecarClient:
             hot_slots=hot_slots,
             window_blocks=window_blocks,
         )
-        return call(
-            lambda: self._sequences.OpenSequence(message, self._timeout, self._metadata)
-        ).sequence_id
+        return self._open(message).sequence_id
+
+    def open_prompt(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        *,
+        tenant: str = "",
+        selection: SelectionConfig | None = None,
+        hot_slots: int | None = None,
+        window_blocks: int | None = None,
+    ) -> OpenedPrompt:
+        """See `Sidecar.open_prompt`."""
+        message = request(
+            sequence_pb2.OpenSequenceRequest,
+            token_ids=list(token_ids),
+            max_new_tokens=max_new_tokens,
+            tenant=tenant,
+            selection=encode_selection(selection) if selection else None,
+            hot_slots=hot_slots,
+            window_blocks=window_blocks,
+        )
+        opened = self._open(message)
+        return OpenedPrompt(opened.sequence_id, opened.cached_tokens)
+
+    def _open(self, message: sequence_pb2.OpenSequenceRequest) -> sequence_pb2.OpenSequenceResponse:
+        return call(lambda: self._sequences.OpenSequence(message, self._timeout, self._metadata))
 
     def fork_sequence(self, sequence: int, length: int, max_new_tokens: int) -> int:
         """See `Sidecar.fork`."""
@@ -176,6 +205,18 @@ class SidecarClient:
             ).held
         )
 
+    def preempt_sequence(self, sequence: int) -> None:
+        """See `Sidecar.preempt`."""
+        message = request(sequence_pb2.PreemptSequenceRequest, sequence_id=sequence)
+        call(lambda: self._sequences.PreemptSequence(message, self._timeout, self._metadata))
+
+    def resume_sequence(self, sequence: int) -> int:
+        """See `Sidecar.resume`."""
+        message = request(sequence_pb2.ResumeSequenceRequest, sequence_id=sequence)
+        return call(
+            lambda: self._sequences.ResumeSequence(message, self._timeout, self._metadata)
+        ).length_tokens
+
     def close_sequence(self, sequence: int) -> None:
         """See `Sidecar.close_sequence`."""
         message = request(sequence_pb2.CloseSequenceRequest, sequence_id=sequence)
@@ -184,7 +225,11 @@ class SidecarClient:
     # -- steps --------------------------------------------------------------------------------
 
     def begin_step(
-        self, rows: Sequence[tuple[int, int]], kind: StepKind, padded_rows: int | None = None
+        self,
+        rows: Sequence[tuple[int, int]],
+        kind: StepKind,
+        padded_rows: int | None = None,
+        token_ids: Sequence[int] | None = None,
     ) -> int:
         """See `Sidecar.begin_step`; returns the step's id."""
         require_one_of("kind", kind, tuple(_KINDS))
@@ -193,7 +238,11 @@ class SidecarClient:
             for sequence, count in rows
         ]
         message = request(
-            step_pb2.BeginStepRequest, rows=members, kind=_KINDS[kind], padded_rows=padded_rows
+            step_pb2.BeginStepRequest,
+            rows=members,
+            kind=_KINDS[kind],
+            padded_rows=padded_rows,
+            token_ids=None if token_ids is None else list(token_ids),
         )
         return call(lambda: self._steps.BeginStep(message, self._timeout, self._metadata)).step_id
 

@@ -48,6 +48,8 @@ class Gate:
         self._step_ends = step_ends
         self.draining = asyncio.Event()
         self.streams_end = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.num_calls = 0  # that run, or wait for their turn
 
     async def call(
         self,
@@ -143,12 +145,18 @@ class Gate:
     async def _in_turn(
         self, make: Callable[[], _Result], unmake: Callable[[_Result], object]
     ) -> _Result:
-        while True:
-            ended = self._step_ends.next()
-            try:
-                return await self.worker.run(make, undo=unmake)
-            except StepTaken:
-                await ended.wait()
+        if self.closed.is_set():
+            raise Draining("the server is draining: 0 sequences and regions are left")
+        self.num_calls += 1
+        try:
+            while True:
+                ended = self._step_ends.next()
+                try:
+                    return await self.worker.run(make, undo=unmake)
+                except StepTaken:
+                    await ended.wait()
+        finally:
+            self.num_calls -= 1
 
 
 def client_token(context: Context) -> str | None:

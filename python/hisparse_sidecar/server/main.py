@@ -77,7 +77,14 @@ def server_options(arguments: argparse.Namespace) -> ServerOptions:
             key=_bytes(arguments.tls_key),
             client_authority=_bytes(arguments.tls_client_ca),
         )
-    return ServerOptions(arguments.socket, tcp, limits)
+    return ServerOptions(arguments.socket, tcp, limits, dict(arguments.tenant))
+
+
+def _tenant(text: str) -> tuple[str, int]:
+    name, found, pages = text.rpartition("=")
+    if not name or not found or not pages.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PAGES")
+    return name, int(pages)
 
 
 def _text(path: Path | None) -> str | None:
@@ -105,6 +112,14 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         flag, default = f"--{name.replace('_', '-')}", getattr(Limits(), name)
         text = f"{meaning}; default: %(default)g"
         add(flag, type=float, default=default, metavar="S", help=text)
+    add(
+        "--tenant",
+        type=_tenant,
+        action="append",
+        default=[],
+        metavar="NAME=PAGES",
+        help="a tenant and the pages of the host pool that it may have; repeat for more",
+    )
     tcp = parser.add_argument_group("TCP", "off by default; needs a token or client certificates")
     tcp.add_argument("--tcp", metavar="HOST:PORT", help="serve on TCP too")
     tcp.add_argument("--token-file", type=Path, help="file of the bearer token")

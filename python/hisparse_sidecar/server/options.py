@@ -1,6 +1,7 @@
 """Where a server listens and how much it lets one client have."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -96,11 +97,19 @@ class TcpOptions:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What a server listens on: always a Unix socket, TCP only where asked for."""
+    """What a server listens on, and for whom.
+
+    Attributes:
+        socket_path: the Unix socket; there is always one.
+        tcp: TCP, only where asked for.
+        limits: on one client, on one call, and on the end of the server.
+        quota_pages: pages of the host pool that each tenant may have; others are unknown.
+    """
 
     socket_path: Path
     tcp: TcpOptions | None = None
     limits: Limits = field(default_factory=Limits)
+    quota_pages: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         longest = side_socket_path(str(self.socket_path.absolute()))

@@ -32,12 +32,15 @@ class ResponseWriter:
         began = clock()
         since = began if self._behind_since is None else self._behind_since
         left_seconds = since + self._max_unread_seconds - began
+        # not wait_for, which may swallow that the stream is cancelled
+        writing = asyncio.ensure_future(self._context.write(response))
         try:
-            await asyncio.wait_for(self._context.write(response), left_seconds)
-        except asyncio.TimeoutError:
-            limit = f"at most {self._max_unread_seconds:g} s"
-            raise LimitExceeded(
-                f"responses wait for the client for {clock() - since:.3g} s, {limit}"
-            ) from None
+            await asyncio.wait((writing,), timeout=left_seconds)
+            if not writing.done():
+                found, limit = clock() - since, self._max_unread_seconds
+                raise LimitExceeded(f"responses wait for {found:.3g} s, at most {limit:g} s")
+            writing.result()
+        finally:
+            writing.cancel()
         prompt = clock() - began <= _PROMPT_SHARE * self._max_unread_seconds
         self._behind_since = None if prompt else since

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hisparse_sidecar._core import core_version
 from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2
 from hisparse_sidecar.backends import backend_name
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.server.clients import Clients
 from hisparse_sidecar.server.gate import Gate, StepEnds
 from hisparse_sidecar.server.grpc_servers import Servicers, tcp_server, unix_server
@@ -28,6 +30,7 @@ from hisparse_sidecar.wire.names import side_socket_path
 
 _LOG = logging.getLogger(__name__)
 _DRAIN_POLL_SECONDS = 0.02
+_LAST_RESPONSES_SECONDS = 1.0
 
 
 class ServerRuntime:
@@ -64,6 +67,8 @@ class ServerRuntime:
         sidecar = await self._worker.run(lambda: Sidecar(self._config))
         self._shared = SharedSidecar(sidecar, Clients(limits), step_ends.notify)
         self._ends.push_async_callback(self._worker.run, self._shared.close)
+        for tenant, pages in self._options.quota_pages.items():
+            self._shared.add_tenant(tenant, pages)
         liveness = Liveness(limits.max_silent_seconds)
         self._gate = Gate(self._shared, self._worker, step_ends, liveness)
         self._servicers = Servicers(self._gate, _server_info(self._config, limits), limits)
@@ -100,8 +105,9 @@ class ServerRuntime:
     async def stop(self, drain_seconds: float | None = None) -> None:
         """Drains, frees everything and removes the sockets.
 
-        Health flips first; nothing new begins; open steps and calls may end within the time, then
-        they are cancelled. `hurry` cuts the wait short.
+        Health flips first; nothing new begins; open steps and running calls may end within the
+        time. Then no sequence is left, and what the tiers below the host pool are to keep goes
+        there within what is left of the time. `hurry` cuts every wait short.
 
         Args:
             drain_seconds: default: that of the limits.
@@ -110,8 +116,11 @@ class ServerRuntime:
         deadline = asyncio.get_running_loop().time() + seconds
         await self._servicers.set_serving(False)
         self._gate.draining.set()
-        await self._wait_for_steps(deadline)
+        await self._wait_while(self._shared.has_open_step, deadline)
         self._gate.streams_end.set()
+        await self._wait_while(lambda: self._gate.num_calls > 0, deadline)
+        self._gate.closed.set()
+        await self._save_pages(deadline)
         await self._stop_servers(deadline)
         await self._ends.aclose()
 
@@ -119,13 +128,25 @@ class ServerRuntime:
         """Makes a `stop` that waits go on at once."""
         self._hurry.set()
 
-    async def _wait_for_steps(self, deadline: float) -> None:
+    async def _wait_while(self, condition: Callable[[], bool], deadline: float) -> None:
         loop = asyncio.get_running_loop()
-        while self._shared.has_open_step() and loop.time() < deadline and not self._hurry.is_set():
+        while condition() and loop.time() < deadline and not self._hurry.is_set():
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
 
+    async def _save_pages(self, deadline: float) -> None:
+        seconds = deadline - asyncio.get_running_loop().time()
+        if seconds <= 0 or self._hurry.is_set():
+            return
+        try:
+            freed, left = await self._worker.run(lambda: self._shared.drain(seconds))
+            _LOG.info("drained: %d pages have left the host pool, %d stay in it", freed, left)
+        except HisparseError as error:  # a tier is down, or slow
+            _LOG.warning("not every page was saved: %s", error)
+
     async def _stop_servers(self, deadline: float) -> None:
-        grace = max(0.0, deadline - asyncio.get_running_loop().time())
+        # no call runs any more: what is left is on its way to a client, or not wanted by it
+        left_seconds = deadline - asyncio.get_running_loop().time()
+        grace = min(max(0.0, left_seconds), _LAST_RESPONSES_SECONDS)
         stopping = [asyncio.ensure_future(server.stop(grace)) for server in self._servers]
         hurried = asyncio.ensure_future(self._hurry.wait())
         stopped = asyncio.gather(*stopping)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
+from hisparse_sidecar.sequence_options import OpenedPrompt
 from hisparse_sidecar.server.clients import Client, Clients
 from hisparse_sidecar.sidecar import Sidecar
 from hisparse_sidecar.stats import TierBytes
 from hisparse_sidecar.step import StepKind
 from hisparse_sidecar.wire.errors import NotOwner
+from hisparse_sidecar.wire.stats import ServerStats
 
 
 class StepTaken(Exception):  # noqa: N818 - not an error: the caller waits for its turn
@@ -35,9 +37,21 @@ class SharedSidecar:
     def __init__(self, sidecar: Sidecar, clients: Clients, on_step_end: Callable[[], None]) -> None:
         self.sidecar = sidecar
         self.clients = clients
+        self._tenants: list[str] = []
         self._on_step_end = on_step_end
-        self._owner_of_sequence: dict[int, Client] = {}
+        self._owner_of_sequence: dict[int, Client | None] = {}  # of every open sequence
         self._step: _OpenStep | None = None
+
+    def add_tenant(self, name: str, quota_pages: int) -> None:
+        """See `Sidecar.add_tenant`; `stats` tells of it."""
+        self.sidecar.add_tenant(name, quota_pages)
+        self._tenants.append(name)
+
+    def stats(self, ended_clients: int) -> ServerStats:
+        """What the sidecar, its tiers and its tenants are at this moment."""
+        tenants = {name: self.sidecar.tenant_usage(name) for name in self._tenants}
+        tiers = self.sidecar.lower_tiers()
+        return ServerStats(self.sidecar.stats(), tiers, tenants, ended_clients)
 
     # -- sequences ----------------------------------------------------------------------------
 
@@ -61,6 +75,30 @@ class SharedSidecar:
         )
         return self._own(caller, sequence)
 
+    def open_prompt(
+        self,
+        caller: Client | None,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        *,
+        tenant: str,
+        selection: SelectionConfig | None,
+        hot_slots: int | None,
+        window_blocks: int | None,
+    ) -> OpenedPrompt:
+        """See `Sidecar.open_prompt`; StepTaken while another client's step is open."""
+        self._check_turn(caller)
+        opened = self.sidecar.open_prompt(
+            token_ids,
+            max_new_tokens,
+            tenant=tenant,
+            selection=selection,
+            hot_slots=hot_slots,
+            window_blocks=window_blocks,
+        )
+        self._own(caller, opened.sequence)
+        return opened
+
     def fork(self, caller: Client | None, sequence: int, length: int, max_new_tokens: int) -> int:
         """See `Sidecar.fork`; StepTaken while another client's step is open."""
         self._check_owner(caller, sequence)
@@ -73,13 +111,22 @@ class SharedSidecar:
         self._check_turn(caller)
         self.sidecar.truncate(sequence, length)
 
+    def preempt(self, caller: Client | None, sequence: int) -> None:
+        """See `Sidecar.preempt`; StepTaken while another client's step is open."""
+        self._check_owner(caller, sequence)
+        self._check_turn(caller)
+        self.sidecar.preempt(sequence)
+
+    def resume(self, caller: Client | None, sequence: int) -> int:
+        """See `Sidecar.resume`; StepTaken while another client's step is open."""
+        self._check_owner(caller, sequence)
+        self._check_turn(caller)
+        return self.sidecar.resume(sequence)
+
     def close_sequence(self, caller: Client | None, sequence: int) -> None:
         """See `Sidecar.close_sequence`."""
         self._check_owner(caller, sequence)
-        self.sidecar.close_sequence(sequence)
-        owner = self._owner_of_sequence.pop(sequence, None)
-        if owner is not None:
-            owner.sequences.discard(sequence)
+        self._close(sequence)
 
     def tier_bytes(self, caller: Client | None, sequence: int) -> TierBytes:
         """See `Sidecar.tier_bytes`."""
@@ -87,10 +134,16 @@ class SharedSidecar:
         return self.sidecar.tier_bytes(sequence)
 
     def _own(self, caller: Client | None, sequence: int) -> int:
+        self._owner_of_sequence[sequence] = caller
         if caller is not None:
             caller.sequences.add(sequence)
-            self._owner_of_sequence[sequence] = caller
         return sequence
+
+    def _close(self, sequence: int) -> None:
+        self.sidecar.close_sequence(sequence)
+        owner = self._owner_of_sequence.pop(sequence, None)
+        if owner is not None:
+            owner.sequences.discard(sequence)
 
     def _check_owner(self, caller: Client | None, sequence: int) -> None:
         owner = self._owner_of_sequence.get(sequence)
@@ -106,12 +159,13 @@ class SharedSidecar:
         rows: Sequence[tuple[int, int]],
         kind: StepKind,
         padded_rows: int | None,
+        token_ids: Sequence[int] | None,
     ) -> int:
         """See `Sidecar.begin_step`; returns the step's number. StepTaken as for `fork`."""
         for sequence, _ in rows:
             self._check_owner(client, sequence)
         self._check_turn(client)
-        step = self.sidecar.begin_step(rows, kind, padded_rows=padded_rows)
+        step = self.sidecar.begin_step(rows, kind, padded_rows=padded_rows, token_ids=token_ids)
         self._step = _OpenStep(step.number, client, time.monotonic())
         return step.number
 
@@ -191,6 +245,14 @@ class SharedSidecar:
             for sequence in list(client.sequences):
                 frees.callback(self.close_sequence, client, sequence)
             frees.callback(self.abort_any_step, client)
+
+    def drain(self, seconds: float) -> tuple[int, int]:
+        """Closes every sequence, so that its pages are idle; then see `Sidecar.drain`."""
+        if self._step is not None:
+            self._abort()
+        for sequence in list(self._owner_of_sequence):
+            self._close(sequence)
+        return self.sidecar.drain(seconds)
 
     def close(self) -> None:
         """Frees everything, then the sidecar itself."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -25,11 +26,12 @@ class SidecarServer:
         *,
         tcp: TcpOptions | None = None,
         limits: Limits | None = None,
+        quota_pages: Mapping[str, int] | None = None,
     ) -> None:
         self.socket_path = Path(socket_path)
         self.tcp_port: int | None = None
         self._config = config
-        self._options = ServerOptions(self.socket_path, tcp, limits or Limits())
+        self._options = ServerOptions(self.socket_path, tcp, limits or Limits(), quota_pages or {})
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 

@@ -1,11 +1,12 @@
 """SidecarStats as a message, and back."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from hisparse_sidecar._core import Stats
+from hisparse_sidecar._core import Stats, TierState
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sidecar_pb2
 from hisparse_sidecar.stats import (
     GroupTraffic,
@@ -17,6 +18,11 @@ from hisparse_sidecar.stats import (
 
 _Message = TypeVar("_Message", bound=Message)
 _Value = TypeVar("_Value")
+_CONDITIONS: dict[str, sidecar_pb2.TierCondition] = {
+    "serving": sidecar_pb2.TIER_CONDITION_SERVING,
+    "degraded": sidecar_pb2.TIER_CONDITION_DEGRADED,
+    "full": sidecar_pb2.TIER_CONDITION_FULL,
+}
 
 
 @dataclass(frozen=True)
@@ -50,26 +56,96 @@ class CoreStats:
     copied_pages: int
 
 
-def encode_stats(stats: SidecarStats) -> sidecar_pb2.GetStatsResponse:
+@dataclass(frozen=True)
+class LowerTierState:
+    """The core's `TierState`, of a sidecar in another process; the same attributes."""
+
+    name: str
+    condition: str
+    pages: int
+    used_bytes: int
+    capacity_bytes: int
+    demoted: int
+    promoted: int
+    missed: int
+    corrupt: int
+    failed: int
+    refused: int
+    left: int
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """What a server says of itself.
+
+    Attributes:
+        sidecar: of its sidecar.
+        tiers: below the host pool, the nearest first.
+        tenants: by name, pages of the host pool and the most that they may be; None = no limit.
+        ended_clients: because they were silent for too long.
+    """
+
+    sidecar: SidecarStats
+    tiers: Sequence[TierState]
+    tenants: Mapping[str, tuple[int, int | None]]
+    ended_clients: int
+
+    @property
+    def degraded(self) -> bool:
+        """Whether a tier takes no pages now; the host pool serves without it."""
+        return any(tier.condition != "serving" for tier in self.tiers)
+
+
+def encode_stats(stats: ServerStats) -> sidecar_pb2.GetStatsResponse:
     """Every field set."""
+    sidecar = stats.sidecar
     return sidecar_pb2.GetStatsResponse(
-        core=_encode(stats.core, sidecar_pb2.CoreStats),
-        groups=[_encode_group(group) for group in stats.groups],
-        steps=stats.steps,
-        aborted_steps=stats.aborted_steps,
-        held=encode_tier_bytes(stats.held),
+        core=_encode(sidecar.core, sidecar_pb2.CoreStats),
+        groups=[_encode_group(group) for group in sidecar.groups],
+        steps=sidecar.steps,
+        aborted_steps=sidecar.aborted_steps,
+        held=encode_tier_bytes(sidecar.held),
+        tiers=[_encode_tier(tier) for tier in stats.tiers],
+        tenants=[
+            sidecar_pb2.TenantUsage(name=name, pages=pages, quota_pages=quota_pages)
+            for name, (pages, quota_pages) in stats.tenants.items()
+        ],
+        degraded=stats.degraded,
+        ended_clients=stats.ended_clients,
     )
 
 
-def decode_stats(message: sidecar_pb2.GetStatsResponse) -> SidecarStats:
-    """The snapshot; its `core` has the fields of the core's own class."""
-    return SidecarStats(
+def decode_stats(message: sidecar_pb2.GetStatsResponse) -> ServerStats:
+    """The snapshot; `core` and the tiers have the attributes of the core's own classes."""
+    sidecar = SidecarStats(
         core=cast(Stats, _decode(message.core, CoreStats)),
         groups=tuple(_decode_group(group) for group in message.groups),
         steps=message.steps,
         aborted_steps=message.aborted_steps,
         held=decode_tier_bytes(message.held),
     )
+    tenants = {
+        one.name: (one.pages, one.quota_pages if one.HasField("quota_pages") else None)
+        for one in message.tenants
+    }
+    tiers = [_decode_tier(tier) for tier in message.tiers]
+    return ServerStats(sidecar, tiers, tenants, message.ended_clients)
+
+
+def _encode_tier(tier: TierState) -> sidecar_pb2.TierState:
+    names = set(sidecar_pb2.TierState.DESCRIPTOR.fields_by_name) - {"condition"}
+    values: dict[str, Any] = {name: getattr(tier, name) for name in names}
+    return sidecar_pb2.TierState(condition=_CONDITIONS[tier.condition], **values)
+
+
+def _decode_tier(message: sidecar_pb2.TierState) -> TierState:
+    names = {field.name for field in fields(LowerTierState)} - {"condition"}
+    values: dict[str, Any] = {name: getattr(message, name) for name in names}
+    conditions = [name for name, number in _CONDITIONS.items() if number == message.condition]
+    condition = conditions[0] if conditions else f"number {message.condition}"
+    return cast(TierState, LowerTierState(condition=condition, **values))
 
 
 def encode_tier_bytes(held: TierBytes) -> sequence_pb2.TierBytes:

@@ -2,13 +2,25 @@
 
 # ruff: noqa: D102, N802 - names and contracts of the methods are those of the proto
 
+from collections.abc import Sequence
+from typing import TypedDict
+
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sequence_pb2_grpc
+from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.sequence_options import OpenedPrompt
 from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.gate import Gate
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.stats import TierBytes
 from hisparse_sidecar.wire.selections import decode_selection
 from hisparse_sidecar.wire.stats import encode_tier_bytes
+
+
+class _Options(TypedDict):
+    selection: SelectionConfig
+    hot_slots: int | None
+    window_blocks: int | None
 
 
 class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
@@ -22,22 +34,25 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
         self, request: sequence_pb2.OpenSequenceRequest, context: Context
     ) -> sequence_pb2.OpenSequenceResponse:
         self._gate.refuse_if_draining()
-        selection = self._shared.sidecar.config.selection
-        if request.HasField("selection"):
-            selection = decode_selection(request.selection, selection)
+        token_ids, options = _prompt(request), self._options(request)
 
-        def open_sequence(caller: Client | None) -> int:
-            return self._shared.open(
-                caller,
-                request.prompt_tokens,
-                request.max_new_tokens,
-                selection=selection,
-                hot_slots=request.hot_slots if request.HasField("hot_slots") else None,
-                window_blocks=request.window_blocks if request.HasField("window_blocks") else None,
+        def open_sequence(caller: Client | None) -> OpenedPrompt:
+            if token_ids:
+                return self._shared.open_prompt(
+                    caller, token_ids, request.max_new_tokens, tenant=request.tenant, **options
+                )
+            sequence = self._shared.open(
+                caller, request.prompt_tokens, request.max_new_tokens, **options
             )
+            return OpenedPrompt(sequence, 0)
 
-        sequence = await self._gate.call(context, open_sequence, self._shared.close_sequence)
-        return sequence_pb2.OpenSequenceResponse(sequence_id=sequence)
+        def undo(caller: Client | None, opened: OpenedPrompt) -> None:
+            self._shared.close_sequence(caller, opened.sequence)
+
+        opened = await self._gate.call(context, open_sequence, undo)
+        return sequence_pb2.OpenSequenceResponse(
+            sequence_id=opened.sequence, cached_tokens=opened.cached_tokens
+        )
 
     async def ForkSequence(
         self, request: sequence_pb2.ForkSequenceRequest, context: Context
@@ -70,6 +85,26 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
         held = await self._gate.call(context, tier_bytes)
         return sequence_pb2.GetSequenceBytesResponse(held=encode_tier_bytes(held))
 
+    async def PreemptSequence(
+        self, request: sequence_pb2.PreemptSequenceRequest, context: Context
+    ) -> sequence_pb2.PreemptSequenceResponse:
+        def preempt(caller: Client | None) -> None:
+            self._shared.preempt(caller, request.sequence_id)
+
+        await self._gate.call(context, preempt)
+        return sequence_pb2.PreemptSequenceResponse()
+
+    async def ResumeSequence(
+        self, request: sequence_pb2.ResumeSequenceRequest, context: Context
+    ) -> sequence_pb2.ResumeSequenceResponse:
+        self._gate.refuse_if_draining()
+
+        def resume(caller: Client | None) -> int:
+            return self._shared.resume(caller, request.sequence_id)
+
+        length = await self._gate.call(context, resume)
+        return sequence_pb2.ResumeSequenceResponse(length_tokens=length)
+
     async def CloseSequence(
         self, request: sequence_pb2.CloseSequenceRequest, context: Context
     ) -> sequence_pb2.CloseSequenceResponse:
@@ -78,3 +113,22 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
 
         await self._gate.call(context, close)
         return sequence_pb2.CloseSequenceResponse()
+
+    def _options(self, request: sequence_pb2.OpenSequenceRequest) -> _Options:
+        selection = self._shared.sidecar.config.selection
+        if request.HasField("selection"):
+            selection = decode_selection(request.selection, selection)
+        return _Options(
+            selection=selection,
+            hot_slots=request.hot_slots if request.HasField("hot_slots") else None,
+            window_blocks=request.window_blocks if request.HasField("window_blocks") else None,
+        )
+
+
+def _prompt(request: sequence_pb2.OpenSequenceRequest) -> Sequence[int]:
+    found = len(request.token_ids)
+    if request.tenant and not found:
+        raise InvalidArgument("a tenant is named and 0 token_ids are given, needs 1 or more")
+    if found and request.prompt_tokens not in (0, found):
+        raise InvalidArgument(f"prompt_tokens is {request.prompt_tokens}, {found} token_ids given")
+    return request.token_ids

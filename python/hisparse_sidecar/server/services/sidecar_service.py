@@ -24,5 +24,5 @@ class SidecarServicer(sidecar_pb2_grpc.SidecarServiceServicer):
     async def GetStats(
         self, request: sidecar_pb2.GetStatsRequest, context: Context
     ) -> sidecar_pb2.GetStatsResponse:
-        stats = await self._gate.snapshot(context, self._gate.shared.sidecar.stats)
-        return encode_stats(stats)
+        shared, ended = self._gate.shared, self._gate.liveness.ended
+        return encode_stats(await self._gate.snapshot(context, lambda: shared.stats(ended)))

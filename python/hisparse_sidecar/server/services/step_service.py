@@ -3,6 +3,7 @@
 # ruff: noqa: D102, N802 - names and contracts of the methods are those of the proto
 
 import asyncio
+from typing import Any, cast
 
 import grpc.aio
 
@@ -14,9 +15,10 @@ from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.server.layer_tensors import run_layer
 from hisparse_sidecar.server.response_writer import ResponseWriter
 from hisparse_sidecar.step import StepKind
-from hisparse_sidecar.wire.errors import LimitExceeded, status_of
+from hisparse_sidecar.wire.errors import status_of
 
 _MAX_SEQUENCES = 4096
+_CANCEL_NOTICE_SECONDS = 0.02
 _KINDS: dict[step_pb2.StepKind, StepKind] = {
     step_pb2.STEP_KIND_DECODE: "decode",
     step_pb2.STEP_KIND_PREFILL: "prefill",
@@ -38,10 +40,11 @@ class StepServicer(step_pb2_grpc.StepServiceServicer):
         kind, padded_rows = _kind(request), None
         if request.HasField("padded_rows"):
             padded_rows = request.padded_rows
+        token_ids = list(request.token_ids) or None
         rows = [(member.sequence_id, member.num_rows) for member in request.rows]
 
         def begin(client: Client) -> int:
-            return self._shared.begin_step(client, rows, kind, padded_rows)
+            return self._shared.begin_step(client, rows, kind, padded_rows, token_ids)
 
         def undo(client: Client, number: int) -> None:
             self._shared.abort_any_step(client)
@@ -65,7 +68,7 @@ class StepServicer(step_pb2_grpc.StepServiceServicer):
         try:
             while (request := await self._next_request(context)) is not None:
                 await responses.write(await self._answer(request, context))
-        except (asyncio.CancelledError, LimitExceeded):
+        except BaseException:  # cancelled, not read, or gone: the step cannot go on over it
             self._gate.abort_step(context)
             raise
 
@@ -82,8 +85,12 @@ class StepServicer(step_pb2_grpc.StepServiceServicer):
         return step_pb2.EndStepResponse()
 
     async def _next_request(self, context: Context) -> step_pb2.RunLayersRequest | None:
-        request = await self._gate.unless_streams_end(context.read())
-        return None if request is grpc.aio.EOF else request  # type: ignore[attr-defined]
+        request: Any = await self._gate.unless_streams_end(context.read())
+        if request is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            return cast(step_pb2.RunLayersRequest, request)
+        # reading a dropped stream may end as if the client had closed its side: gRPC cancels next
+        await asyncio.sleep(_CANCEL_NOTICE_SECONDS)
+        return None
 
     async def _answer(
         self, request: step_pb2.RunLayersRequest, context: Context

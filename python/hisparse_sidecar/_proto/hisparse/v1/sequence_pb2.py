@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from hisparse_sidecar._proto.hisparse.v1 import selection_pb2 as hisparse_dot_v1_dot_selection__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahisparse/v1/sequence.proto\x12\x0bhisparse.v1\x1a\x1bhisparse/v1/selection.proto\"\xc3\x01\n\x13OpenSequenceRequest\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x03\x12)\n\tselection\x18\x03 \x01(\x0b\x32\x16.hisparse.v1.Selection\x12\x16\n\thot_slots\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rwindow_blocks\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x0c\n\n_hot_slotsB\x10\n\x0e_window_blocks\"+\n\x14OpenSequenceResponse\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"Y\n\x13\x46orkSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rlength_tokens\x18\x02 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\x03\"+\n\x14\x46orkSequenceResponse\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"E\n\x17TruncateSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rlength_tokens\x18\x02 \x01(\x03\"\x1a\n\x18TruncateSequenceResponse\".\n\x17GetSequenceBytesRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"@\n\x18GetSequenceBytesResponse\x12$\n\x04held\x18\x01 \x01(\x0b\x32\x16.hisparse.v1.TierBytes\"\x91\x01\n\tTierBytes\x12\x12\n\nhot_buffer\x18\x01 \x01(\x03\x12\x14\n\x0c\x62lock_window\x18\x02 \x01(\x03\x12\x13\n\x0bpooled_keys\x18\x03 \x01(\x03\x12\x12\n\nhot_tables\x18\x07 \x01(\x03\x12\x0c\n\x04host\x18\x05 \x01(\x03\x12\x15\n\rwindow_tables\x18\x06 \x01(\x03J\x04\x08\x04\x10\x05R\x06tables\"+\n\x14\x43loseSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\x17\n\x15\x43loseSequenceResponse2\xd5\x03\n\x0fSequenceService\x12S\n\x0cOpenSequence\x12 .hisparse.v1.OpenSequenceRequest\x1a!.hisparse.v1.OpenSequenceResponse\x12S\n\x0c\x46orkSequence\x12 .hisparse.v1.ForkSequenceRequest\x1a!.hisparse.v1.ForkSequenceResponse\x12_\n\x10TruncateSequence\x12$.hisparse.v1.TruncateSequenceRequest\x1a%.hisparse.v1.TruncateSequenceResponse\x12_\n\x10GetSequenceBytes\x12$.hisparse.v1.GetSequenceBytesRequest\x1a%.hisparse.v1.GetSequenceBytesResponse\x12V\n\rCloseSequence\x12!.hisparse.v1.CloseSequenceRequest\x1a\".hisparse.v1.CloseSequenceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ahisparse/v1/sequence.proto\x12\x0bhisparse.v1\x1a\x1bhisparse/v1/selection.proto\"\xe6\x01\n\x13OpenSequenceRequest\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x02 \x01(\x03\x12)\n\tselection\x18\x03 \x01(\x0b\x32\x16.hisparse.v1.Selection\x12\x16\n\thot_slots\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rwindow_blocks\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\x12\x0e\n\x06tenant\x18\x07 \x01(\tB\x0c\n\n_hot_slotsB\x10\n\x0e_window_blocks\"B\n\x14OpenSequenceResponse\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rcached_tokens\x18\x02 \x01(\x03\"Y\n\x13\x46orkSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rlength_tokens\x18\x02 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\x03\"+\n\x14\x46orkSequenceResponse\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"E\n\x17TruncateSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x15\n\rlength_tokens\x18\x02 \x01(\x03\"\x1a\n\x18TruncateSequenceResponse\".\n\x17GetSequenceBytesRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"@\n\x18GetSequenceBytesResponse\x12$\n\x04held\x18\x01 \x01(\x0b\x32\x16.hisparse.v1.TierBytes\"\x91\x01\n\tTierBytes\x12\x12\n\nhot_buffer\x18\x01 \x01(\x03\x12\x14\n\x0c\x62lock_window\x18\x02 \x01(\x03\x12\x13\n\x0bpooled_keys\x18\x03 \x01(\x03\x12\x12\n\nhot_tables\x18\x07 \x01(\x03\x12\x0c\n\x04host\x18\x05 \x01(\x03\x12\x15\n\rwindow_tables\x18\x06 \x01(\x03J\x04\x08\x04\x10\x05R\x06tables\"-\n\x16PreemptSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\x19\n\x17PreemptSequenceResponse\",\n\x15ResumeSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"/\n\x16ResumeSequenceResponse\x12\x15\n\rlength_tokens\x18\x01 \x01(\x03\"+\n\x14\x43loseSequenceRequest\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\"\x17\n\x15\x43loseSequenceResponse2\x8e\x05\n\x0fSequenceService\x12S\n\x0cOpenSequence\x12 .hisparse.v1.OpenSequenceRequest\x1a!.hisparse.v1.OpenSequenceResponse\x12S\n\x0c\x46orkSequence\x12 .hisparse.v1.ForkSequenceRequest\x1a!.hisparse.v1.ForkSequenceResponse\x12_\n\x10TruncateSequence\x12$.hisparse.v1.TruncateSequenceRequest\x1a%.hisparse.v1.TruncateSequenceResponse\x12_\n\x10GetSequenceBytes\x12$.hisparse.v1.GetSequenceBytesRequest\x1a%.hisparse.v1.GetSequenceBytesResponse\x12\\\n\x0fPreemptSequence\x12#.hisparse.v1.PreemptSequenceRequest\x1a$.hisparse.v1.PreemptSequenceResponse\x12Y\n\x0eResumeSequence\x12\".hisparse.v1.ResumeSequenceRequest\x1a#.hisparse.v1.ResumeSequenceResponse\x12V\n\rCloseSequence\x12!.hisparse.v1.CloseSequenceRequest\x1a\".hisparse.v1.CloseSequenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hisparse.v1.sequence_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPENSEQUENCEREQUEST']._serialized_start=73
-  _globals['_OPENSEQUENCEREQUEST']._serialized_end=268
-  _globals['_OPENSEQUENCERESPONSE']._serialized_start=270
-  _globals['_OPENSEQUENCERESPONSE']._serialized_end=313
-  _globals['_FORKSEQUENCEREQUEST']._serialized_start=315
-  _globals['_FORKSEQUENCEREQUEST']._serialized_end=404
-  _globals['_FORKSEQUENCERESPONSE']._serialized_start=406
-  _globals['_FORKSEQUENCERESPONSE']._serialized_end=449
-  _globals['_TRUNCATESEQUENCEREQUEST']._serialized_start=451
-  _globals['_TRUNCATESEQUENCEREQUEST']._serialized_end=520
-  _globals['_TRUNCATESEQUENCERESPONSE']._serialized_start=522
-  _globals['_TRUNCATESEQUENCERESPONSE']._serialized_end=548
-  _globals['_GETSEQUENCEBYTESREQUEST']._serialized_start=550
-  _globals['_GETSEQUENCEBYTESREQUEST']._serialized_end=596
-  _globals['_GETSEQUENCEBYTESRESPONSE']._serialized_start=598
-  _globals['_GETSEQUENCEBYTESRESPONSE']._serialized_end=662
-  _globals['_TIERBYTES']._serialized_start=665
-  _globals['_TIERBYTES']._serialized_end=810
-  _globals['_CLOSESEQUENCEREQUEST']._serialized_start=812
-  _globals['_CLOSESEQUENCEREQUEST']._serialized_end=855
-  _globals['_CLOSESEQUENCERESPONSE']._serialized_start=857
-  _globals['_CLOSESEQUENCERESPONSE']._serialized_end=880
-  _globals['_SEQUENCESERVICE']._serialized_start=883
-  _globals['_SEQUENCESERVICE']._serialized_end=1352
+  _globals['_OPENSEQUENCEREQUEST']._serialized_end=303
+  _globals['_OPENSEQUENCERESPONSE']._serialized_start=305
+  _globals['_OPENSEQUENCERESPONSE']._serialized_end=371
+  _globals['_FORKSEQUENCEREQUEST']._serialized_start=373
+  _globals['_FORKSEQUENCEREQUEST']._serialized_end=462
+  _globals['_FORKSEQUENCERESPONSE']._serialized_start=464
+  _globals['_FORKSEQUENCERESPONSE']._serialized_end=507
+  _globals['_TRUNCATESEQUENCEREQUEST']._serialized_start=509
+  _globals['_TRUNCATESEQUENCEREQUEST']._serialized_end=578
+  _globals['_TRUNCATESEQUENCERESPONSE']._serialized_start=580
+  _globals['_TRUNCATESEQUENCERESPONSE']._serialized_end=606
+  _globals['_GETSEQUENCEBYTESREQUEST']._serialized_start=608
+  _globals['_GETSEQUENCEBYTESREQUEST']._serialized_end=654
+  _globals['_GETSEQUENCEBYTESRESPONSE']._serialized_start=656
+  _globals['_GETSEQUENCEBYTESRESPONSE']._serialized_end=720
+  _globals['_TIERBYTES']._serialized_start=723
+  _globals['_TIERBYTES']._serialized_end=868
+  _globals['_PREEMPTSEQUENCEREQUEST']._serialized_start=870
+  _globals['_PREEMPTSEQUENCEREQUEST']._serialized_end=915
+  _globals['_PREEMPTSEQUENCERESPONSE']._serialized_start=917
+  _globals['_PREEMPTSEQUENCERESPONSE']._serialized_end=942
+  _globals['_RESUMESEQUENCEREQUEST']._serialized_start=944
+  _globals['_RESUMESEQUENCEREQUEST']._serialized_end=988
+  _globals['_RESUMESEQUENCERESPONSE']._serialized_start=990
+  _globals['_RESUMESEQUENCERESPONSE']._serialized_end=1037
+  _globals['_CLOSESEQUENCEREQUEST']._serialized_start=1039
+  _globals['_CLOSESEQUENCEREQUEST']._serialized_end=1082
+  _globals['_CLOSESEQUENCERESPONSE']._serialized_start=1084
+  _globals['_CLOSESEQUENCERESPONSE']._serialized_end=1107
+  _globals['_SEQUENCESERVICE']._serialized_start=1110
+  _globals['_SEQUENCESERVICE']._serialized_end=1764
 # @@protoc_insertion_point(module_scope)

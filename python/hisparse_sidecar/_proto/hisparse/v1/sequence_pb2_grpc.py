@@ -54,6 +54,16 @@ class SequenceServiceStub(object):
                 request_serializer=hisparse_dot_v1_dot_sequence__pb2.GetSequenceBytesRequest.SerializeToString,
                 response_deserializer=hisparse_dot_v1_dot_sequence__pb2.GetSequenceBytesResponse.FromString,
                 _registered_method=True)
+        self.PreemptSequence = channel.unary_unary(
+                '/hisparse.v1.SequenceService/PreemptSequence',
+                request_serializer=hisparse_dot_v1_dot_sequence__pb2.PreemptSequenceRequest.SerializeToString,
+                response_deserializer=hisparse_dot_v1_dot_sequence__pb2.PreemptSequenceResponse.FromString,
+                _registered_method=True)
+        self.ResumeSequence = channel.unary_unary(
+                '/hisparse.v1.SequenceService/ResumeSequence',
+                request_serializer=hisparse_dot_v1_dot_sequence__pb2.ResumeSequenceRequest.SerializeToString,
+                response_deserializer=hisparse_dot_v1_dot_sequence__pb2.ResumeSequenceResponse.FromString,
+                _registered_method=True)
         self.CloseSequence = channel.unary_unary(
                 '/hisparse.v1.SequenceService/CloseSequence',
                 request_serializer=hisparse_dot_v1_dot_sequence__pb2.CloseSequenceRequest.SerializeToString,
@@ -66,7 +76,9 @@ class SequenceServiceServicer(object):
 
     def OpenSequence(self, request, context):
         """Admits a sequence: reserves everything that prompt_tokens + max_new_tokens will need, or
-        refuses at once. The sequence starts empty; steps append to it.
+        refuses at once. Without token_ids the sequence starts empty, and steps append to it. With them
+        it starts with what some tier holds of this prompt for the tenant: cached_tokens, from which on
+        steps append the rest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,6 +101,21 @@ class SequenceServiceServicer(object):
 
     def GetSequenceBytes(self, request, context):
         """Bytes that the sequence holds in each tier; pages shared with a fork count in both.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreemptSequence(self, request, context):
+        """Gives back what the sequence holds on the device, and lets its pages leave the host pool for the
+        tiers below. Until it is resumed it takes no step. Not while it is in an open step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeSequence(self, request, context):
+        """Admits a preempted sequence again, or refuses at once and leaves it preempted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +150,16 @@ def add_SequenceServiceServicer_to_server(servicer, server):
                     servicer.GetSequenceBytes,
                     request_deserializer=hisparse_dot_v1_dot_sequence__pb2.GetSequenceBytesRequest.FromString,
                     response_serializer=hisparse_dot_v1_dot_sequence__pb2.GetSequenceBytesResponse.SerializeToString,
+            ),
+            'PreemptSequence': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreemptSequence,
+                    request_deserializer=hisparse_dot_v1_dot_sequence__pb2.PreemptSequenceRequest.FromString,
+                    response_serializer=hisparse_dot_v1_dot_sequence__pb2.PreemptSequenceResponse.SerializeToString,
+            ),
+            'ResumeSequence': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeSequence,
+                    request_deserializer=hisparse_dot_v1_dot_sequence__pb2.ResumeSequenceRequest.FromString,
+                    response_serializer=hisparse_dot_v1_dot_sequence__pb2.ResumeSequenceResponse.SerializeToString,
             ),
             'CloseSequence': grpc.unary_unary_rpc_method_handler(
                     servicer.CloseSequence,
@@ -238,6 +275,60 @@ class SequenceService(object):
             '/hisparse.v1.SequenceService/GetSequenceBytes',
             hisparse_dot_v1_dot_sequence__pb2.GetSequenceBytesRequest.SerializeToString,
             hisparse_dot_v1_dot_sequence__pb2.GetSequenceBytesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreemptSequence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hisparse.v1.SequenceService/PreemptSequence',
+            hisparse_dot_v1_dot_sequence__pb2.PreemptSequenceRequest.SerializeToString,
+            hisparse_dot_v1_dot_sequence__pb2.PreemptSequenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeSequence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hisparse.v1.SequenceService/ResumeSequence',
+            hisparse_dot_v1_dot_sequence__pb2.ResumeSequenceRequest.SerializeToString,
+            hisparse_dot_v1_dot_sequence__pb2.ResumeSequenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

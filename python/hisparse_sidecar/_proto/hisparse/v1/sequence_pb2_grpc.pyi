@@ -36,7 +36,9 @@ class SequenceServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SequenceServiceAsyncStub: ...
     OpenSequence: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.OpenSequenceRequest, _sequence_pb2.OpenSequenceResponse]
     """Admits a sequence: reserves everything that prompt_tokens + max_new_tokens will need, or
-    refuses at once. The sequence starts empty; steps append to it.
+    refuses at once. Without token_ids the sequence starts empty, and steps append to it. With them
+    it starts with what some tier holds of this prompt for the tenant: cached_tokens, from which on
+    steps append the rest.
     """
     ForkSequence: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ForkSequenceRequest, _sequence_pb2.ForkSequenceResponse]
     """Opens a sequence that starts with the first length_tokens tokens of another and shares
@@ -46,6 +48,12 @@ class SequenceServiceStub:
     """Forgets every token from length_tokens on. Not while the sequence is in an open step."""
     GetSequenceBytes: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.GetSequenceBytesRequest, _sequence_pb2.GetSequenceBytesResponse]
     """Bytes that the sequence holds in each tier; pages shared with a fork count in both."""
+    PreemptSequence: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.PreemptSequenceRequest, _sequence_pb2.PreemptSequenceResponse]
+    """Gives back what the sequence holds on the device, and lets its pages leave the host pool for the
+    tiers below. Until it is resumed it takes no step. Not while it is in an open step.
+    """
+    ResumeSequence: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ResumeSequenceRequest, _sequence_pb2.ResumeSequenceResponse]
+    """Admits a preempted sequence again, or refuses at once and leaves it preempted."""
     CloseSequence: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.CloseSequenceRequest, _sequence_pb2.CloseSequenceResponse]
     """Frees everything. Not while the sequence is in an open step. The id is never used again."""
 
@@ -54,7 +62,9 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenSequence: _aio.UnaryUnaryMultiCallable[_sequence_pb2.OpenSequenceRequest, _sequence_pb2.OpenSequenceResponse]  # type: ignore[assignment]
     """Admits a sequence: reserves everything that prompt_tokens + max_new_tokens will need, or
-    refuses at once. The sequence starts empty; steps append to it.
+    refuses at once. Without token_ids the sequence starts empty, and steps append to it. With them
+    it starts with what some tier holds of this prompt for the tenant: cached_tokens, from which on
+    steps append the rest.
     """
     ForkSequence: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ForkSequenceRequest, _sequence_pb2.ForkSequenceResponse]  # type: ignore[assignment]
     """Opens a sequence that starts with the first length_tokens tokens of another and shares
@@ -64,6 +74,12 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     """Forgets every token from length_tokens on. Not while the sequence is in an open step."""
     GetSequenceBytes: _aio.UnaryUnaryMultiCallable[_sequence_pb2.GetSequenceBytesRequest, _sequence_pb2.GetSequenceBytesResponse]  # type: ignore[assignment]
     """Bytes that the sequence holds in each tier; pages shared with a fork count in both."""
+    PreemptSequence: _aio.UnaryUnaryMultiCallable[_sequence_pb2.PreemptSequenceRequest, _sequence_pb2.PreemptSequenceResponse]  # type: ignore[assignment]
+    """Gives back what the sequence holds on the device, and lets its pages leave the host pool for the
+    tiers below. Until it is resumed it takes no step. Not while it is in an open step.
+    """
+    ResumeSequence: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ResumeSequenceRequest, _sequence_pb2.ResumeSequenceResponse]  # type: ignore[assignment]
+    """Admits a preempted sequence again, or refuses at once and leaves it preempted."""
     CloseSequence: _aio.UnaryUnaryMultiCallable[_sequence_pb2.CloseSequenceRequest, _sequence_pb2.CloseSequenceResponse]  # type: ignore[assignment]
     """Frees everything. Not while the sequence is in an open step. The id is never used again."""
 
@@ -75,7 +91,9 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.OpenSequenceResponse, _abc.Awaitable[_sequence_pb2.OpenSequenceResponse]]:
         """Admits a sequence: reserves everything that prompt_tokens + max_new_tokens will need, or
-        refuses at once. The sequence starts empty; steps append to it.
+        refuses at once. Without token_ids the sequence starts empty, and steps append to it. With them
+        it starts with what some tier holds of this prompt for the tenant: cached_tokens, from which on
+        steps append the rest.
         """
 
     @_abc_1.abstractmethod
@@ -103,6 +121,24 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.GetSequenceBytesResponse, _abc.Awaitable[_sequence_pb2.GetSequenceBytesResponse]]:
         """Bytes that the sequence holds in each tier; pages shared with a fork count in both."""
+
+    @_abc_1.abstractmethod
+    def PreemptSequence(
+        self,
+        request: _sequence_pb2.PreemptSequenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.PreemptSequenceResponse, _abc.Awaitable[_sequence_pb2.PreemptSequenceResponse]]:
+        """Gives back what the sequence holds on the device, and lets its pages leave the host pool for the
+        tiers below. Until it is resumed it takes no step. Not while it is in an open step.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeSequence(
+        self,
+        request: _sequence_pb2.ResumeSequenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sequence_pb2.ResumeSequenceResponse, _abc.Awaitable[_sequence_pb2.ResumeSequenceResponse]]:
+        """Admits a preempted sequence again, or refuses at once and leaves it preempted."""
 
     @_abc_1.abstractmethod
     def CloseSequence(

@@ -1,12 +1,24 @@
 from hisparse_sidecar._proto.hisparse.v1 import selection_pb2 as _selection_pb2
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2 as _sequence_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class TierCondition(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIER_CONDITION_UNSPECIFIED: _ClassVar[TierCondition]
+    TIER_CONDITION_SERVING: _ClassVar[TierCondition]
+    TIER_CONDITION_DEGRADED: _ClassVar[TierCondition]
+    TIER_CONDITION_FULL: _ClassVar[TierCondition]
+TIER_CONDITION_UNSPECIFIED: TierCondition
+TIER_CONDITION_SERVING: TierCondition
+TIER_CONDITION_DEGRADED: TierCondition
+TIER_CONDITION_FULL: TierCondition
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -151,18 +163,68 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("core", "groups", "steps", "aborted_steps", "held")
+    __slots__ = ("core", "groups", "steps", "aborted_steps", "held", "tiers", "tenants", "degraded", "ended_clients")
     CORE_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ABORTED_STEPS_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     core: CoreStats
     groups: _containers.RepeatedCompositeFieldContainer[GroupTraffic]
     steps: int
     aborted_steps: int
     held: _sequence_pb2.TierBytes
-    def __init__(self, core: _Optional[_Union[CoreStats, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupTraffic, _Mapping]]] = ..., steps: _Optional[int] = ..., aborted_steps: _Optional[int] = ..., held: _Optional[_Union[_sequence_pb2.TierBytes, _Mapping]] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[TierState]
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantUsage]
+    degraded: bool
+    ended_clients: int
+    def __init__(self, core: _Optional[_Union[CoreStats, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupTraffic, _Mapping]]] = ..., steps: _Optional[int] = ..., aborted_steps: _Optional[int] = ..., held: _Optional[_Union[_sequence_pb2.TierBytes, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierState, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantUsage, _Mapping]]] = ..., degraded: bool = ..., ended_clients: _Optional[int] = ...) -> None: ...
+
+class TierState(_message.Message):
+    __slots__ = ("name", "condition", "pages", "used_bytes", "capacity_bytes", "demoted", "promoted", "missed", "corrupt", "failed", "refused", "left", "bytes_down", "bytes_up")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEMOTED_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_UP_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    condition: TierCondition
+    pages: int
+    used_bytes: int
+    capacity_bytes: int
+    demoted: int
+    promoted: int
+    missed: int
+    corrupt: int
+    failed: int
+    refused: int
+    left: int
+    bytes_down: int
+    bytes_up: int
+    def __init__(self, name: _Optional[str] = ..., condition: _Optional[_Union[TierCondition, str]] = ..., pages: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., demoted: _Optional[int] = ..., promoted: _Optional[int] = ..., missed: _Optional[int] = ..., corrupt: _Optional[int] = ..., failed: _Optional[int] = ..., refused: _Optional[int] = ..., left: _Optional[int] = ..., bytes_down: _Optional[int] = ..., bytes_up: _Optional[int] = ...) -> None: ...
+
+class TenantUsage(_message.Message):
+    __slots__ = ("name", "pages", "quota_pages")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_PAGES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    pages: int
+    quota_pages: int
+    def __init__(self, name: _Optional[str] = ..., pages: _Optional[int] = ..., quota_pages: _Optional[int] = ...) -> None: ...
 
 class CoreStats(_message.Message):
     __slots__ = ("sequences", "host_pages_total", "host_pages_free", "host_pages_reserved", "host_pages_shared", "host_pages_leased", "slots_total", "slots_used", "window_slots_total", "window_slots_used", "table_tokens_total", "table_tokens_used", "table_blocks_total", "table_blocks_used", "pooled_keys_total", "pooled_keys_used", "state_rows_total", "state_rows_used", "opened", "closed", "forked", "truncated", "refused", "appended_tokens", "copied_pages")

@@ -25,41 +25,41 @@ _sym_db = _symbol_database.Default()
 from hisparse_sidecar._proto.hisparse.v1 import tensor_pb2 as hisparse_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16hisparse/v1/step.proto\x12\x0bhisparse.v1\x1a\x18hisparse/v1/tensor.proto\"\x8a\x01\n\x10\x42\x65ginStepRequest\x12\'\n\x04rows\x18\x01 \x03(\x0b\x32\x19.hisparse.v1.SequenceRows\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.hisparse.v1.StepKind\x12\x18\n\x0bpadded_rows\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_padded_rows\"5\n\x0cSequenceRows\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x10\n\x08num_rows\x18\x02 \x01(\x03\"$\n\x11\x42\x65ginStepResponse\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\"\x8d\x01\n\x0fRunLayerRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\r\n\x05layer\x18\x02 \x01(\x03\x12+\n\x06inputs\x18\x03 \x01(\x0b\x32\x1b.hisparse.v1.LayerInputRefs\x12-\n\x07outputs\x18\x04 \x01(\x0b\x32\x1c.hisparse.v1.LayerOutputRefs\"\xb0\x02\n\x0eLayerInputRefs\x12%\n\x05query\x18\x01 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12\"\n\x02kv\x18\x02 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12\'\n\x07index_q\x18\x03 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12-\n\rindex_weights\x18\x04 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12\'\n\x07index_k\x18\x05 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12,\n\x0ctopk_indices\x18\x06 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12$\n\x04sink\x18\x07 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\"\x89\x01\n\x0fLayerOutputRefs\x12#\n\x03out\x18\x01 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12#\n\x03lse\x18\x02 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12,\n\x0ctopk_indices\x18\x03 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\"\x12\n\x10RunLayerResponse\"?\n\x10RunLayersRequest\x12+\n\x05layer\x18\x01 \x01(\x0b\x32\x1c.hisparse.v1.RunLayerRequest\"u\n\x11RunLayersResponse\x12-\n\x04\x64one\x18\x01 \x01(\x0b\x32\x1d.hisparse.v1.RunLayerResponseH\x00\x12\'\n\x07refused\x18\x02 \x01(\x0b\x32\x14.hisparse.v1.RefusalH\x00\x42\x08\n\x06result\">\n\x07Refusal\x12\x13\n\x0bstatus_code\x18\x01 \x01(\x05\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"L\n\x0e\x45ndStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.hisparse.v1.StepOutcome\"\x11\n\x0f\x45ndStepResponse*R\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10STEP_KIND_DECODE\x10\x01\x12\x15\n\x11STEP_KIND_PREFILL\x10\x02*\\\n\x0bStepOutcome\x12\x1c\n\x18STEP_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13STEP_OUTCOME_COMMIT\x10\x01\x12\x16\n\x12STEP_OUTCOME_ABORT\x10\x02\x32\xb8\x02\n\x0bStepService\x12J\n\tBeginStep\x12\x1d.hisparse.v1.BeginStepRequest\x1a\x1e.hisparse.v1.BeginStepResponse\x12G\n\x08RunLayer\x12\x1c.hisparse.v1.RunLayerRequest\x1a\x1d.hisparse.v1.RunLayerResponse\x12N\n\tRunLayers\x12\x1d.hisparse.v1.RunLayersRequest\x1a\x1e.hisparse.v1.RunLayersResponse(\x01\x30\x01\x12\x44\n\x07\x45ndStep\x12\x1b.hisparse.v1.EndStepRequest\x1a\x1c.hisparse.v1.EndStepResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16hisparse/v1/step.proto\x12\x0bhisparse.v1\x1a\x18hisparse/v1/tensor.proto\"\x9d\x01\n\x10\x42\x65ginStepRequest\x12\'\n\x04rows\x18\x01 \x03(\x0b\x32\x19.hisparse.v1.SequenceRows\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.hisparse.v1.StepKind\x12\x18\n\x0bpadded_rows\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x04 \x03(\rB\x0e\n\x0c_padded_rows\"5\n\x0cSequenceRows\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x10\n\x08num_rows\x18\x02 \x01(\x03\"$\n\x11\x42\x65ginStepResponse\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\"\x8d\x01\n\x0fRunLayerRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\r\n\x05layer\x18\x02 \x01(\x03\x12+\n\x06inputs\x18\x03 \x01(\x0b\x32\x1b.hisparse.v1.LayerInputRefs\x12-\n\x07outputs\x18\x04 \x01(\x0b\x32\x1c.hisparse.v1.LayerOutputRefs\"\xb0\x02\n\x0eLayerInputRefs\x12%\n\x05query\x18\x01 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12\"\n\x02kv\x18\x02 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12\'\n\x07index_q\x18\x03 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12-\n\rindex_weights\x18\x04 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12\'\n\x07index_k\x18\x05 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12,\n\x0ctopk_indices\x18\x06 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12$\n\x04sink\x18\x07 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\"\x89\x01\n\x0fLayerOutputRefs\x12#\n\x03out\x18\x01 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12#\n\x03lse\x18\x02 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\x12,\n\x0ctopk_indices\x18\x03 \x01(\x0b\x32\x16.hisparse.v1.TensorRef\"\x12\n\x10RunLayerResponse\"?\n\x10RunLayersRequest\x12+\n\x05layer\x18\x01 \x01(\x0b\x32\x1c.hisparse.v1.RunLayerRequest\"u\n\x11RunLayersResponse\x12-\n\x04\x64one\x18\x01 \x01(\x0b\x32\x1d.hisparse.v1.RunLayerResponseH\x00\x12\'\n\x07refused\x18\x02 \x01(\x0b\x32\x14.hisparse.v1.RefusalH\x00\x42\x08\n\x06result\">\n\x07Refusal\x12\x13\n\x0bstatus_code\x18\x01 \x01(\x05\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"L\n\x0e\x45ndStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12)\n\x07outcome\x18\x02 \x01(\x0e\x32\x18.hisparse.v1.StepOutcome\"\x11\n\x0f\x45ndStepResponse*R\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10STEP_KIND_DECODE\x10\x01\x12\x15\n\x11STEP_KIND_PREFILL\x10\x02*\\\n\x0bStepOutcome\x12\x1c\n\x18STEP_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13STEP_OUTCOME_COMMIT\x10\x01\x12\x16\n\x12STEP_OUTCOME_ABORT\x10\x02\x32\xb8\x02\n\x0bStepService\x12J\n\tBeginStep\x12\x1d.hisparse.v1.BeginStepRequest\x1a\x1e.hisparse.v1.BeginStepResponse\x12G\n\x08RunLayer\x12\x1c.hisparse.v1.RunLayerRequest\x1a\x1d.hisparse.v1.RunLayerResponse\x12N\n\tRunLayers\x12\x1d.hisparse.v1.RunLayersRequest\x1a\x1e.hisparse.v1.RunLayersResponse(\x01\x30\x01\x12\x44\n\x07\x45ndStep\x12\x1b.hisparse.v1.EndStepRequest\x1a\x1c.hisparse.v1.EndStepResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hisparse.v1.step_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STEPKIND']._serialized_start=1255
-  _globals['_STEPKIND']._serialized_end=1337
-  _globals['_STEPOUTCOME']._serialized_start=1339
-  _globals['_STEPOUTCOME']._serialized_end=1431
+  _globals['_STEPKIND']._serialized_start=1274
+  _globals['_STEPKIND']._serialized_end=1356
+  _globals['_STEPOUTCOME']._serialized_start=1358
+  _globals['_STEPOUTCOME']._serialized_end=1450
   _globals['_BEGINSTEPREQUEST']._serialized_start=66
-  _globals['_BEGINSTEPREQUEST']._serialized_end=204
-  _globals['_SEQUENCEROWS']._serialized_start=206
-  _globals['_SEQUENCEROWS']._serialized_end=259
-  _globals['_BEGINSTEPRESPONSE']._serialized_start=261
-  _globals['_BEGINSTEPRESPONSE']._serialized_end=297
-  _globals['_RUNLAYERREQUEST']._serialized_start=300
-  _globals['_RUNLAYERREQUEST']._serialized_end=441
-  _globals['_LAYERINPUTREFS']._serialized_start=444
-  _globals['_LAYERINPUTREFS']._serialized_end=748
-  _globals['_LAYEROUTPUTREFS']._serialized_start=751
-  _globals['_LAYEROUTPUTREFS']._serialized_end=888
-  _globals['_RUNLAYERRESPONSE']._serialized_start=890
-  _globals['_RUNLAYERRESPONSE']._serialized_end=908
-  _globals['_RUNLAYERSREQUEST']._serialized_start=910
-  _globals['_RUNLAYERSREQUEST']._serialized_end=973
-  _globals['_RUNLAYERSRESPONSE']._serialized_start=975
-  _globals['_RUNLAYERSRESPONSE']._serialized_end=1092
-  _globals['_REFUSAL']._serialized_start=1094
-  _globals['_REFUSAL']._serialized_end=1156
-  _globals['_ENDSTEPREQUEST']._serialized_start=1158
-  _globals['_ENDSTEPREQUEST']._serialized_end=1234
-  _globals['_ENDSTEPRESPONSE']._serialized_start=1236
-  _globals['_ENDSTEPRESPONSE']._serialized_end=1253
-  _globals['_STEPSERVICE']._serialized_start=1434
-  _globals['_STEPSERVICE']._serialized_end=1746
+  _globals['_BEGINSTEPREQUEST']._serialized_end=223
+  _globals['_SEQUENCEROWS']._serialized_start=225
+  _globals['_SEQUENCEROWS']._serialized_end=278
+  _globals['_BEGINSTEPRESPONSE']._serialized_start=280
+  _globals['_BEGINSTEPRESPONSE']._serialized_end=316
+  _globals['_RUNLAYERREQUEST']._serialized_start=319
+  _globals['_RUNLAYERREQUEST']._serialized_end=460
+  _globals['_LAYERINPUTREFS']._serialized_start=463
+  _globals['_LAYERINPUTREFS']._serialized_end=767
+  _globals['_LAYEROUTPUTREFS']._serialized_start=770
+  _globals['_LAYEROUTPUTREFS']._serialized_end=907
+  _globals['_RUNLAYERRESPONSE']._serialized_start=909
+  _globals['_RUNLAYERRESPONSE']._serialized_end=927
+  _globals['_RUNLAYERSREQUEST']._serialized_start=929
+  _globals['_RUNLAYERSREQUEST']._serialized_end=992
+  _globals['_RUNLAYERSRESPONSE']._serialized_start=994
+  _globals['_RUNLAYERSRESPONSE']._serialized_end=1111
+  _globals['_REFUSAL']._serialized_start=1113
+  _globals['_REFUSAL']._serialized_end=1175
+  _globals['_ENDSTEPREQUEST']._serialized_start=1177
+  _globals['_ENDSTEPREQUEST']._serialized_end=1253
+  _globals['_ENDSTEPRESPONSE']._serialized_start=1255
+  _globals['_ENDSTEPRESPONSE']._serialized_end=1272
+  _globals['_STEPSERVICE']._serialized_start=1453
+  _globals['_STEPSERVICE']._serialized_end=1765
 # @@protoc_insertion_point(module_scope)

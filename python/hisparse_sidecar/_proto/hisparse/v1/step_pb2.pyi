@@ -27,14 +27,16 @@ STEP_OUTCOME_COMMIT: StepOutcome
 STEP_OUTCOME_ABORT: StepOutcome
 
 class BeginStepRequest(_message.Message):
-    __slots__ = ("rows", "kind", "padded_rows")
+    __slots__ = ("rows", "kind", "padded_rows", "token_ids")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     PADDED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     rows: _containers.RepeatedCompositeFieldContainer[SequenceRows]
     kind: StepKind
     padded_rows: int
-    def __init__(self, rows: _Optional[_Iterable[_Union[SequenceRows, _Mapping]]] = ..., kind: _Optional[_Union[StepKind, str]] = ..., padded_rows: _Optional[int] = ...) -> None: ...
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, rows: _Optional[_Iterable[_Union[SequenceRows, _Mapping]]] = ..., kind: _Optional[_Union[StepKind, str]] = ..., padded_rows: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceRows(_message.Message):
     __slots__ = ("sequence_id", "num_rows")
