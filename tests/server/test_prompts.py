@@ -10,11 +10,11 @@ import pytest
 from hisparse_sidecar import LayerInputs, LayerOutputs, Session, Sidecar, SidecarConfig
 from hisparse_sidecar.client import RemoteSession
 from hisparse_sidecar.errors import HostPoolFull, InvalidArgument, TierFull, WrongState
-from hisparse_sidecar.server import SidecarServer
+from hisparse_sidecar.server import SidecarServer, main
 from hisparse_sidecar.session import LocalSession
 from hisparse_sidecar.wire.errors import NotOwner
 from tests.pipeline.world import random_rows, small_config
-from tests.server.serving import END_SECONDS, assert_equal, run_layers, run_step
+from tests.server.serving import END_SECONDS, ServerProgram, assert_equal, run_layers, run_step
 
 PAGE_TOKENS = 64
 PROMPT = list(range(1000, 1300))  # 300 tokens: 4 pages that others may share, and 44 more
@@ -225,3 +225,26 @@ def test_sessions_are_retracted_for_others_and_come_back(server: SidecarServer) 
         assert session.resume(admitted[0]) == 300
         for step in range(84):
             run_step(session, [(sequence, 1) for sequence in admitted], step, "decode")
+
+
+def test_the_program_takes_tenants_by_flags(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    flags = ("--tenant", "a=8", "--tenant", "b=c=5")
+    with (
+        ServerProgram(folder, None, *flags) as server,
+        RemoteSession(server.socket_path) as session,
+    ):
+        session.open_prompt(PROMPT, 0, tenant="b=c")
+        assert session.client.server_stats().tenants == {"a": (0, 8), "b=c": (5, 5)}
+        with pytest.raises(TierFull, match="full: need 9 pages, 8 free of 8"):
+            session.open_prompt(PROMPT, 276, tenant="a")
+
+
+@pytest.mark.parametrize("text", ["a", "=5", "a=", "a=-1", "a=many"])
+def test_a_tenant_that_is_no_name_and_pages_is_refused(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--socket", "s", "--config", "c", f"--tenant={text}"])
+    assert f"{text!r} is not NAME=PAGES" in capsys.readouterr().err
