@@ -5,6 +5,7 @@ from typing import Protocol
 
 from hisparse_sidecar.config import SelectionConfig, SidecarConfig
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
+from hisparse_sidecar.sequence_options import OpenedPrompt
 from hisparse_sidecar.sidecar import Sidecar
 from hisparse_sidecar.stats import SidecarStats, TierBytes
 from hisparse_sidecar.step import StepKind
@@ -30,6 +31,27 @@ class Session(Protocol):
         """Admits a sequence and returns its handle."""
         ...
 
+    def open_prompt(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        *,
+        tenant: str = "",
+        selection: SelectionConfig | None = None,
+        hot_slots: int | None = None,
+        window_blocks: int | None = None,
+    ) -> OpenedPrompt:
+        """Admits a sequence on what any tier has of the beginning of its prompt."""
+        ...
+
+    def preempt(self, sequence: int) -> None:
+        """Lets a sequence rest: it keeps its tokens and nothing else."""
+        ...
+
+    def resume(self, sequence: int) -> int:
+        """Makes a resting sequence ready for steps again; its length."""
+        ...
+
     def fork(self, sequence: int, length: int, max_new_tokens: int) -> int:
         """Opens a sequence that starts with the first `length` tokens of another."""
         ...
@@ -48,6 +70,7 @@ class Session(Protocol):
         kind: StepKind,
         *,
         padded_rows: int | None = None,
+        token_ids: Sequence[int] | None = None,
     ) -> None:
         """Appends (sequence, number of rows) to the sequences and opens a step."""
         ...
@@ -109,6 +132,36 @@ class LocalSession:
         self._sequences.add(sequence)
         return sequence
 
+    def open_prompt(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        *,
+        tenant: str = "",
+        selection: SelectionConfig | None = None,
+        hot_slots: int | None = None,
+        window_blocks: int | None = None,
+    ) -> OpenedPrompt:
+        """See `Sidecar.open_prompt`."""
+        opened = self.sidecar.open_prompt(
+            token_ids,
+            max_new_tokens,
+            tenant=tenant,
+            selection=selection,
+            hot_slots=hot_slots,
+            window_blocks=window_blocks,
+        )
+        self._sequences.add(opened.sequence)
+        return opened
+
+    def preempt(self, sequence: int) -> None:
+        """See `Sidecar.preempt`."""
+        self.sidecar.preempt(sequence)
+
+    def resume(self, sequence: int) -> int:
+        """See `Sidecar.resume`."""
+        return self.sidecar.resume(sequence)
+
     def fork(self, sequence: int, length: int, max_new_tokens: int) -> int:
         """See `Sidecar.fork`."""
         child = self.sidecar.fork(sequence, length, max_new_tokens)
@@ -130,9 +183,10 @@ class LocalSession:
         kind: StepKind,
         *,
         padded_rows: int | None = None,
+        token_ids: Sequence[int] | None = None,
     ) -> None:
         """See `Sidecar.begin_step`."""
-        self.sidecar.begin_step(rows, kind, padded_rows=padded_rows)
+        self.sidecar.begin_step(rows, kind, padded_rows=padded_rows, token_ids=token_ids)
 
     def run_layer(self, layer: int, inputs: LayerInputs) -> LayerOutputs:
         """See `Sidecar.run_layer`."""

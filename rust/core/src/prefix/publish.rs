@@ -16,7 +16,8 @@ pub enum Published {
     First,
     /// Another was first: its page took the place of the caller's, which is given back.
     Existing(PageHandle),
-    /// Another is being copied to the host pool: the caller keeps its page for itself.
+    /// Another is being copied to the host pool, or is kept below for a resting sequence: the caller
+    /// keeps its page for itself.
     Unshared,
 }
 
@@ -130,6 +131,8 @@ impl PrefixTable {
                 self.touch(entry);
                 Published::Existing(existing)
             }
+            // it rests on the bytes that it has left there, and these may be others
+            Place::Lower if self.entries.at(entry).num_holds > 0 => Published::Unshared,
             Place::Lower => {
                 pool.share(host)?;
                 self.raise(entry, host)?;
