@@ -35,6 +35,7 @@ SUITES = (
     "ops",
     "prefix",
     "remote",
+    "round_trip",
     "select",
     "sessions",
     "step",
