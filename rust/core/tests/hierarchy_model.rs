@@ -295,7 +295,7 @@ fn over_a_remote_store_that_lies_no_byte_is_wrong_and_nothing_leaks() {
 #[test]
 #[ignore = "the full size: minutes"]
 fn all_lives_in_full() {
-    run(harmless(), None, 100, 400);
-    run(any_op(), None, 100, 400);
-    run(any_op(), Some(LIES), 100, 400);
+    run(harmless(), None, 30, 400);
+    run(any_op(), None, 30, 400);
+    run(any_op(), Some(LIES), 30, 400);
 }
