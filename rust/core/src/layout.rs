@@ -38,6 +38,13 @@ pub(crate) struct PagedArray {
     pub(crate) page_bytes: usize,
 }
 
+impl PagedArray {
+    /// Where a page's piece begins.
+    pub(crate) fn at(self, page: u32) -> usize {
+        self.offset + page as usize * self.page_bytes
+    }
+}
+
 impl HostLayout {
     /// Lays out `shape`; every count is checked, so no offset overflows.
     pub fn new(shape: LayoutShape) -> Result<Self> {

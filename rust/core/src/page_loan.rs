@@ -64,8 +64,7 @@ impl PageLoan<'_> {
 
     /// Where the parts of a page lie, and how long they are.
     fn pieces(&self, page: u32) -> impl Iterator<Item = (usize, usize)> {
-        let place = move |offset, page_bytes| (offset + page as usize * page_bytes, page_bytes);
-        self.layout.arrays().map(move |array| place(array.offset, array.page_bytes))
+        self.layout.arrays().map(move |array| (array.at(page), array.page_bytes))
     }
 
     fn check(&self, page: u32, num_bytes: usize) -> Result<()> {

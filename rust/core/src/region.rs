@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::ptr::NonNull;
 
 use crate::error::{Error, Result, check_range};
-use crate::layout::HostLayout;
+use crate::layout::{HostLayout, PagedArray};
 use crate::region_memory::{PageKind, RegionMemory};
 use crate::sync::{Mutex, lock};
 
@@ -119,27 +119,32 @@ impl HostRegion {
 
     /// Copies one page of every array of `layout`, which the region is known to hold.
     pub(crate) fn copy_page(&self, layout: &HostLayout, src: u32, dst: u32) -> Result<()> {
-        check_range("bytes of the layout", layout.num_bytes(), 1, self.num_bytes)?;
-        let max_page = layout.shape().num_pages - 1;
-        check_range("page", src.max(dst), 0, max_page)?;
-        self.with_memory(|memory| {
+        self.with_pages(layout, src.max(dst), |memory| {
             for array in layout.arrays() {
-                let at = |page: u32| array.offset + page as usize * array.page_bytes;
-                memory.copy_within(at(src), at(dst), array.page_bytes);
+                memory.copy_within(array.at(src), array.at(dst), array.page_bytes);
             }
         })
     }
 
     /// Whether two pages have the same bytes in every array of `layout`.
     pub(crate) fn same_page(&self, layout: &HostLayout, a: u32, b: u32) -> Result<bool> {
-        check_range("bytes of the layout", layout.num_bytes(), 1, self.num_bytes)?;
-        check_range("page", a.max(b), 0, layout.shape().num_pages - 1)?;
-        self.with_memory(|memory| {
-            layout.arrays().all(|array| {
-                let at = |page: u32| array.offset + page as usize * array.page_bytes;
-                memory.equal_within(at(a), at(b), array.page_bytes)
-            })
+        self.with_pages(layout, a.max(b), |memory| {
+            let is_same =
+                |array: PagedArray| memory.equal_within(array.at(a), array.at(b), array.page_bytes);
+            layout.arrays().all(is_same)
         })
+    }
+
+    /// Uses pages of the layout up to `last_page`, which have to lie in the region.
+    fn with_pages<T>(
+        &self,
+        layout: &HostLayout,
+        last_page: u32,
+        use_pages: impl FnOnce(&RegionMemory) -> T,
+    ) -> Result<T> {
+        check_range("bytes of the layout", layout.num_bytes(), 1, self.num_bytes)?;
+        check_range("page", last_page, 0, layout.shape().num_pages - 1)?;
+        self.with_memory(use_pages)
     }
 
     fn with_memory<T>(&self, use_memory: impl FnOnce(&RegionMemory) -> T) -> Result<T> {

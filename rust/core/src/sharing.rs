@@ -18,8 +18,8 @@ use crate::tenants::TenantId;
 use crate::tier::{IdentityChain, PageHeader, PageIdentity, TenantKey};
 
 const MAX_DECISIONS: usize = 1 << 12;
-/// A lease of a call ends with the call, whatever the time.
-const NO_TIME_MS: u64 = 0;
+/// The time for a lease that lasts for one call: it ends with the call, at no deadline.
+pub(crate) const NO_TIME_MS: u64 = 0;
 const NO_DEADLINE_MS: u64 = u64::MAX;
 
 /// What the pages of a manager are named by, and how many it may know.

@@ -14,3 +14,9 @@ use crate::error::{Error, Result};
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
     mutex.lock().map_err(|_| Error::Poisoned)
 }
+
+/// Locks what is whole at every step, so that a panic under the lock leaves it sound. A lock of std
+/// always: schedules of what it guards are not explored.
+pub(crate) fn lock_whole<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

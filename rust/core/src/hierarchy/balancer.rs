@@ -1,13 +1,14 @@
 //! The thread that keeps host pages free: it sleeps until it is woken, or until it is worth a try.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::crew::spawn_error;
 use super::{Hierarchy, Mover};
 use crate::error::Result;
+use crate::sync::lock_whole as lock;
 use crate::tier::Deadline;
 
 /// The thread, once it was started, and the bell that wakes it.
@@ -121,9 +122,4 @@ impl Bell {
         state.is_rung = false;
         !state.is_closed
     }
-}
-
-/// Locks; the state under the lock is whole at every step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::error::{Error, Result};
+use crate::sync::lock_whole as lock;
 
 /// Invitations that wait for a thread; beyond these the inviter works alone.
 const MAX_INVITATIONS: usize = 256;
@@ -170,11 +171,6 @@ impl<Item, Answer, Work> Batch<Item, Answer, Work> {
         let pile = self.is_done.wait_while(lock(&self.pile), is_busy);
         std::mem::take(&mut pile.unwrap_or_else(PoisonError::into_inner).answers)
     }
-}
-
-/// Locks; everything under these locks is whole at every step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn spawn_error(error: &std::io::Error) -> Error {

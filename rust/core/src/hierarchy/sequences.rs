@@ -7,11 +7,9 @@ use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::prefix::{Held, LowerTier, LowerTiers};
 use crate::sequence::SequenceHandle;
-use crate::sharing::MatchedPrompt;
+use crate::sharing::{MatchedPrompt, NO_TIME_MS};
 use crate::tier::Deadline;
 
-/// A lease of a call ends with the call, whatever the time.
-const NO_TIME_MS: u64 = 0;
 /// How often a call tries again after pages have left the host pool for it; others may be faster.
 const MAX_TRIES: usize = 3;
 /// Pages that the next tier is asked for one by one beyond those that the directory knows.

@@ -1,8 +1,9 @@
 //! Memory for pages on their way: bounded, waited for until a deadline, given back when dropped.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::sync::lock_whole;
 use crate::tier::Deadline;
 
 /// Pieces of memory kept for the next movement: a fresh one is a page fault every 4 KiB.
@@ -38,7 +39,7 @@ impl Staging {
 
     /// Takes `num_bytes` as soon as others have given enough back.
     pub(super) fn take(&self, num_bytes: usize, deadline: Deadline) -> Result<Staged<'_>> {
-        let mut state = self.lock();
+        let mut state = lock_whole(&self.state);
         while state.used_bytes + num_bytes > self.max_bytes {
             let left = deadline.left();
             if left.is_zero() || num_bytes > self.max_bytes {
@@ -64,18 +65,14 @@ impl Staging {
         Error::TierFull { tier: "staging", need, free: capacity - used_bytes as u64, capacity }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner) // whole at every step
-    }
-
     #[cfg(test)]
     pub(super) fn fail_in(&self, num_calls: usize) {
-        self.lock().fails_in = num_calls;
+        lock_whole(&self.state).fails_in = num_calls;
     }
 
     #[cfg(test)]
     pub(super) fn used_bytes(&self) -> usize {
-        self.lock().used_bytes
+        lock_whole(&self.state).used_bytes
     }
 }
 
@@ -91,7 +88,7 @@ impl State {
 impl Drop for Staged<'_> {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        let mut state = self.staging.lock();
+        let mut state = lock_whole(&self.staging.state);
         state.used_bytes -= bytes.len();
         if state.spares.len() < MAX_SPARES {
             state.spares.push(bytes);

@@ -98,14 +98,21 @@ impl Ledger {
         self.note_refusal(reserved).map(|()| ranges)
     }
 
-    /// Gives idle pages up for a call that found the pool, or its tenant's share, full; whether it
-    /// is worth another try.
-    fn make_room_for(&mut self, tenant: TenantId, error: &Error) -> bool {
-        let (Error::HostPoolFull { need, .. } | Error::ShareFull { need, .. }) = error else {
-            return false;
-        };
-        let need = usize::try_from(*need).unwrap_or(usize::MAX);
-        self.prefix.make_room(&mut self.pages, tenant, need).is_ok()
+    /// Makes a call, once more if it finds the pool or its tenant's share full and idle pages can be
+    /// given up for it.
+    fn with_room<T>(
+        &mut self,
+        tenant: TenantId,
+        mut call: impl FnMut(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let mut outcome = call(self);
+        if let Err(Error::HostPoolFull { need, .. } | Error::ShareFull { need, .. }) = outcome {
+            let need = usize::try_from(need).unwrap_or(usize::MAX);
+            if self.prefix.make_room(&mut self.pages, tenant, need).is_ok() {
+                outcome = call(self);
+            }
+        }
+        self.note_refusal(outcome)
     }
 
     /// A new sequence that begins with the first `length` tokens of `parent`.
@@ -122,11 +129,12 @@ impl Ledger {
         let tenant = self.sequences.get(parent)?.active()?.pages.tenant();
         let ranges = self.arenas.claim(&need);
         let ranges = self.note_refusal(ranges)?;
-        let mut pages = self.fork_pages(parent, length, &need, copy);
-        if pages.as_ref().is_err_and(|error| self.make_room_for(tenant, error)) {
-            pages = self.fork_pages(parent, length, &need, copy);
-        }
-        let pages = match self.note_refusal(pages) {
+        let num_pages = pages_for(need.tokens);
+        let pages = self.with_room(tenant, |ledger| {
+            let parent = &ledger.sequences.get(parent)?.active()?.pages;
+            parent.fork(&mut ledger.pages, length, num_pages, copy)
+        });
+        let pages = match pages {
             Ok(pages) => pages,
             Err(error) => {
                 self.arenas.release(&ranges)?;
@@ -140,17 +148,6 @@ impl Ledger {
         let names = names.as_ref().map(|names| names.fork(length));
         let (admitted_tokens, life) = (need.tokens, Life::Active(Active { pages, ranges }));
         self.sequences.insert(Sequence { length, admitted_tokens, pooled, names, life })
-    }
-
-    fn fork_pages(
-        &mut self,
-        parent: SequenceHandle,
-        length: u32,
-        need: &Admission,
-        copy: CopyPage<'_>,
-    ) -> Result<PageTable> {
-        let parent = &self.sequences.get(parent)?.active()?.pages;
-        parent.fork(&mut self.pages, length, pages_for(need.tokens), copy)
     }
 
     pub(crate) fn append(
@@ -177,11 +174,10 @@ impl Ledger {
         let sequence = self.sequences.get(handle)?;
         check_range("length", length, 0, sequence.length)?;
         let tenant = sequence.active()?.pages.tenant();
-        let mut truncated = self.truncate_pages(handle, length);
-        if truncated.as_ref().is_err_and(|error| self.make_room_for(tenant, error)) {
-            truncated = self.truncate_pages(handle, length);
-        }
-        self.note_refusal(truncated)?;
+        self.with_room(tenant, |ledger| {
+            let pages = &mut ledger.sequences.get_mut(handle)?.active_mut()?.pages;
+            pages.truncate(&mut ledger.pages, length)
+        })?;
         self.counters.truncated += 1;
         let sequence = self.sequences.get_mut(handle)?;
         sequence.pooled.truncate(length);
@@ -190,11 +186,6 @@ impl Ledger {
             names.truncate(length);
         }
         Ok(())
-    }
-
-    fn truncate_pages(&mut self, handle: SequenceHandle, length: u32) -> Result<()> {
-        let pages = &mut self.sequences.get_mut(handle)?.active_mut()?.pages;
-        pages.truncate(&mut self.pages, length)
     }
 
     pub(crate) fn close(&mut self, handle: SequenceHandle) -> Result<()> {
@@ -267,8 +258,7 @@ impl Ledger {
 
     /// Every level is sound, and the levels agree on who holds what.
     pub(crate) fn check_integrity(&self) -> Result<()> {
-        self.pages.check_integrity()?;
-        self.prefix.check_integrity(&self.pages)?;
+        self.prefix.check_integrity(&self.pages)?; // and the pages
         check_equal("open sequences", self.sequences.num_open(), self.sequences.iter().count())?;
         let open: Vec<SequenceRanges> = self.active().map(|active| active.ranges).collect();
         self.arenas.check_integrity(&open)?;

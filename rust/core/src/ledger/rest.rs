@@ -7,6 +7,7 @@ use crate::page::{PAGE_TOKENS, PageHandle};
 use crate::page_table::{PageTable, pages_for};
 use crate::prefix::{Held, LeaseKey, OwnerId, RestingPage};
 use crate::sequence::{Active, Life, Resting, SequenceHandle};
+use crate::sharing::NO_TIME_MS;
 use crate::tier::{IdentityChain, PageIdentity};
 
 impl Ledger {
@@ -56,7 +57,7 @@ impl Ledger {
         let is_partial = !length.is_multiple_of(PAGE_TOKENS);
         let others_have = |&entry: &u32| !self.prefix.is_sole(&self.pages, entry);
         let needs_copy = is_partial && held[..num_pages].last().is_some_and(others_have);
-        let shared = self.prefix.share_lease(&mut self.pages, lease, num_pages, 0)?;
+        let shared = self.prefix.share_lease(&mut self.pages, lease, num_pages, NO_TIME_MS)?;
         let promised = admitted_pages - num_pages + usize::from(needs_copy);
         let ranges = match self.admit(tenant, &need, promised) {
             Ok(ranges) => ranges,

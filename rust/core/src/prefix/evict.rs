@@ -170,11 +170,7 @@ impl PrefixTable {
         let first = victims.len();
         let may_go = |&entry: &u32| may_give_up(self.entries.at(entry), pool);
         victims.extend(self.own_order.iter(tenant).filter(may_go).take(count));
-        for &entry in &victims[first..] {
-            self.own_order.unlink(tenant, entry);
-            self.host_order.removed(entry)?;
-        }
-        Ok(())
+        victims[first..].iter().try_for_each(|&entry| self.unorder_in_host(entry))
     }
 
     /// Undoes the choice of pages that stay after all.

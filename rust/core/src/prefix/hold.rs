@@ -116,14 +116,8 @@ impl PrefixTable {
     ) -> Result<u32> {
         let RestingPage { identity, host, num_tokens } = *page;
         let header = PageHeader { identity, parent, num_tokens };
-        let tenant = pool.tenant_of(host)?;
-        pool.share(host)?;
-        let entry = match self.insert(pool, &header, Place::Resident(host), Some(tenant)) {
-            Ok(entry) => entry,
-            Err(error) => return pool.release(host).and(Err(error)),
-        };
+        let entry = self.keep(pool, &header, host)?;
         self.entries.at_mut(entry).is_private = true;
-        self.order_in_host(entry)?;
         Ok(entry)
     }
 

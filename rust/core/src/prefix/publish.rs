@@ -34,7 +34,7 @@ impl PrefixTable {
         let tenant = pool.tenant_of(host)?;
         match self.find(&page.identity) {
             Some(entry) => self.publish_again(pool, entry, host, tenant),
-            None => self.publish_first(pool, page, host, tenant),
+            None => self.keep(pool, page, host).map(|_| Published::First),
         }
     }
 
@@ -99,21 +99,21 @@ impl PrefixTable {
         Ok(headers)
     }
 
-    fn publish_first(
+    /// Makes an entry of a page that has none, with a reference of its own to the host page.
+    pub(super) fn keep(
         &mut self,
         pool: &mut PageAllocator,
         page: &PageHeader,
         host: PageHandle,
-        tenant: TenantId,
-    ) -> Result<Published> {
+    ) -> Result<u32> {
+        let tenant = pool.tenant_of(host)?;
         pool.share(host)?;
-        match self.insert(pool, page, Place::Resident(host), Some(tenant)) {
-            Ok(entry) => self.order_in_host(entry).map(|()| Published::First),
-            Err(error) => {
-                pool.release(host)?;
-                Err(error)
-            }
-        }
+        let entry = match self.insert(pool, page, Place::Resident(host), Some(tenant)) {
+            Ok(entry) => entry,
+            Err(error) => return pool.release(host).and(Err(error)),
+        };
+        self.order_in_host(entry)?;
+        Ok(entry)
     }
 
     fn publish_again(
@@ -155,7 +155,7 @@ impl PrefixTable {
         self.order_in_host(entry)
     }
 
-    pub(super) fn insert(
+    fn insert(
         &mut self,
         pool: &mut PageAllocator,
         page: &PageHeader,

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use crate::split_mix::SplitMix;
+use crate::sync::lock_whole;
 
 /// A place in the file tier's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,7 +116,7 @@ impl Failpoints {
     }
 
     fn armed(&self) -> std::sync::MutexGuard<'_, HashMap<Failpoint, Armed>> {
-        self.0.armed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_whole(&self.0.armed)
     }
 }
 

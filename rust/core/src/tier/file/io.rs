@@ -4,20 +4,17 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::error::{Error, Result};
 use crate::tier::Deadline;
 
+pub(super) use crate::sync::lock_whole as lock;
+
 use super::error::io_error;
 
 type Job = Box<dyn FnOnce() + Send>;
-
-/// Locks; what the tier keeps under its locks is whole at every step, so a panic leaves it sound.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The threads. Dropping the pool ends what is queued, then the threads.
 pub(super) struct IoPool {
