@@ -2,9 +2,12 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from hisparse_sidecar.cli.bench.rows import Measurement
+from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 ROOT = Path(__file__).resolve().parent.parent
 _CORE = ("--quiet", "--package", "hisparse-core")
@@ -29,6 +32,11 @@ def test_lines(name: str, test: str) -> Iterator[Line]:
     """
     chosen = ["--", test, "--exact", "--ignored", "--nocapture"]
     return _lines(["cargo", "test", "--release", *_CORE, "--test", name, *chosen])
+
+
+def wanted(stopwatch: Stopwatch, measurements: Iterable[Measurement]) -> Iterator[Measurement]:
+    """Those of the cases that were asked for: a program makes all of them."""
+    return (measurement for measurement in measurements if stopwatch.wants(measurement.case))
 
 
 def _lines(command: list[str]) -> Iterator[Line]:

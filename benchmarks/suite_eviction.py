@@ -8,7 +8,7 @@ times are not. LRU is the peer of the other two.
 import tempfile
 from collections.abc import Iterator
 
-from benchmarks.cargo_runs import ROOT, Line, bench_lines
+from benchmarks.cargo_runs import ROOT, Line, bench_lines, wanted
 from benchmarks.eviction.plot import HIT_RATE, plot_hit_rates
 from benchmarks.eviction.record import read_requests
 from hisparse_sidecar.cli.bench.rows import Measurement
@@ -20,9 +20,7 @@ _KEYS = ("hit_rate", "ns_per_request")
 
 
 def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
-    for measurement in to_measurements(_lines()):
-        if stopwatch.wants(measurement.case):
-            yield measurement
+    yield from wanted(stopwatch, to_measurements(_lines()))
 
 
 def _lines() -> Iterator[Line]:

@@ -7,7 +7,7 @@ each case does. Medians of rounds, and the slowest round.
 from collections.abc import Iterator
 from statistics import median
 
-from benchmarks.cargo_runs import Line, bench_lines
+from benchmarks.cargo_runs import Line, bench_lines, wanted
 from hisparse_sidecar.cli.bench.rows import Measurement
 from hisparse_sidecar.cli.bench.suite import Suite
 from hisparse_sidecar.cli.bench.timing import Stopwatch
@@ -15,9 +15,7 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
     for line in bench_lines("prefix_ops"):
-        for measurement in to_measurements(line):
-            if stopwatch.wants(measurement.case):
-                yield measurement
+        yield from wanted(stopwatch, to_measurements(line))
 
 
 def to_measurements(line: Line) -> Iterator[Measurement]:

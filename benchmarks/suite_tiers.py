@@ -7,7 +7,7 @@ is cold. Pages are written to the build folder's disk, 10 GiB of them for the re
 from collections.abc import Iterator
 from statistics import median
 
-from benchmarks.cargo_runs import Line, bench_lines
+from benchmarks.cargo_runs import Line, bench_lines, wanted
 from benchmarks.ops.spread import ratio_spread
 from hisparse_sidecar.cli.bench.rows import Measurement
 from hisparse_sidecar.cli.bench.suite import Suite
@@ -16,9 +16,7 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
     for line in bench_lines("file_tier"):
-        for measurement in to_measurements(line):
-            if stopwatch.wants(measurement.case):
-                yield measurement
+        yield from wanted(stopwatch, to_measurements(line))
 
 
 def to_measurements(line: Line) -> Iterator[Measurement]:

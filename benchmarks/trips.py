@@ -151,8 +151,9 @@ class Traveller:
 def page_bytes(sidecar: Sidecar, sequence: int) -> list[torch.Tensor]:
     """Copies of all rows, index rows and pooled keys of a sequence's tokens, array by array."""
     length = sidecar.length(sequence)
-    rows = torch.tensor([sidecar.host_row_id(sequence, at) for at in range(length)])
-    full = rows[: length // PAGE_TOKENS * PAGE_TOKENS : PAGE_TOKENS] // PAGE_TOKENS
+    first = [sidecar.host_row_id(sequence, at) for at in range(0, length, PAGE_TOKENS)]
+    rows = (torch.tensor(first)[:, None] + torch.arange(PAGE_TOKENS)).flatten()[:length]
+    full = torch.tensor(first[: length // PAGE_TOKENS], dtype=torch.int64) // PAGE_TOKENS
     host = sidecar.host.on_cpu()
     kv = [layer[rows] for layer in host.kv_rows]
     return [*kv, *[pages[full] for pages in (*host.index_pages, *host.pooled_rows)]]

@@ -8,11 +8,9 @@ from hisparse_sidecar._core import FileTier, Hierarchy, Manager, Recovery, TierS
 from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.prefill_rate import PrefillRate
 from hisparse_sidecar.remote import MooncakeOptions, connect
+from hisparse_sidecar.sequence_options import DeviceSlots
 
 _LOG = logging.getLogger(__name__)
-
-LoadTable = list[tuple[str, int, int]]
-"""Speeds of tiers: name, latency in us, bytes a second."""
 
 
 class LowerTiers:
@@ -90,54 +88,46 @@ class LowerTiers:
         tenant: str,
         token_ids: Sequence[int],
         max_new_tokens: int,
-        device_slots: tuple[int, int],
+        device_slots: DeviceSlots,
     ) -> tuple[int, int]:
         """See `Hierarchy.open_prompt`."""
-        slots, window_slots = device_slots
         return self.hierarchy.open_prompt(
             tenant,
             token_ids,
             max_new_tokens,
-            slots=slots,
-            window_slots=window_slots,
+            **device_slots,
             deadline_seconds=self._config.load_seconds,
             recompute_tokens_per_second=self.rate.tokens_per_second,
         )
 
     def open_sequence(
-        self, prompt_tokens: int, max_new_tokens: int, device_slots: tuple[int, int]
+        self, prompt_tokens: int, max_new_tokens: int, device_slots: DeviceSlots
     ) -> int:
         """See `Hierarchy.open_sequence`."""
-        slots, window_slots = device_slots
         return self.hierarchy.open_sequence(
             prompt_tokens,
             max_new_tokens,
-            slots=slots,
-            window_slots=window_slots,
+            **device_slots,
             deadline_seconds=self._config.load_seconds,
         )
 
     def fork(
-        self, sequence: int, length: int, max_new_tokens: int, device_slots: tuple[int, int]
+        self, sequence: int, length: int, max_new_tokens: int, device_slots: DeviceSlots
     ) -> int:
         """See `Hierarchy.fork`."""
-        slots, window_slots = device_slots
         return self.hierarchy.fork(
             sequence,
             length,
             max_new_tokens,
-            slots=slots,
-            window_slots=window_slots,
+            **device_slots,
             deadline_seconds=self._config.load_seconds,
         )
 
-    def resume(self, sequence: int, device_slots: tuple[int, int]) -> int:
+    def resume(self, sequence: int, device_slots: DeviceSlots) -> int:
         """See `Hierarchy.resume`."""
-        slots, window_slots = device_slots
         return self.hierarchy.resume(
             sequence,
-            slots=slots,
-            window_slots=window_slots,
+            **device_slots,
             deadline_seconds=self._config.load_seconds,
         )
 

@@ -8,7 +8,7 @@ from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.restore import restore_sequence
 from hisparse_sidecar.rollback import resum_open_blocks, roll_back
-from hisparse_sidecar.sequence_options import OpenedPrompt, SequenceOptions
+from hisparse_sidecar.sequence_options import DeviceSlots, OpenedPrompt, SequenceOptions
 from hisparse_sidecar.sidecar_state import SidecarState
 
 
@@ -124,7 +124,10 @@ class SequenceCalls(SidecarState):
         self._require_open()
         self._require_no_step("resume")
         options = self._options.get(sequence)
-        slots = options.device_slots(self.config) if options else (1, 0)  # the core knows the error
+        # without options there is no such sequence, which is for the core to refuse
+        slots = (
+            options.device_slots(self.config) if options else DeviceSlots(slots=1, window_slots=0)
+        )
         length = self._tiers.lower.resume(sequence, slots)
         restore_sequence(self._tiers, sequence)
         return length

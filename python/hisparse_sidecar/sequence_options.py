@@ -1,9 +1,16 @@
 """What a sequence is opened with."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from hisparse_sidecar.config import SelectionConfig, SidecarConfig, require
+
+
+class DeviceSlots(TypedDict):
+    """Ranges of the device that a sequence is given."""
+
+    slots: int
+    window_slots: int
 
 
 @dataclass(frozen=True)
@@ -45,10 +52,12 @@ class SequenceOptions:
         require(self.hot_slots >= needed, message)
         require(self.window_blocks >= 1, f"window_blocks is {self.window_blocks}, must be >= 1")
 
-    def device_slots(self, config: SidecarConfig) -> tuple[int, int]:
-        """Slots and window slots, those of a step's own rows included."""
-        slots = self.hot_slots + config.max_step_rows
-        return slots, self.window_blocks + config.touched_blocks
+    def device_slots(self, config: SidecarConfig) -> DeviceSlots:
+        """What the core is asked for, the slots of a step's own rows included."""
+        return DeviceSlots(
+            slots=self.hot_slots + config.max_step_rows,
+            window_slots=self.window_blocks + config.touched_blocks,
+        )
 
 
 class OpenedPrompt(NamedTuple):

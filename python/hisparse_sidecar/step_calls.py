@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import torch
 
+from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.build_step import build_step
 from hisparse_sidecar.checks import check_step_rows, check_token_ids
@@ -111,7 +112,8 @@ class StepCalls(SidecarState):
         self._step = None
         self._steps_committed += 1
         for member in step.sequences:
-            self._manager.publish(member.handle)
+            if member.length // PAGE_TOKENS > member.start // PAGE_TOKENS:  # it has filled a page
+                self._manager.publish(member.handle)
         if step.kind == "prefill":
             self._tiers.lower.rate.end(sum(member.num_rows for member in step.sequences))
 

@@ -15,7 +15,7 @@ from hisparse_sidecar.errors import (
     WrongState,
 )
 from hisparse_sidecar.tiers_config import TiersConfig
-from tests.pipeline.world import HISA, assert_same_bits, on_cpu, random_rows, small_config
+from tests.pipeline.world import FLAT, HISA, assert_same_bits, on_cpu, random_rows, small_config
 
 MOST = 450  # rows of a prompt and what follows it
 PROMPT = 300
@@ -99,7 +99,7 @@ def assert_goes_on(sidecar: Sidecar, sequence: int, wanted: list[list[LayerOutpu
         assert_same_bits(extend(sidecar, sequence, 1, 1, "decode"), step)
 
 
-@pytest.mark.parametrize("selection", [HISA, HISA.__class__("flat")], ids=["hisa", "flat"])
+@pytest.mark.parametrize("selection", [HISA, FLAT], ids=["hisa", "flat"])
 def test_a_prompt_goes_on_from_the_pages_that_another_left(selection, tmp_path: Path) -> None:
     wanted = plain_outputs(1, 3, selection=selection)
     with Sidecar(config_with_files(tmp_path, selection=selection)) as sidecar:

@@ -101,26 +101,22 @@ class SharedSidecar:
 
     def fork(self, caller: Client | None, sequence: int, length: int, max_new_tokens: int) -> int:
         """See `Sidecar.fork`; StepTaken while another client's step is open."""
-        self._check_owner(caller, sequence)
-        self._check_turn(caller)
+        self._check_may_change(caller, sequence)
         return self._own(caller, self.sidecar.fork(sequence, length, max_new_tokens))
 
     def truncate(self, caller: Client | None, sequence: int, length: int) -> None:
         """See `Sidecar.truncate`; StepTaken while another client's step is open."""
-        self._check_owner(caller, sequence)
-        self._check_turn(caller)
+        self._check_may_change(caller, sequence)
         self.sidecar.truncate(sequence, length)
 
     def preempt(self, caller: Client | None, sequence: int) -> None:
         """See `Sidecar.preempt`; StepTaken while another client's step is open."""
-        self._check_owner(caller, sequence)
-        self._check_turn(caller)
+        self._check_may_change(caller, sequence)
         self.sidecar.preempt(sequence)
 
     def resume(self, caller: Client | None, sequence: int) -> int:
         """See `Sidecar.resume`; StepTaken while another client's step is open."""
-        self._check_owner(caller, sequence)
-        self._check_turn(caller)
+        self._check_may_change(caller, sequence)
         return self.sidecar.resume(sequence)
 
     def close_sequence(self, caller: Client | None, sequence: int) -> None:
@@ -220,6 +216,10 @@ class SharedSidecar:
         if step.client is not client:
             raise NotOwner(f"step {number} belongs to {step.client}, the caller is {client}")
         return step
+
+    def _check_may_change(self, caller: Client | None, sequence: int) -> None:
+        self._check_owner(caller, sequence)
+        self._check_turn(caller)
 
     def _check_turn(self, caller: Client | None) -> None:
         # its own open step is for the sidecar to refuse
