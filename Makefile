@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 EXTRAS := dev,plots,transformers
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest
+PYTEST_JOBS := OMP_NUM_THREADS=1 $(PYTEST) --numprocesses $(JOBS) --dist worksteal
 
 # The oldest Triton that we support, beside the one that PyTorch brings. Its interpreter cannot run
 # loops with bounds known at run time under NumPy 2.4, and before that NumPy warns of it.
@@ -52,31 +54,31 @@ test-rust: setup  ## unit, property and interleaving tests of the Rust core
 	    --test schedules --test schedules_prefix --test schedules_hierarchy
 
 test-python: setup  ## pytest but for the long ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST_JOBS) -m "not slow" $(ARGS)
 
 test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kills, corruption
 	cargo test --quiet --release --package hisparse-core \
 	    --test file_tier_kill --test file_tier_corruption \
 	    --test prefix_model --test prefix_threads --test sharing_model \
 	    --test hierarchy_model -- --ignored
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST_JOBS) -m slow $(ARGS)
 
 test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of the system
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mooncake]'
-	$(BIN)/python -m pytest tests/remote $(ARGS)
+	$(PYTEST) tests/remote $(ARGS)
 
 test-triton36: $(OLD)/.stamp  ## what is interpreted, with Triton 3.6 and NumPy below 2.4
-	PYTHONPATH=$(OLD) $(BIN)/python -m pytest -m "not slow" $(OLD_WARNING) -k "gpu or interpreted" \
+	PYTHONPATH=$(OLD) $(PYTEST_JOBS) -m "not slow" $(OLD_WARNING) -k "gpu or interpreted" \
 	    tests/kernels tests/pipeline $(ARGS)
 
 test-gpu: setup  ## what needs a GPU, the long ones too
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(PYTEST) -m gpu $(ARGS)
 
 # Cases of an op's small sizes have `cuda` in their names; those of full sizes would take hours.
 sanitize: setup  ## the ops' small cases on a GPU under compute-sanitizer: memory, then races
 	for tool in memcheck racecheck; do \
 	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	        $(BIN)/python -m pytest -m gpu -k cuda tests/kernels/gpu $(ARGS) || exit 1; \
+	        $(PYTEST) -m gpu -k cuda tests/kernels/gpu $(ARGS) || exit 1; \
 	done
 
 crosscompile: setup  ## compile every kernel for sm_90 and sm_100, without a GPU, and check it
