@@ -54,6 +54,8 @@ def test_pages_that_are_put_together_come_back_together(tier: MooncakeTier) -> N
     pages = [Page(identity_of(page), bytes_of(page), 64) for page in range(9)]
     tier.put_many(pages[:8], deadline_seconds=LONG)
     names = [page.identity for page in reversed(pages)]
+    assert tier.count_held(names[1:], deadline_seconds=LONG) == 8
+    assert tier.count_held(names, deadline_seconds=LONG) == 0, "the first is not there"
     with tier.read_many(names, PAGE_BYTES, deadline_seconds=LONG) as found:
         assert found[0] is None
         assert found[1:] == [page.content for page in reversed(pages[:8])]

@@ -76,6 +76,9 @@ class ScriptedStore:
     def is_exist(self, key: str) -> int:
         return self._begin(key) or int(key in self.objects)
 
+    def batch_is_exist(self, keys: list[str]) -> list[int]:
+        return list(map(self.is_exist, keys))
+
     def remove(self, key: str, force: bool) -> int:
         assert force
         return self._begin(key) or (0 if self.objects.pop(key, None) is not None else ABSENT)
@@ -127,6 +130,23 @@ def test_a_page_comes_back_as_it_was_put(tier: MooncakeTier) -> None:
     assert not tier.remove(identity_of(1), deadline_seconds=LONG)
     assert not tier.holds(identity_of(1), deadline_seconds=LONG)
     assert tier.usage == RemoteUsage(puts=1, hits=1, misses=1)
+
+
+def test_pages_are_counted_up_to_the_first_that_is_not_there(
+    tier: MooncakeTier, store: ScriptedStore
+) -> None:
+    for page in (1, 2, 4):
+        put(tier, page)
+    names = list(map(identity_of, range(1, 5)))
+    assert tier.count_held(names, deadline_seconds=LONG) == 2
+    assert tier.count_held(names[:2], deadline_seconds=LONG) == 2
+    store.codes = [0, ABSENT]
+    assert tier.count_held(names, deadline_seconds=LONG) == 1
+    store.codes = [0, -900]
+    with pytest.raises(TierDown):
+        tier.count_held(names, deadline_seconds=LONG)
+    with pytest.raises(InvalidArgument, match="found 3 bytes, needed 32"):
+        tier.count_held([b"abc"], deadline_seconds=LONG)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 63, 65, PAGE_BYTES + 64 + 1])

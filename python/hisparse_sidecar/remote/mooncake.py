@@ -168,6 +168,14 @@ class MooncakeTier:
         with self._calls.begin("holds", deadline_seconds) as call:
             return self._calls.run(call, lambda: [self._store.is_exist(self._key(identity))]) == [1]
 
+    def count_held(self, identities: Sequence[bytes], *, deadline_seconds: float) -> int:
+        """How many of these pages, from the first on, `holds` is true of; one call of the store."""
+        self._check(identities, 0)
+        keys = [self._key(identity) for identity in identities]
+        with self._calls.begin("holds", deadline_seconds) as call:
+            codes = self._calls.run(call, lambda: self._store.batch_is_exist(keys))
+        return next((count for count, code in enumerate(codes) if code != 1), len(codes))
+
     def remove(self, identity: bytes, *, deadline_seconds: float) -> bool:
         """Forgets a page, even one that is being read: its reader finds the checksum wrong."""
         self._check((identity,), 0)

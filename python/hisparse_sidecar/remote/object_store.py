@@ -56,6 +56,10 @@ class ObjectStore(Protocol):
         """1 if the master lists the key."""
         ...
 
+    def batch_is_exist(self, keys: list[str]) -> list[int]:
+        """The same for several keys."""
+        ...
+
     def remove(self, key: str, force: bool) -> int:
         """Forgets a key, with `force` even within its lease."""
         ...

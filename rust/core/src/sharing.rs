@@ -109,6 +109,11 @@ impl MatchedPrompt {
         self.tenant.id
     }
 
+    /// Tokens of the prompt.
+    pub(crate) const fn num_tokens(&self) -> u32 {
+        self.num_tokens
+    }
+
     /// What a tier has to be told of a page that could be shared.
     ///
     /// # Panics

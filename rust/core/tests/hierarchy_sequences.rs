@@ -145,9 +145,10 @@ fn resting_sequences_make_room_and_come_back_byte_for_byte() {
         manager.preempt(*sequence).unwrap();
         assert_eq!(manager.append(*sequence, 1).unwrap_err().kind(), ErrorKind::WrongState);
     }
-    let whole = || manager.open_sequence(all * PAGE_TOKENS, 0, DEVICE);
-    assert_eq!(whole().unwrap_err().kind(), ErrorKind::HostPoolFull, "held pages are not lost");
-    let whole = site.hierarchy.with_room(far(), whole).unwrap();
+    let whole = manager.open_sequence(all * PAGE_TOKENS, 0, DEVICE).unwrap_err();
+    assert_eq!(whole.kind(), ErrorKind::HostPoolFull, "held pages are not lost");
+    let tokens = (all * PAGE_TOKENS, 0);
+    let whole = site.hierarchy.open_sequence(manager, tokens, DEVICE, far()).unwrap();
     assert_eq!(manager.stats().unwrap().host_pages_free, 0);
     let device = DEVICE;
     let error = site.hierarchy.resume(manager, open[0].0, device, far()).unwrap_err();
@@ -161,6 +162,29 @@ fn resting_sequences_make_room_and_come_back_byte_for_byte() {
     }
     manager.directory().evict(99).unwrap();
     assert_eq!(manager.stats().unwrap().host_pages_free, u64::from(all));
+}
+
+#[test]
+fn idle_pages_go_down_for_an_admission_that_would_drop_them() {
+    let scratch = Scratch::new("idle");
+    let site = Site::new(vec![file(&scratch)]);
+    let (manager, prompt, all) = (&site.host.manager, tokens(7, 300), SHAPE.num_pages);
+    assert_eq!(site.run_once(&prompt), 0);
+    let tokens = (all * PAGE_TOKENS, 0);
+    let whole = site.hierarchy.open_sequence(manager, tokens, DEVICE, far()).unwrap();
+    manager.close(whole).unwrap();
+    assert_eq!(site.run_once(&prompt), 256);
+    let wide = vec![tokens.0; all as usize * PAGE_TOKENS as usize];
+    let opened = site.open(&wide, 0).unwrap();
+    manager.close(opened.sequence).unwrap();
+    assert_eq!((opened.cached_tokens, site.run_once(&prompt)), (0, 256));
+    let much = site.hierarchy.open_sequence(manager, (tokens.0 + 1, 0), DEVICE, far());
+    assert!(matches!(
+        much.unwrap_err().kind(),
+        ErrorKind::HostPoolFull | ErrorKind::DeviceArenaFull
+    ));
+    let stats = manager.directory().stats().unwrap();
+    assert!(stats.resident > 0, "pages have gone down for a call that could not be served");
 }
 
 #[test]
@@ -181,7 +205,7 @@ fn a_sequence_that_has_lost_pages_below_comes_back_shorter_and_says_so() {
 }
 
 #[test]
-fn a_store_that_another_host_has_filled_is_asked_page_by_page() {
+fn a_store_that_another_host_has_filled_is_asked_for_what_the_directory_does_not_know() {
     let shared: StdArc<dyn PageTier> = StdArc::new(MemoryTier::new(1 << 22));
     let remote = || LowerStore { tier: LowerTier::Remote, store: StdArc::clone(&shared) };
     let (one, other) = (Site::new(vec![remote()]), Site::new(vec![remote()]));

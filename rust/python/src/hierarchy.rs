@@ -119,8 +119,11 @@ impl Hierarchy {
         let prompt_tokens = prompt_tokens.to("prompt_tokens")?;
         let max_new_tokens = max_new_tokens.to("max_new_tokens")?;
         let device = device_slots(slots, window_slots)?;
-        let open = || self.manager.open_sequence(prompt_tokens, max_new_tokens, device);
-        self.with_room(py, deadline_seconds, open).map(SequenceHandle::bits)
+        let deadline = Deadline::after(duration(deadline_seconds)?);
+        self.call(py, |core| {
+            core.open_sequence(&self.manager, (prompt_tokens, max_new_tokens), device, deadline)
+        })
+        .map(SequenceHandle::bits)
     }
 
     #[pyo3(signature = (seq, length, max_new_tokens, *, slots, window_slots, deadline_seconds))]
@@ -138,8 +141,11 @@ impl Hierarchy {
         let (seq, length) = (handle(seq)?, length.to("length")?);
         let max_new_tokens = max_new_tokens.to("max_new_tokens")?;
         let device = device_slots(slots, window_slots)?;
-        let fork = || self.manager.fork(seq, length, max_new_tokens, device);
-        self.with_room(py, deadline_seconds, fork).map(SequenceHandle::bits)
+        let deadline = Deadline::after(duration(deadline_seconds)?);
+        self.call(py, |core| {
+            core.fork(&self.manager, (seq, length), max_new_tokens, device, deadline)
+        })
+        .map(SequenceHandle::bits)
     }
 
     #[pyo3(signature = (seq, *, slots, window_slots, deadline_seconds))]
@@ -243,16 +249,6 @@ impl Hierarchy {
     ) -> PyResult<T> {
         let core = self.core()?;
         py.detach(|| work(&core)).map_err(raise)
-    }
-
-    fn with_room<T: Send>(
-        &self,
-        py: Python<'_>,
-        deadline_seconds: f64,
-        call: impl Fn() -> Result<T> + Send,
-    ) -> PyResult<T> {
-        let deadline = Deadline::after(duration(deadline_seconds)?);
-        self.call(py, |core| core.with_room(deadline, call))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A tier that is a Python object: `hisparse_sidecar.remote` has one on Mooncake Store.
 //!
-//! The object has `put`, `get`, `holds` and `remove` with `deadline_seconds`, keeps to it, and
-//! raises `TierFull`, `TierDown` or `DeadlinePassed`; anything else that it raises is its failure.
+//! The object has `put`, `get`, `holds`, `count_held` and `remove` with `deadline_seconds`, keeps to
+//! it, and raises `TierFull`, `TierDown` or `DeadlinePassed`; anything else that it raises is its failure.
 
 use hisparse_core::tier::{Deadline, PageHeader, PageIdentity, PageTier, Stored, TierUsage};
 use hisparse_core::{Error, Result};
@@ -63,6 +63,13 @@ impl PageTier for ObjectTier {
     fn holds(&self, identity: &PageIdentity, deadline: Deadline) -> Result<bool> {
         self.call("holds", deadline, |object, options| {
             object.call_method("holds", (name(object, identity),), Some(options))?.extract()
+        })
+    }
+
+    fn count_held(&self, identities: &[PageIdentity], deadline: Deadline) -> Result<usize> {
+        self.call("holds", deadline, |object, options| {
+            let names: Vec<_> = identities.iter().map(|each| name(object, each)).collect();
+            object.call_method("count_held", (names,), Some(options))?.extract()
         })
     }
 

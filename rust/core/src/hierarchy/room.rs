@@ -52,6 +52,16 @@ impl Mover {
         Ok(Balanced { freed, available: room.available })
     }
 
+    /// Moves idle pages down that a call for `num_pages` would drop; what no tier has taken by the
+    /// deadline it may still drop.
+    pub(super) fn save_idle(self: &Arc<Self>, num_pages: usize, deadline: Deadline) -> Result<()> {
+        let has_room_for_all = num_pages <= self.directory.host_room()?.total;
+        if has_room_for_all && !self.below.is_empty() {
+            self.raise_room(num_pages, deadline)?;
+        }
+        Ok(())
+    }
+
     /// Moves pages down until `target` host pages are free, nothing may move, or time is up.
     pub(super) fn raise_room(
         self: &Arc<Self>,

@@ -5,6 +5,8 @@ use super::Hierarchy;
 use crate::admission::DeviceSlots;
 use crate::error::{Error, Result};
 use crate::manager::Manager;
+use crate::page::PAGE_TOKENS;
+use crate::page_table::pages_for;
 use crate::prefix::{Held, LowerTier, LowerTiers};
 use crate::sequence::SequenceHandle;
 use crate::sharing::{MatchedPrompt, NO_TIME_MS};
@@ -12,8 +14,8 @@ use crate::tier::Deadline;
 
 /// How often a call tries again after pages have left the host pool for it; others may be faster.
 const MAX_TRIES: usize = 3;
-/// Pages that the next tier is asked for one by one beyond those that the directory knows.
-const MAX_ASKED: usize = 1 << 14;
+/// Pages that the remote tier is asked for in one call.
+const PAGES_PER_QUESTION: usize = 64;
 
 /// How long a prompt may wait for its beginning, and what waiting is worth.
 #[derive(Debug, Clone, Copy)]
@@ -50,12 +52,40 @@ impl Hierarchy {
         let matched = manager.match_prompt(tenant, tokens)?;
         let matched = self.discover(manager, matched, (tenant, tokens), loading.deadline)?;
         let num_pages = self.bring_up(&matched, loading)?;
-        let sequence = self.with_room(loading.deadline, || {
+        let wanted = pages_beyond(num_pages, matched.num_tokens(), max_new_tokens);
+        let sequence = self.with_room(wanted, loading.deadline, || {
             manager.open_prompt(&matched, num_pages, max_new_tokens, device)
         })?;
         self.wake();
         let cached_tokens = manager.length(sequence)?;
         Ok(OpenedPrompt { sequence, cached_tokens })
+    }
+
+    /// As [`Manager::open_sequence`], with room that pages make by going down.
+    pub fn open_sequence(
+        &self,
+        manager: &Manager,
+        (prompt_tokens, max_new_tokens): (u32, u32),
+        device: DeviceSlots,
+        deadline: Deadline,
+    ) -> Result<SequenceHandle> {
+        let wanted = pages_beyond(0, prompt_tokens, max_new_tokens);
+        self.with_room(wanted, deadline, || {
+            manager.open_sequence(prompt_tokens, max_new_tokens, device)
+        })
+    }
+
+    /// As [`Manager::fork`], with room that pages make by going down.
+    pub fn fork(
+        &self,
+        manager: &Manager,
+        (sequence, length): (SequenceHandle, u32),
+        max_new_tokens: u32,
+        device: DeviceSlots,
+        deadline: Deadline,
+    ) -> Result<SequenceHandle> {
+        let wanted = pages_beyond((length / PAGE_TOKENS) as usize, length, max_new_tokens);
+        self.with_room(wanted, deadline, || manager.fork(sequence, length, max_new_tokens, device))
     }
 
     /// Makes a resting sequence active again, with what the tiers still have of it; its length.
@@ -81,15 +111,24 @@ impl Hierarchy {
                 return Err(Error::TierShort { what, found, needed: num_held as u64 });
             }
         }
-        let resumed =
-            self.with_room(deadline, || manager.resume(sequence, &lease, loaded.pages, device))?;
+        let wanted = pages_beyond(loaded.pages, manager.admitted_tokens(sequence)?, 0);
+        let resumed = self.with_room(wanted, deadline, || {
+            manager.resume(sequence, &lease, loaded.pages, device)
+        })?;
         self.wake();
         Ok(resumed)
     }
 
-    /// Makes a call that wants host pages; while it finds too few, pages that may leave the host pool
-    /// go down, and it is made again.
-    pub fn with_room<T>(&self, deadline: Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
+    /// Makes a call that wants up to `num_pages` host pages. Idle pages that it would drop go down
+    /// before it, for half of the time at most; while it finds too few, held ones do, and it is made
+    /// again.
+    pub fn with_room<T>(
+        &self,
+        num_pages: usize,
+        deadline: Deadline,
+        call: impl Fn() -> Result<T>,
+    ) -> Result<T> {
+        self.mover.save_idle(num_pages, Deadline::after(deadline.left() / 2))?;
         let mut outcome = call();
         for _ in 1..MAX_TRIES {
             let Err(Error::HostPoolFull { need, .. }) = outcome else { break };
@@ -112,15 +151,16 @@ impl Hierarchy {
     ) -> Result<MatchedPrompt> {
         let num_known = matched.lease().found().len();
         let Some(remote) = self.mover.lower(LowerTier::Remote) else { return Ok(matched) };
-        let last = matched.chain().len().min(num_known + MAX_ASKED);
         let mut num_found = 0;
-        for page in (num_known..last).map(|at| matched.header(at)) {
-            let by = self.mover.call_by(deadline);
-            if !remote.store().holds(&page.identity, by).unwrap_or(false) {
+        for asked in matched.chain()[num_known..].chunks(PAGES_PER_QUESTION) {
+            let held = remote.store().count_held(asked, self.mover.call_by(deadline)).unwrap_or(0);
+            for page in (num_known + num_found..).take(held).map(|at| matched.header(at)) {
+                self.directory().found_below(&page, LowerTier::Remote, Some(matched.tenant()))?;
+            }
+            num_found += held;
+            if held < asked.len() {
                 break;
             }
-            self.directory().found_below(&page, LowerTier::Remote, Some(matched.tenant()))?;
-            num_found += 1;
         }
         if num_found == 0 { Ok(matched) } else { manager.match_prompt(tenant, tokens) }
     }
@@ -153,6 +193,11 @@ impl Hierarchy {
         }
         Ok(pages.len())
     }
+}
+
+/// Host pages that so many tokens take beside those that are there.
+fn pages_beyond(num_there: usize, first_tokens: u32, max_new_tokens: u32) -> usize {
+    pages_for(first_tokens.saturating_add(max_new_tokens)).saturating_sub(num_there)
 }
 
 /// Whether this is the tier that the page would be loaded from.

@@ -132,6 +132,12 @@ impl<T: PageTier + ?Sized + 'static> PageTier for GuardedTier<T> {
         self.call(&admission, "holds", deadline, move |inner| inner.holds(&name, deadline))
     }
 
+    fn count_held(&self, names: &[PageIdentity], deadline: Deadline) -> Result<usize> {
+        let admission = self.admit("holds", deadline)?;
+        let names = names.to_vec();
+        self.call(&admission, "holds", deadline, move |inner| inner.count_held(&names, deadline))
+    }
+
     fn remove(&self, name: &PageIdentity, deadline: Deadline) -> Result<bool> {
         let admission = self.admit("remove", deadline)?;
         let name = *name;

@@ -48,6 +48,17 @@ pub trait PageTier: Send + Sync {
     /// Whether `get` would look for the page: a hint, for it may be gone or unsound by then.
     fn holds(&self, identity: &PageIdentity, deadline: Deadline) -> Result<bool>;
 
+    /// How many of these pages, from the first on, [`holds`](Self::holds) is true of; a tier that
+    /// gains by fewer hand-overs asks for all at once.
+    fn count_held(&self, identities: &[PageIdentity], deadline: Deadline) -> Result<usize> {
+        for (count, identity) in identities.iter().enumerate() {
+            if !self.holds(identity, deadline)? {
+                return Ok(count);
+            }
+        }
+        Ok(identities.len())
+    }
+
     /// Forgets a page; false if the tier had none.
     fn remove(&self, identity: &PageIdentity, deadline: Deadline) -> Result<bool>;
 

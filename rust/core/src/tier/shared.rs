@@ -29,6 +29,10 @@ impl PageTier for SharedTier {
         self.0.holds(identity, deadline)
     }
 
+    fn count_held(&self, identities: &[PageIdentity], deadline: Deadline) -> Result<usize> {
+        self.0.count_held(identities, deadline)
+    }
+
     fn remove(&self, identity: &PageIdentity, deadline: Deadline) -> Result<bool> {
         self.0.remove(identity, deadline)
     }

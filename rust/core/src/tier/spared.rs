@@ -70,6 +70,10 @@ impl<T: PageTier + ?Sized> PageTier for SparedTier<T> {
         self.call("holds", deadline, |inner| inner.holds(name, deadline), |_| false)
     }
 
+    fn count_held(&self, names: &[PageIdentity], deadline: Deadline) -> Result<usize> {
+        self.call("holds", deadline, |inner| inner.count_held(names, deadline), |_| false)
+    }
+
     fn remove(&self, name: &PageIdentity, deadline: Deadline) -> Result<bool> {
         self.call("remove", deadline, |inner| inner.remove(name, deadline), |_| false)
     }

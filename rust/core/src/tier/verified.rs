@@ -94,6 +94,10 @@ impl<T: PageTier> PageTier for VerifiedTier<T> {
         self.inner.holds(identity, deadline)
     }
 
+    fn count_held(&self, identities: &[PageIdentity], deadline: Deadline) -> Result<usize> {
+        self.inner.count_held(identities, deadline)
+    }
+
     fn remove(&self, identity: &PageIdentity, deadline: Deadline) -> Result<bool> {
         self.inner.remove(identity, deadline)
     }

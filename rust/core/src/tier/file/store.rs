@@ -184,7 +184,7 @@ impl Store {
         let bytes = Manifest { digest: self.options.digest, segments }.to_bytes();
         let replaced = self.directory.replace_manifest(&bytes, &self.options.failpoints);
         replaced.map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
+            Some(libc::ENOSPC | libc::EDQUOT) => {
                 write_error(bytes.len() as u64, self.options.capacity_bytes)(error)
             }
             _ => io_error("replace manifest")(error),
