@@ -203,6 +203,14 @@ class SequenceCalls(SidecarState):
         """
         self._manager.add_tenant(name, quota_pages)
 
+    def set_tenant_quota(self, name: str, quota_pages: int | None) -> None:
+        """Changes a quota, that of "" too; what the tenant has beyond it stays until it is closed.
+
+        Raises:
+            InvalidArgument: no such tenant.
+        """
+        self._manager.set_quota(name, quota_pages)
+
     def tenant_usage(self, name: str) -> tuple[int, int | None]:
         """(host pages that count for the tenant, its quota); InvalidArgument if it is unknown."""
         return self._manager.tenant_usage(name)

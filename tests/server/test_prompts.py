@@ -230,18 +230,22 @@ def test_sessions_are_retracted_for_others_and_come_back(server: SidecarServer) 
 def test_the_program_takes_tenants_by_flags(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    flags = ("--tenant", "a=8", "--tenant", "b=c=5")
+    flags = ("--tenant", "a=8", "--tenant", "b=c=5", "--tenant", "=2")
     with (
         ServerProgram(folder, None, *flags) as server,
         RemoteSession(server.socket_path) as session,
     ):
         session.open_prompt(PROMPT, 0, tenant="b=c")
-        assert session.client.server_stats().tenants == {"a": (0, 8), "b=c": (5, 5)}
+        assert session.client.server_stats().tenants == {"a": (0, 8), "b=c": (5, 5), "": (0, 2)}
         with pytest.raises(TierFull, match="full: need 9 pages, 8 free of 8"):
             session.open_prompt(PROMPT, 276, tenant="a")
+        session.open(128, 0)
+        for open_one_more in (lambda: session.open(1, 0), lambda: session.open_prompt([7], 0)):
+            with pytest.raises(TierFull, match="share of tenant 0 full: need 1 pages, 0 free of 2"):
+                open_one_more()
 
 
-@pytest.mark.parametrize("text", ["a", "=5", "a=", "a=-1", "a=many"])
+@pytest.mark.parametrize("text", ["a", "5", "a=", "=", "a=-1", "a=many"])
 def test_a_tenant_that_is_no_name_and_pages_is_refused(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,7 +82,7 @@ def server_options(arguments: argparse.Namespace) -> ServerOptions:
 
 def _tenant(text: str) -> tuple[str, int]:
     name, found, pages = text.rpartition("=")
-    if not name or not found or not pages.isdecimal():
+    if not found or not pages.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PAGES")
     return name, int(pages)
 
@@ -118,7 +118,8 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=PAGES",
-        help="a tenant and the pages of the host pool that it may have; repeat for more",
+        help="a tenant and the pages of the host pool that it may have; repeat for more; without "
+        "NAME: of all sequences that are opened for no tenant; default: no limit for these",
     )
     tcp = parser.add_argument_group("TCP", "off by default; needs a token or client certificates")
     tcp.add_argument("--tcp", metavar="HOST:PORT", help="serve on TCP too")

@@ -103,7 +103,8 @@ class ServerOptions:
         socket_path: the Unix socket; there is always one.
         tcp: TCP, only where asked for.
         limits: on one client, on one call, and on the end of the server.
-        quota_pages: pages of the host pool that each tenant may have; others are unknown.
+        quota_pages: pages of the host pool that each tenant may have; others are unknown, but
+            for "", of whom sequences are that name no tenant, and who has no limit if not named.
     """
 
     socket_path: Path

@@ -43,8 +43,11 @@ class SharedSidecar:
         self._step: _OpenStep | None = None
 
     def add_tenant(self, name: str, quota_pages: int) -> None:
-        """See `Sidecar.add_tenant`; `stats` tells of it."""
-        self.sidecar.add_tenant(name, quota_pages)
+        """Limits a tenant, which is new unless its name is ""; `stats` tells of it."""
+        if name:
+            self.sidecar.add_tenant(name, quota_pages)
+        else:
+            self.sidecar.set_tenant_quota(name, quota_pages)
         self._tenants.append(name)
 
     def stats(self, ended_clients: int) -> ServerStats:
