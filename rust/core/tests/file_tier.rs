@@ -33,7 +33,10 @@ fn a_page_is_there_as_soon_as_it_is_put_and_after_the_directory_is_opened_again(
     assert_eq!((found.pages, found.segments), (0, 0));
     put_all(&tier, 0..100);
     assert_all(&tier, 0..100, Got::Right);
+    tier.forget_cached();
     tier.flush(far()).expect("a sound disk");
+    tier.forget_cached();
+    assert_all(&tier, 0..100, Got::Right);
     drop(tier);
 
     let (tier, found) = scratch.open(64);

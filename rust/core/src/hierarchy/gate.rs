@@ -60,7 +60,8 @@ impl TierSpeed {
 impl Hierarchy {
     /// Writes, reads and removes some pages of every tier; the speeds of those that did it all.
     ///
-    /// What a tier keeps in this host's memory it reads from there, now and later.
+    /// A file tier is read from the disk: a page that has been below for long is not in the page
+    /// cache any more.
     pub fn measure(&self, deadline: Deadline) -> Result<LoadTable> {
         self.mover.check_open()?;
         let measured = (0..self.mover.below.len()).map(|number| {
@@ -127,9 +128,11 @@ impl Mover {
             lower.store().put(&page, &bytes, self.call_by(deadline))?;
         }
         lower.store().flush(deadline)?;
+        lower.store().forget_cached();
         let alone = names.iter().map(|name| self.timed_get(lower, name, deadline));
         let mut alone: Vec<Duration> = alone.collect::<Result<_>>()?;
         alone.sort_unstable();
+        lower.store().forget_cached();
         let begin = Instant::now();
         let mover = Arc::clone(self);
         let get = move |name| mover.timed_get(&mover.below[number], &name, deadline);

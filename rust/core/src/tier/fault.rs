@@ -229,4 +229,8 @@ impl<T: PageTier> PageTier for FaultTier<T> {
     fn pages(&self) -> Vec<PageHeader> {
         self.inner.pages()
     }
+
+    fn forget_cached(&self) {
+        self.inner.forget_cached();
+    }
 }

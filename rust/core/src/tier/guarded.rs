@@ -159,6 +159,10 @@ impl<T: PageTier + ?Sized + 'static> PageTier for GuardedTier<T> {
         self.inner.pages()
     }
 
+    fn forget_cached(&self) {
+        self.inner.forget_cached();
+    }
+
     fn keeps_deadlines(&self) -> bool {
         true
     }

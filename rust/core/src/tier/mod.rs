@@ -88,6 +88,10 @@ pub trait PageTier: Send + Sync {
         Vec::new()
     }
 
+    /// Lets go of what the system keeps in memory of the pages put last, for a measurement: the next
+    /// `get` reads them from where they last. A hint.
+    fn forget_cached(&self) {}
+
     /// Whether no call lasts beyond its deadline even if what lies below hangs.
     fn keeps_deadlines(&self) -> bool {
         false

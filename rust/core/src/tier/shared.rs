@@ -57,6 +57,10 @@ impl PageTier for SharedTier {
         self.0.pages()
     }
 
+    fn forget_cached(&self) {
+        self.0.forget_cached();
+    }
+
     fn keeps_deadlines(&self) -> bool {
         self.0.keeps_deadlines()
     }

@@ -101,6 +101,10 @@ impl<T: PageTier + ?Sized> PageTier for SparedTier<T> {
         self.inner.pages()
     }
 
+    fn forget_cached(&self) {
+        self.inner.forget_cached();
+    }
+
     fn keeps_deadlines(&self) -> bool {
         self.inner.keeps_deadlines()
     }

@@ -121,6 +121,10 @@ impl<T: PageTier> PageTier for VerifiedTier<T> {
         self.inner.pages()
     }
 
+    fn forget_cached(&self) {
+        self.inner.forget_cached();
+    }
+
     fn keeps_deadlines(&self) -> bool {
         self.inner.keeps_deadlines()
     }

@@ -162,6 +162,11 @@ impl Index {
         self.open == Some(segment) || self.moving == Some(segment)
     }
 
+    pub(super) fn open_segments(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        let open = [self.open, self.moving].into_iter().flatten();
+        open.filter_map(|segment| self.segments.get(&segment).map(|held| &held.segment))
+    }
+
     /// Appends to a segment no more.
     pub(super) fn shut(&mut self, segment: u32) {
         self.open = self.open.filter(|open| *open != segment);

@@ -221,6 +221,13 @@ impl PageTier for FileTier {
         self.counted(self.store.rounds.join(&self.store, &self.pool, deadline))
     }
 
+    /// Of the segments that are appended to, once they are synced.
+    fn forget_cached(&self) {
+        for segment in lock(&self.store.index).open_segments() {
+            segment.forget_cached();
+        }
+    }
+
     fn usage(&self) -> TierUsage {
         lock(&self.store.index).usage(self.store.options.capacity_bytes)
     }

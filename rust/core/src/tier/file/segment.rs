@@ -100,6 +100,15 @@ impl Segment {
         }
     }
 
+    /// The system keeps no page of the file in memory that is on the disk. A hint.
+    pub(super) fn forget_cached(&self) {
+        let (from, to_end) = (0, 0);
+        // SAFETY: the call reads no memory of ours, and the descriptor is open while `file` lives.
+        unsafe {
+            libc::posix_fadvise(self.file.as_raw_fd(), from, to_end, libc::POSIX_FADV_DONTNEED)
+        };
+    }
+
     /// Marks a record dead, where opening will look for its mark.
     pub(super) fn bury(&self, at: u64, ordinal: u32, failpoints: &Failpoints) -> io::Result<()> {
         let footer = lock(&self.footer);
