@@ -378,6 +378,30 @@ class Manager:
             WrongState: a page has to be copied and the region is closed.
         """
 
+    def begin_step(
+        self,
+        rows: Sequence[tuple[int, int]],
+        padded_rows: SupportsIndex,
+        token_ids: Sequence[int] | None = None,
+    ) -> tuple[bytearray, list[tuple[str, int, int, int, int | None]]]:
+        """Appends (sequence, rows) to sequences, each named once, or to none; the step's tables.
+
+        Args:
+            rows: 1 or more rows each, at most `padded_rows` together.
+            padded_rows: rows of the tables of rows; the surplus is padding, -1.
+            token_ids: of every row, see `note_tokens`.
+
+        Returns:
+            All tables in one stretch of bytes, and each one's name, first byte (a multiple of 16),
+            bytes of a number (4 or 8, signed), rows, and numbers of a row, None for one dimension.
+            row_seq, row_pos, lengths, page_table, pooled_table of 4 bytes; host_row_ids,
+            closed_rows, closed_pages and the ranges' slot_base, slot_count, token_table_base,
+            window_base, window_count, block_table_base, pooled_base, state_row of 8.
+
+        Raises:
+            InvalidArgument, UnknownSequence, StaleHandle, WrongState: no sequence has grown.
+        """
+
     def advance_pooled(
         self, seq: SupportsIndex, anchor: SupportsIndex, num_tokens: SupportsIndex
     ) -> tuple[int, int, int]:

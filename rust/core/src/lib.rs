@@ -29,6 +29,7 @@ mod sharing;
 mod slot_lru;
 mod split_mix;
 mod stats;
+mod step_plan;
 pub mod sync;
 mod tenant_names;
 mod tenants;
@@ -51,6 +52,7 @@ pub use sequence::{SequenceHandle, SequenceRanges};
 pub use sharing::{MatchedPrompt, SharingOptions};
 pub use slot_lru::{MAX_SLOTS, Resolution, SlotLru, StepStamps};
 pub use stats::Stats;
+pub use step_plan::{StepPlan, StepRows, Table};
 pub use tenants::{TenantId, TenantUsage};
 
 /// Version of this crate.

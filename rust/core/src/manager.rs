@@ -15,6 +15,7 @@ use crate::region::HostRegion;
 use crate::sequence::{SequenceHandle, SequenceRanges};
 use crate::sharing::SharingOptions;
 use crate::stats::Stats;
+use crate::step_plan::StepPlan;
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
 use crate::tenant_names::TenantNames;
 use crate::tier::IdentityChain;
@@ -87,6 +88,18 @@ impl Manager {
     /// shared is copied first, so the sequence's pages may change.
     pub fn append(&self, sequence: SequenceHandle, num_tokens: u32) -> Result<u32> {
         self.lock()?.append(sequence, num_tokens, &|src, dst| self.copy_page(src, dst))
+    }
+
+    /// Appends rows to sequences, each named once, to all or to none; tells their tokens if they are
+    /// given, and where everything of the step lies.
+    pub fn begin_step(
+        &self,
+        rows: &[(SequenceHandle, u32)],
+        padded_rows: usize,
+        tokens: Option<&[u32]>,
+    ) -> Result<StepPlan> {
+        let copy = |src, dst| self.copy_page(src, dst);
+        self.lock()?.begin_step(rows, padded_rows, tokens, &copy)
     }
 
     /// Notes that an anchor has folded the next tokens into its pooled keys.

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use hisparse_core::{DeviceSlots, Result, SequenceHandle, SharingOptions};
+use hisparse_core::{DeviceSlots, Result, SequenceHandle, SharingOptions, Table};
 use pyo3::prelude::*;
+use pyo3::types::PyByteArray;
 
 use crate::errors::raise;
 use crate::layout::{DeviceCapacity, HostLayout};
@@ -13,6 +14,13 @@ use crate::numbers::Number;
 use crate::region::PyHostRegion;
 use crate::stores::bytes32;
 use crate::values::{PrefixStats, SequenceRanges, Stats};
+
+/// Name, first byte, bytes of a number, rows, and numbers of a row where there are rows.
+type StepTable = (&'static str, usize, usize, usize, Option<usize>);
+
+const fn step_table(table: &Table) -> StepTable {
+    (table.name, table.start, table.width, table.rows, table.columns)
+}
 
 #[pyclass(module = "hisparse_sidecar._core", frozen)]
 pub(crate) struct Manager {
@@ -96,6 +104,23 @@ impl Manager {
     fn append(&self, py: Python<'_>, seq: Number, num_tokens: Number) -> PyResult<u32> {
         let (seq, num_tokens) = (handle(seq)?, num_tokens.to("num_tokens")?);
         self.call(py, |core| core.append(seq, num_tokens))
+    }
+
+    /// (bytes of all tables, the tables).
+    #[pyo3(signature = (rows, padded_rows, token_ids=None))]
+    fn begin_step<'py>(
+        &self,
+        py: Python<'py>,
+        rows: Vec<(Number, Number)>,
+        padded_rows: Number,
+        token_ids: Option<Vec<Number>>,
+    ) -> PyResult<(Bound<'py, PyByteArray>, Vec<StepTable>)> {
+        let row = |(seq, count): (Number, Number)| Ok((handle(seq)?, count.to("num_tokens")?));
+        let rows = rows.into_iter().map(row).collect::<PyResult<Vec<_>>>()?;
+        let padded_rows = padded_rows.to("padded_rows")?;
+        let tokens = token_ids.map(|ids| to_u32s("token", &ids)).transpose()?;
+        let plan = self.call(py, |core| core.begin_step(&rows, padded_rows, tokens.as_deref()))?;
+        Ok((PyByteArray::new(py, plan.bytes()), plan.tables().iter().map(step_table).collect()))
     }
 
     fn advance_pooled(

@@ -3,6 +3,7 @@
 
 mod rest;
 mod share;
+mod step;
 
 use crate::admission::{Admission, DeviceArenas, DeviceCapacity, DeviceSlots};
 use crate::arena::RangeArena;
