@@ -6,6 +6,20 @@ from typing import NamedTuple, TypedDict
 from hisparse_sidecar.config import SelectionConfig, SidecarConfig, require
 
 
+class OpenOptions(TypedDict, total=False):
+    """Keywords of every call that opens a sequence; what is left out or None is as configured.
+
+    Attributes:
+        selection: how its top-k is found.
+        hot_slots: KV rows on the device, a layer.
+        window_blocks: index-key blocks on the device, an anchor layer.
+    """
+
+    selection: SelectionConfig | None
+    hot_slots: int | None
+    window_blocks: int | None
+
+
 class DeviceSlots(TypedDict):
     """Ranges of the device that a sequence is given."""
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from hisparse_sidecar.config import SelectionConfig, SidecarConfig
+from typing_extensions import Unpack
+
+from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.sequence_options import OpenedPrompt
+from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
 from hisparse_sidecar.sidecar import Sidecar
 from hisparse_sidecar.stats import SidecarStats, TierBytes
 from hisparse_sidecar.step import StepKind
@@ -19,15 +21,7 @@ class Session(Protocol):
         """What the sidecar behind the session was built for."""
         ...
 
-    def open(
-        self,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        *,
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
-    ) -> int:
+    def open(self, prompt_tokens: int, max_new_tokens: int, **options: Unpack[OpenOptions]) -> int:
         """Admits a sequence and returns its handle."""
         ...
 
@@ -37,9 +31,7 @@ class Session(Protocol):
         max_new_tokens: int,
         *,
         tenant: str = "",
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
+        **options: Unpack[OpenOptions],
     ) -> OpenedPrompt:
         """Admits a sequence on what any tier has of the beginning of its prompt."""
         ...
@@ -112,23 +104,9 @@ class LocalSession:
         """The sidecar's configuration."""
         return self.sidecar.config
 
-    def open(
-        self,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        *,
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
-    ) -> int:
+    def open(self, prompt_tokens: int, max_new_tokens: int, **options: Unpack[OpenOptions]) -> int:
         """See `Sidecar.open`."""
-        sequence = self.sidecar.open(
-            prompt_tokens,
-            max_new_tokens,
-            selection=selection,
-            hot_slots=hot_slots,
-            window_blocks=window_blocks,
-        )
+        sequence = self.sidecar.open(prompt_tokens, max_new_tokens, **options)
         self._sequences.add(sequence)
         return sequence
 
@@ -138,19 +116,10 @@ class LocalSession:
         max_new_tokens: int,
         *,
         tenant: str = "",
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
+        **options: Unpack[OpenOptions],
     ) -> OpenedPrompt:
         """See `Sidecar.open_prompt`."""
-        opened = self.sidecar.open_prompt(
-            token_ids,
-            max_new_tokens,
-            tenant=tenant,
-            selection=selection,
-            hot_slots=hot_slots,
-            window_blocks=window_blocks,
-        )
+        opened = self.sidecar.open_prompt(token_ids, max_new_tokens, tenant=tenant, **options)
         self._sequences.add(opened.sequence)
         return opened
 

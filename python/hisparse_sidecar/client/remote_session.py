@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
+from typing_extensions import Unpack
 
 from hisparse_sidecar._core import TierState
 from hisparse_sidecar._proto.hisparse.v1 import step_pb2, tensor_pb2
@@ -13,9 +14,9 @@ from hisparse_sidecar.client.calls import LayerStream
 from hisparse_sidecar.client.messages import request
 from hisparse_sidecar.client.sidecar_client import SidecarClient
 from hisparse_sidecar.client.staging import Staging, tensor_bytes
-from hisparse_sidecar.config import SelectionConfig, SidecarConfig
+from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.sequence_options import OpenedPrompt
+from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
 from hisparse_sidecar.stats import SidecarStats, TierBytes
 from hisparse_sidecar.step import StepKind
 from hisparse_sidecar.wire.configs import decode_config
@@ -61,23 +62,9 @@ class RemoteSession:
         """What the server's sidecar was built for."""
         return self._config
 
-    def open(
-        self,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        *,
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
-    ) -> int:
+    def open(self, prompt_tokens: int, max_new_tokens: int, **options: Unpack[OpenOptions]) -> int:
         """See `Sidecar.open`."""
-        return self.client.open_sequence(
-            prompt_tokens,
-            max_new_tokens,
-            selection=selection,
-            hot_slots=hot_slots,
-            window_blocks=window_blocks,
-        )
+        return self.client.open_sequence(prompt_tokens, max_new_tokens, **options)
 
     def open_prompt(
         self,
@@ -85,19 +72,10 @@ class RemoteSession:
         max_new_tokens: int,
         *,
         tenant: str = "",
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
+        **options: Unpack[OpenOptions],
     ) -> OpenedPrompt:
         """See `Sidecar.open_prompt`."""
-        return self.client.open_prompt(
-            token_ids,
-            max_new_tokens,
-            tenant=tenant,
-            selection=selection,
-            hot_slots=hot_slots,
-            window_blocks=window_blocks,
-        )
+        return self.client.open_prompt(token_ids, max_new_tokens, tenant=tenant, **options)
 
     def fork(self, sequence: int, length: int, max_new_tokens: int) -> int:
         """See `Sidecar.fork`."""

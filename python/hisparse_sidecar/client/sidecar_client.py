@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 
 import grpc
+from typing_extensions import Unpack
 
 from hisparse_sidecar._proto.hisparse.v1 import (
     region_pb2,
@@ -19,8 +20,8 @@ from hisparse_sidecar._proto.hisparse.v1 import (
 from hisparse_sidecar.client.calls import LayerStream, Metadata, call
 from hisparse_sidecar.client.messages import request
 from hisparse_sidecar.client.side_connection import SideConnection
-from hisparse_sidecar.config import SelectionConfig, require_one_of
-from hisparse_sidecar.sequence_options import OpenedPrompt
+from hisparse_sidecar.config import require_one_of
+from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
 from hisparse_sidecar.stats import SidecarStats, TierBytes
 from hisparse_sidecar.step import StepKind
 from hisparse_sidecar.wire.names import AUTHORIZATION_KEY, CLIENT_KEY, MAX_MESSAGE_BYTES
@@ -36,6 +37,11 @@ _KINDS: dict[str, step_pb2.StepKind] = {
     "decode": step_pb2.STEP_KIND_DECODE,
     "prefill": step_pb2.STEP_KIND_PREFILL,
 }
+
+
+def _encode_options(options: OpenOptions) -> dict[str, object]:
+    selection = options.get("selection")
+    return {**options, "selection": encode_selection(selection) if selection else None}
 
 
 class SidecarClient:
@@ -132,22 +138,14 @@ class SidecarClient:
     # -- sequences ----------------------------------------------------------------------------
 
     def open_sequence(
-        self,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        *,
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
+        self, prompt_tokens: int, max_new_tokens: int, **options: Unpack[OpenOptions]
     ) -> int:
         """See `Sidecar.open`."""
         message = request(
             sequence_pb2.OpenSequenceRequest,
             prompt_tokens=prompt_tokens,
             max_new_tokens=max_new_tokens,
-            selection=encode_selection(selection) if selection else None,
-            hot_slots=hot_slots,
-            window_blocks=window_blocks,
+            **_encode_options(options),
         )
         return self._open(message).sequence_id
 
@@ -157,9 +155,7 @@ class SidecarClient:
         max_new_tokens: int,
         *,
         tenant: str = "",
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
+        **options: Unpack[OpenOptions],
     ) -> OpenedPrompt:
         """See `Sidecar.open_prompt`."""
         message = request(
@@ -167,9 +163,7 @@ class SidecarClient:
             token_ids=list(token_ids),
             max_new_tokens=max_new_tokens,
             tenant=tenant,
-            selection=encode_selection(selection) if selection else None,
-            hot_slots=hot_slots,
-            window_blocks=window_blocks,
+            **_encode_options(options),
         )
         opened = self._open(message)
         return OpenedPrompt(opened.sequence_id, opened.cached_tokens)

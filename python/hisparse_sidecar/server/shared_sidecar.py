@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from hisparse_sidecar.config import SelectionConfig
+from typing_extensions import Unpack
+
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.sequence_options import OpenedPrompt
+from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
 from hisparse_sidecar.server.clients import Client, Clients
 from hisparse_sidecar.sidecar import Sidecar
 from hisparse_sidecar.stats import TierBytes
@@ -63,19 +64,10 @@ class SharedSidecar:
         caller: Client | None,
         prompt_tokens: int,
         max_new_tokens: int,
-        *,
-        selection: SelectionConfig | None,
-        hot_slots: int | None,
-        window_blocks: int | None,
+        **options: Unpack[OpenOptions],
     ) -> int:
         """See `Sidecar.open`."""
-        sequence = self.sidecar.open(
-            prompt_tokens,
-            max_new_tokens,
-            selection=selection,
-            hot_slots=hot_slots,
-            window_blocks=window_blocks,
-        )
+        sequence = self.sidecar.open(prompt_tokens, max_new_tokens, **options)
         return self._own(caller, sequence)
 
     def open_prompt(
@@ -85,20 +77,11 @@ class SharedSidecar:
         max_new_tokens: int,
         *,
         tenant: str,
-        selection: SelectionConfig | None,
-        hot_slots: int | None,
-        window_blocks: int | None,
+        **options: Unpack[OpenOptions],
     ) -> OpenedPrompt:
         """See `Sidecar.open_prompt`; StepTaken while another client's step is open."""
         self._check_turn(caller)
-        opened = self.sidecar.open_prompt(
-            token_ids,
-            max_new_tokens,
-            tenant=tenant,
-            selection=selection,
-            hot_slots=hot_slots,
-            window_blocks=window_blocks,
-        )
+        opened = self.sidecar.open_prompt(token_ids, max_new_tokens, tenant=tenant, **options)
         self._own(caller, opened.sequence)
         return opened
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from hisparse_kernels.index_rows import quantize_index_q
-from hisparse_sidecar.config import ModelShape, SelectionConfig
+from hisparse_sidecar.config import ModelShape
 from hisparse_sidecar.engines.transformers.cache import SidecarCache
 from hisparse_sidecar.engines.transformers.family import (
     EngineModule,
@@ -25,6 +26,7 @@ from hisparse_sidecar.engines.transformers.patches import ForwardPatches
 from hisparse_sidecar.engines.transformers.requests import checked_call, with_own_cache_name
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
+from hisparse_sidecar.sequence_options import OpenOptions
 from hisparse_sidecar.session import Session
 
 # layer, what it handed over, what it got back
@@ -85,9 +87,7 @@ class Attachment:
         max_new_tokens: int,
         *,
         batch_size: int = 1,
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
+        **options: Unpack[OpenOptions],
     ) -> SidecarCache:
         """A cache with one open sequence for each row of a batch; see `SidecarCache.open`."""
         return SidecarCache.open(
@@ -95,9 +95,7 @@ class Attachment:
             prompt_tokens,
             max_new_tokens,
             batch_size=batch_size,
-            selection=selection,
-            hot_slots=hot_slots,
-            window_blocks=window_blocks,
+            **options,
         )
 
     def detach(self) -> None:

@@ -6,9 +6,10 @@ from typing import Any, NoReturn
 
 import torch
 from transformers import Cache
+from typing_extensions import Unpack
 
-from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.sequence_options import OpenOptions
 from hisparse_sidecar.session import Session
 
 
@@ -37,9 +38,7 @@ class SidecarCache(Cache):
         max_new_tokens: int,
         *,
         batch_size: int = 1,
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
+        **options: Unpack[OpenOptions],
     ) -> "SidecarCache":
         """Opens one sequence for each row of a batch; all or none.
 
@@ -49,13 +48,7 @@ class SidecarCache(Cache):
         cache = cls(session, (), ())
         try:
             for _ in range(batch_size):
-                sequence = session.open(
-                    prompt_tokens,
-                    max_new_tokens,
-                    selection=selection,
-                    hot_slots=hot_slots,
-                    window_blocks=window_blocks,
-                )
+                sequence = session.open(prompt_tokens, max_new_tokens, **options)
                 cache.sequences += (sequence,)
                 cache.lengths.append(0)
         except BaseException:

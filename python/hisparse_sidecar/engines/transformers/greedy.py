@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from typing_extensions import Unpack
 
-from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.engines.transformers.attach import Attachment
 from hisparse_sidecar.engines.transformers.cache import SidecarCache
 from hisparse_sidecar.engines.transformers.family import device_of
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.sequence_options import OpenOptions
 
 # stage, tokens done, tokens of the stage
 Progress = Callable[[Literal["prefill", "decode"], int, int], None]
@@ -83,10 +84,7 @@ def generate(
     attachment: Attachment,
     prompt_ids: Sequence[int],
     options: GreedyOptions,
-    *,
-    selection: SelectionConfig | None = None,
-    hot_slots: int | None = None,
-    window_blocks: int | None = None,
+    **opened_with: Unpack[OpenOptions],
 ) -> list[int]:
     """Greedy generation of one prompt through the session of an attached model.
 
@@ -95,13 +93,7 @@ def generate(
     Returns:
         The new token ids.
     """
-    with attachment.open(
-        len(prompt_ids),
-        options.max_new_tokens,
-        selection=selection,
-        hot_slots=hot_slots,
-        window_blocks=window_blocks,
-    ) as cache:
+    with attachment.open(len(prompt_ids), options.max_new_tokens, **opened_with) as cache:
         return greedy(next_logits_of(attachment, cache), prompt_ids, options)
 
 

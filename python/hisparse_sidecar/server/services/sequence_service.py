@@ -3,24 +3,16 @@
 # ruff: noqa: D102, N802 - names and contracts of the methods are those of the proto
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sequence_pb2_grpc
-from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.sequence_options import OpenedPrompt
+from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
 from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.gate import Gate
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.stats import TierBytes
 from hisparse_sidecar.wire.selections import decode_selection
 from hisparse_sidecar.wire.stats import encode_tier_bytes
-
-
-class _Options(TypedDict):
-    selection: SelectionConfig
-    hot_slots: int | None
-    window_blocks: int | None
 
 
 class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
@@ -114,11 +106,11 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
         await self._gate.call(context, close)
         return sequence_pb2.CloseSequenceResponse()
 
-    def _options(self, request: sequence_pb2.OpenSequenceRequest) -> _Options:
+    def _options(self, request: sequence_pb2.OpenSequenceRequest) -> OpenOptions:
         selection = self._shared.sidecar.config.selection
         if request.HasField("selection"):
             selection = decode_selection(request.selection, selection)
-        return _Options(
+        return OpenOptions(
             selection=selection,
             hot_slots=request.hot_slots if request.HasField("hot_slots") else None,
             window_blocks=request.window_blocks if request.HasField("window_blocks") else None,
