@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import torch
+from typing_extensions import Unpack
 
-from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
+from hisparse_sidecar.config import ModelShape, SidecarConfig
 from hisparse_sidecar.errors import InvalidArgument, UnknownSequence, WrongState
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
+from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
 
 
 class DenseSession:
@@ -21,6 +23,7 @@ class DenseSession:
         )
         self.fail_at_layer: int | None = None
         self.steps: list[tuple[str, list[tuple[int, int]]]] = []
+        self.told: list[Sequence[int] | None] = []  # token ids of every step
         self.aborted_steps = 0
         self._rows: dict[int, dict[str, torch.Tensor]] = {}
         self._lengths: dict[int, int] = {}
@@ -28,19 +31,16 @@ class DenseSession:
         self._open: list[tuple[int, int]] | None = None
         self._selected: dict[int, torch.Tensor] = {}
 
-    def open(
-        self,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        *,
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
-    ) -> int:
+    def open(self, prompt_tokens: int, max_new_tokens: int, **_: Unpack[OpenOptions]) -> int:
         sequence = len(self._admitted) + 1
         self._rows[sequence], self._lengths[sequence] = {}, 0
         self._admitted[sequence] = prompt_tokens + max_new_tokens
         return sequence
+
+    def open_prompt(
+        self, token_ids: Sequence[int], max_new_tokens: int, **options: object
+    ) -> OpenedPrompt:
+        return OpenedPrompt(self.open(len(token_ids), max_new_tokens), 0)
 
     def length(self, sequence: int) -> int:
         return self._lengths[sequence]
@@ -56,7 +56,12 @@ class DenseSession:
         del self._rows[sequence], self._lengths[sequence]
 
     def begin_step(
-        self, rows: Sequence[tuple[int, int]], kind: str, *, padded_rows: int | None = None
+        self,
+        rows: Sequence[tuple[int, int]],
+        kind: str,
+        *,
+        padded_rows: int | None = None,
+        token_ids: Sequence[int] | None = None,
     ) -> None:
         for sequence, count in rows:
             end = self._lengths[sequence] + count
@@ -64,6 +69,7 @@ class DenseSession:
                 raise InvalidArgument(f"{end} tokens, admitted {self._admitted[sequence]}")
         self._open, self._selected = list(rows), {}
         self.steps.append((kind, list(rows)))
+        self.told.append(token_ids)
         for sequence, count in rows:
             self._lengths[sequence] += count
 

@@ -1,7 +1,7 @@
 """Attach a transformers model to a session: its own layers run, selection and KV go elsewhere."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from types import TracebackType
 from typing import Any
@@ -98,6 +98,24 @@ class Attachment:
             **options,
         )
 
+    def open_prompt(
+        self,
+        prompt_ids: torch.Tensor | Sequence[int],
+        max_new_tokens: int,
+        *,
+        tenant: str = "",
+        **options: Unpack[OpenOptions],
+    ) -> SidecarCache:
+        """A cache with what any tier has of the prompts; see `SidecarCache.open_prompt`.
+
+        For `model.generate(prompt_ids, past_key_values=cache)`, which prefills the rest; with
+        `prefill_chunk_size` too from transformers 5.21 on, before it is refused where tokens are
+        cached. Pages that the forwards fill are found by later prompts; `inputs_embeds` end that.
+        """
+        return SidecarCache.open_prompt(
+            self.session, prompt_ids, max_new_tokens, tenant=tenant, **options
+        )
+
     def detach(self) -> None:
         """Gives the model back as it was; open sequences stay. A second call does nothing."""
         self._patches.restore()
@@ -123,7 +141,8 @@ class Attachment:
             bound = signature.bind(*args, **with_own_cache_name(kwargs, signature))
             call = checked_call(bound.arguments, self.model, self.session)
             bound.arguments.update(call.arguments)
-            self.session.begin_step(call.cache.step_rows(call.num_rows), call.kind)
+            rows = call.cache.step_rows(call.num_rows)
+            self.session.begin_step(rows, call.kind, token_ids=call.token_ids)
             try:
                 with torch.no_grad():
                     result = stock(*bound.args, **bound.kwargs)

@@ -1,114 +1,29 @@
 """A transformers cache without tensors: which sequence of a session each row of a batch is."""
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, NoReturn
 
 import torch
 from transformers import Cache
-from typing_extensions import Unpack
 
+from hisparse_sidecar.engines.transformers.sequence_batch import SequenceBatch
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.sequence_options import OpenOptions
 from hisparse_sidecar.session import Session
 
 
-class SidecarCache(Cache):
-    """Row i of every batch continues `sequences[i]`; pass it as `cache` or `past_key_values`.
+class SidecarCache(SequenceBatch, Cache):
+    """A batch of sequences as `generate` wants it; pass it as `cache` or `past_key_values`."""
 
-    Attributes:
-        session: where keys and values are.
-        sequences: handles, one for each row of the batch.
-        lengths: tokens of each sequence.
-    """
-
-    def __init__(self, session: Session, sequences: Sequence[int], lengths: Sequence[int]) -> None:
-        super().__init__(layers=[])
-        if len(lengths) != len(sequences):
-            raise InvalidArgument(f"{len(lengths)} lengths for {len(sequences)} sequences")
-        self.session = session
-        self.sequences = tuple(sequences)
-        self.lengths = list(lengths)
-
-    @classmethod
-    def open(
-        cls,
-        session: Session,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        *,
-        batch_size: int = 1,
-        **options: Unpack[OpenOptions],
-    ) -> "SidecarCache":
-        """Opens one sequence for each row of a batch; all or none.
-
-        Raises:
-            HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
-        """
-        cache = cls(session, (), ())
-        try:
-            for _ in range(batch_size):
-                sequence = session.open(prompt_tokens, max_new_tokens, **options)
-                cache.sequences += (sequence,)
-                cache.lengths.append(0)
-        except BaseException:
-            cache.close()
-            raise
-        return cache
-
-    @classmethod
-    def pack(cls, caches: Sequence["SidecarCache"]) -> "SidecarCache":
-        """The rows of several caches of one session as one batch; lengths may differ.
-
-        The sequences move: the packed cache owns them, and the caches that it came from are empty.
-        """
-        sessions = {id(cache.session) for cache in caches}
-        if len(sessions) != 1:
-            raise InvalidArgument(f"caches are of {len(sessions)} sessions, need 1")
-        sequences = [sequence for cache in caches for sequence in cache.sequences]
-        packed = cls(caches[0].session, sequences, [n for cache in caches for n in cache.lengths])
-        for cache in caches:
-            cache.sequences, cache.lengths = (), []
-        return packed
-
-    def step_rows(self, num_rows: int) -> list[tuple[int, int]]:
-        """What `Session.begin_step` takes when every sequence gets `num_rows` new tokens."""
-        return [(sequence, num_rows) for sequence in self.sequences]
-
-    def next_positions(self, num_rows: int, device: torch.device) -> torch.Tensor:
-        """[batch, num_rows] int64, token positions of the next rows."""
-        starts = torch.tensor(self.lengths, dtype=torch.int64, device=device)
-        return starts[:, None] + torch.arange(num_rows, device=device)
-
-    def advance(self, num_rows: int) -> None:
-        """Counts the rows of a committed step."""
-        self.lengths = [length + num_rows for length in self.lengths]
-
-    def truncate(self, length: int) -> None:
-        """Forgets every token from position `length` on, in every sequence that is longer."""
-        for row, sequence in enumerate(self.sequences):
-            if self.lengths[row] > length:
-                self.session.truncate(sequence, length)
-                self.lengths[row] = length
-
-    def close(self) -> None:
-        """Closes the sequences; a second call does nothing."""
-        sequences, self.sequences, self.lengths = self.sequences, (), []
-        for sequence in sequences:
-            self.session.close_sequence(sequence)
-
-    def __enter__(self) -> "SidecarCache":
-        return self
-
-    def __exit__(
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        session: Session,
+        sequences: Sequence[int],
+        lengths: Sequence[int],
+        *,
+        tells_tokens: bool = False,
     ) -> None:
-        self.close()
-
-    # -- what transformers asks a cache ---------------------------------------------------------
+        SequenceBatch.__init__(self, session, sequences, lengths, tells_tokens=tells_tokens)
+        Cache.__init__(self, layers=[])
 
     def __repr__(self) -> str:
         return f"SidecarCache(sequences={self.sequences}, lengths={self.lengths})"
@@ -130,15 +45,17 @@ class SidecarCache(Cache):
         """Rows of a batch."""
         return len(self.sequences)
 
+    @property
+    def is_linear(self) -> list[bool]:
+        """Not all layers: `generate` asks whether to cut its input to what the cache has not."""
+        return [False]
+
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last `-tokens_to_remove` tokens of every sequence."""
         if tokens_to_remove > 0:
             raise InvalidArgument(f"tokens_to_remove is {tokens_to_remove}, must be <= 0")
-        for row, sequence in enumerate(self.sequences):
-            length = max(self.lengths[row] + tokens_to_remove, 0)
-            if length < self.lengths[row]:
-                self.session.truncate(sequence, length)
-                self.lengths[row] = length
+        for row, length in enumerate(self.lengths):
+            self._cut(row, length + tokens_to_remove)
 
     def reset(self) -> None:
         """Forgets every token; the sequences stay open."""

@@ -27,7 +27,8 @@ class GreedyOptions:
         max_new_tokens: tokens to generate, >= 1.
         prefill_chunk: most prompt tokens of one forward.
         stop_ids: generation ends after one of these; it is part of the result.
-        on_progress: called after every forward.
+        on_progress: called after every forward, and before the first one if tokens of the prompt
+            are cached: these count as done.
     """
 
     max_new_tokens: int
@@ -46,20 +47,30 @@ class GreedyOptions:
             self.on_progress(stage, done, total)
 
 
-def greedy(next_logits: NextLogits, prompt_ids: Sequence[int], options: GreedyOptions) -> list[int]:
+def greedy(
+    next_logits: NextLogits,
+    prompt_ids: Sequence[int],
+    options: GreedyOptions,
+    *,
+    cached_tokens: int = 0,
+) -> list[int]:
     """Generates the likeliest tokens; ties go to the lowest token id.
 
     Args:
         next_logits: runs a forward on the next tokens of the sequence.
         prompt_ids: token ids, >= 1.
         options: how many tokens, in what chunks.
+        cached_tokens: of the prompt's beginning, that need no forward; fewer than there are.
 
     Returns:
         The new token ids, at most `max_new_tokens`.
     """
     if not prompt_ids:
         raise InvalidArgument("prompt has 0 tokens, needs >= 1")
-    logits = _prefill(next_logits, prompt_ids, options)
+    if not 0 <= cached_tokens < len(prompt_ids):
+        found = f"cached_tokens is {cached_tokens}"
+        raise InvalidArgument(f"{found}, must be 0 to {len(prompt_ids) - 1}")
+    logits = _prefill(next_logits, prompt_ids, options, cached_tokens)
     generated = [int(logits.argmax())]
     while len(generated) < options.max_new_tokens and generated[-1] not in options.stop_ids:
         options.report("decode", len(generated), options.max_new_tokens)
@@ -70,10 +81,12 @@ def greedy(next_logits: NextLogits, prompt_ids: Sequence[int], options: GreedyOp
 
 
 def _prefill(
-    next_logits: NextLogits, prompt_ids: Sequence[int], options: GreedyOptions
+    next_logits: NextLogits, prompt_ids: Sequence[int], options: GreedyOptions, cached_tokens: int
 ) -> torch.Tensor:
     total = len(prompt_ids)
-    for start in range(0, total, options.prefill_chunk):
+    if cached_tokens:
+        options.report("prefill", cached_tokens, total)
+    for start in range(cached_tokens, total, options.prefill_chunk):
         chunk = prompt_ids[start : start + options.prefill_chunk]
         logits = next_logits(torch.tensor([list(chunk)]))
         options.report("prefill", start + len(chunk), total)
@@ -84,17 +97,23 @@ def generate(
     attachment: Attachment,
     prompt_ids: Sequence[int],
     options: GreedyOptions,
+    *,
+    tenant: str = "",
     **opened_with: Unpack[OpenOptions],
 ) -> list[int]:
     """Greedy generation of one prompt through the session of an attached model.
 
-    The sequence is opened for prompt + `max_new_tokens`, and closed at the end.
+    The sequence is opened for prompt + `max_new_tokens`, on what any tier has of the prompt, and
+    closed at the end; see `SidecarCache.open_prompt`.
 
     Returns:
         The new token ids.
     """
-    with attachment.open(len(prompt_ids), options.max_new_tokens, **opened_with) as cache:
-        return greedy(next_logits_of(attachment, cache), prompt_ids, options)
+    with attachment.open_prompt(
+        prompt_ids, options.max_new_tokens, tenant=tenant, **opened_with
+    ) as cache:
+        next_logits, cached_tokens = next_logits_of(attachment, cache), cache.cached_tokens[0]
+        return greedy(next_logits, prompt_ids, options, cached_tokens=cached_tokens)
 
 
 def next_logits_of(attachment: Attachment, cache: SidecarCache) -> NextLogits:

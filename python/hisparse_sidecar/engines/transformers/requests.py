@@ -25,12 +25,14 @@ class CheckedCall:
     Attributes:
         cache: the sequences of the batch.
         num_rows: new tokens of each sequence.
+        token_ids: of every row, where the session is told; else None.
         kind: "decode" for as many rows as a decode step takes, else "prefill".
         arguments: forward arguments to replace: positions from the cache, and no mask.
     """
 
     cache: SidecarCache
     num_rows: int
+    token_ids: list[int] | None
     kind: StepKind
     arguments: dict[str, Any]
 
@@ -69,7 +71,8 @@ def checked_call(arguments: dict[str, Any], model: nn.Module, session: Session) 
     _check_positions(arguments.get("position_ids"), positions)
     kind: StepKind = "decode" if num_rows <= session.config.max_step_rows else "prefill"
     completed = {"position_ids": positions, "attention_mask": _no_mask(model)}
-    return CheckedCall(cache, num_rows, kind, completed)
+    told = _told_ids(cache, arguments.get("input_ids"))
+    return CheckedCall(cache, num_rows, told, kind, completed)
 
 
 def _cache_of(arguments: dict[str, Any], session: Session) -> SidecarCache:
@@ -80,6 +83,14 @@ def _cache_of(arguments: dict[str, Any], session: Session) -> SidecarCache:
     if cache.session is not session:
         raise InvalidArgument("cache is of another session than the attached one")
     return cache
+
+
+def _told_ids(cache: SidecarCache, token_ids: torch.Tensor | None) -> list[int] | None:
+    """Batch row after batch row. The step before has ended: this waits for one token's choice."""
+    if token_ids is None or not cache.tells_tokens:
+        return None
+    told: list[int] = token_ids.flatten().tolist()
+    return told
 
 
 def _check_mask(mask: Any, num_keys: int) -> None:  # noqa: ANN401  (tensor, dict or None)
