@@ -18,12 +18,20 @@ class LowerTiers:
 
     Attributes:
         hierarchy: the core's mover.
+        files: the file tier; None without one, and once closed.
         recovery: what opening the files found; None without a file tier.
         rate: what the engine prefills, which decides what is worth loading.
     """
 
-    def __init__(self, config: SidecarConfig, manager: Manager) -> None:
+    def __init__(
+        self, config: SidecarConfig, manager: Manager, remote_tier: object | None = None
+    ) -> None:
         """Opens every tier, finds the pages of an earlier process, and measures the tiers.
+
+        Args:
+            config: says which tiers there are.
+            manager: whose pages move.
+            remote_tier: takes the place of `remote_master`, see `Hierarchy`.
 
         Raises:
             WrongState: another process has the file tier, or its pages are of another model.
@@ -32,21 +40,21 @@ class LowerTiers:
         tiers = config.tiers
         self._config = tiers
         self.rate = PrefillRate(tiers.recompute_tokens_per_second)
+        self.files: FileTier | None = None
         self.recovery: Recovery | None = None
+        has_tiers = tiers.has_lower_tiers or remote_tier is not None
         with ExitStack() as ends:
             self.hierarchy = Hierarchy(
                 manager,
                 file=self._open_files(manager),
-                remote=self._open_remote(ends),
-                low_watermark_pages=int(config.host_pages * tiers.free_share)
-                if tiers.has_lower_tiers
-                else 0,
+                remote=self._open_remote(ends) if remote_tier is None else remote_tier,
+                low_watermark_pages=int(config.host_pages * tiers.free_share) if has_tiers else 0,
                 num_threads=tiers.io_threads,
                 staging_bytes=tiers.staging_bytes,
                 call_seconds=tiers.call_seconds,
             )
             ends.callback(self.hierarchy.close)
-            if tiers.has_lower_tiers:
+            if has_tiers:
                 self._begin()
             self._ends = ends.pop_all()
 
@@ -62,7 +70,7 @@ class LowerTiers:
             recovery_mode="strict" if tiers.strict_recovery else "quiet",
             io_threads=tiers.io_threads,
         )
-        self.recovery = files.recovery
+        self.files, self.recovery = files, files.recovery
         return files
 
     def _open_remote(self, ends: ExitStack) -> object | None:
@@ -138,4 +146,5 @@ class LowerTiers:
 
     def close(self) -> None:
         """Ends the threads and leaves the remote store; files keep what was flushed."""
+        self.files = None  # or it would keep the directory's lock
         self._ends.close()

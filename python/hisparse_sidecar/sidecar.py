@@ -26,9 +26,9 @@ class Sidecar(SequenceCalls, StepCalls):
         device: where the device tier lives; outputs are there.
     """
 
-    def __init__(self, config: SidecarConfig) -> None:
+    def __init__(self, config: SidecarConfig, *, remote_tier: object | None = None) -> None:
         """Makes every tier, see `build_tiers`; on CUDA the host pool is pinned until `close`."""
-        super().__init__(config)
+        super().__init__(config, remote_tier)
 
     # -- the gate -----------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ from hisparse_sidecar.tiers import build_tiers
 class SidecarState:
     """The tiers, the open sequences and the open step of one sidecar."""
 
-    def __init__(self, config: SidecarConfig) -> None:
+    def __init__(self, config: SidecarConfig, remote_tier: object | None = None) -> None:
         """See `Sidecar`."""
         self.config = config
         # first: what it refuses must not leave a host pool behind
         self._policy = policy = policy_for(config)
-        self._tiers = build_tiers(config)
+        self._tiers = build_tiers(config, remote_tier)
         self._manager, self.device = self._tiers.manager, self._tiers.device.device
         self._traffic = [GroupTraffic() for _ in config.model.anchors]
         self._pipeline = LayerPipeline(self._tiers, self._traffic, policy)

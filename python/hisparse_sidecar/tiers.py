@@ -30,8 +30,12 @@ class Tiers:
     lower: LowerTiers
 
 
-def build_tiers(config: SidecarConfig) -> Tiers:
+def build_tiers(config: SidecarConfig, remote_tier: object | None = None) -> Tiers:
     """Both tiers of a configuration; where one is not to be had, neither is held.
+
+    Args:
+        config: what they have room for.
+        remote_tier: takes the place of `remote_master`, see `LowerTiers`.
 
     Raises:
         InvalidArgument: torch lacks the device, or the backend does not run on it.
@@ -50,7 +54,7 @@ def build_tiers(config: SidecarConfig) -> Tiers:
             secret=page_secret(config.tiers),
             max_pages=_most_pages(config, host.layout.page_bytes),
         )
-        lower = LowerTiers(config, manager)
+        lower = LowerTiers(config, manager, remote_tier)
     except BaseException:
         host.close()
         raise

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import grpc.aio
 
@@ -28,6 +29,7 @@ from hisparse_sidecar.sidecar import Sidecar
 from hisparse_sidecar.wire.configs import encode_config
 from hisparse_sidecar.wire.names import side_socket_path
 
+_Result = TypeVar("_Result")
 _LOG = logging.getLogger(__name__)
 _DRAIN_POLL_SECONDS = 0.02
 _LAST_RESPONSES_SECONDS = 1.0
@@ -36,8 +38,15 @@ _LAST_RESPONSES_SECONDS = 1.0
 class ServerRuntime:
     """`start`, then `stop`; in between it serves. Not to be used twice."""
 
-    def __init__(self, config: SidecarConfig, options: ServerOptions) -> None:
+    def __init__(
+        self,
+        config: SidecarConfig,
+        options: ServerOptions,
+        *,
+        make_sidecar: Callable[[SidecarConfig], Sidecar] = Sidecar,
+    ) -> None:
         self._config = config
+        self._make_sidecar = make_sidecar
         self._options = options
         self._socket_path = options.socket_path.absolute()
         self._side_path = Path(side_socket_path(str(self._socket_path)))
@@ -64,7 +73,7 @@ class ServerRuntime:
     async def _start(self) -> None:
         self._ends.callback(self._worker.close)
         step_ends, limits = StepEnds(), self._options.limits
-        sidecar = await self._worker.run(lambda: Sidecar(self._config))
+        sidecar = await self._worker.run(lambda: self._make_sidecar(self._config))
         self._shared = SharedSidecar(sidecar, Clients(limits), step_ends.notify)
         self._ends.push_async_callback(self._worker.run, self._shared.close)
         for tenant, pages in self._options.quota_pages.items():
@@ -123,6 +132,10 @@ class ServerRuntime:
         await self._save_pages(deadline)
         await self._stop_servers(deadline)
         await self._ends.aclose()
+
+    async def call(self, call: Callable[[Sidecar], _Result]) -> _Result:
+        """`call(sidecar)` in the thread that all calls share, between two of them."""
+        return await self._worker.run(lambda: call(self._shared.sidecar))
 
     def hurry(self) -> None:
         """Makes a `stop` that waits go on at once."""
