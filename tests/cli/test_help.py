@@ -6,7 +6,7 @@ from cli.command import run_hisparse
 from hisparse_sidecar.cli import main
 from hisparse_sidecar.cli.main import build_parser
 
-COMMANDS = ("demo", "serve", "info", "bench", "tune")
+COMMANDS = ("demo", "serve", "info", "bench", "tune", "stress")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -48,6 +48,7 @@ def test_every_command_says_what_runs_it() -> None:
         ("info", []),
         ("bench", []),
         ("tune", []),
+        ("stress", []),
     ):
         assert callable(parser.parse_args([command, *required]).run)
 

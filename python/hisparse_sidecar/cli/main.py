@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from hisparse_sidecar.cli import output
-from hisparse_sidecar.cli.commands import bench, demo, info, serve, tune
+from hisparse_sidecar.cli.commands import bench, demo, info, serve, stress, tune
 
 _EXAMPLES = """\
 examples:
@@ -13,6 +13,7 @@ examples:
   hisparse serve --model-dir models/tiny-dsa --socket /tmp/hisparse.sock
   hisparse bench --list              the benchmark suites
   hisparse tune                      where flat selection is faster than HISA on this machine
+  hisparse stress --seconds 60       load and faults, against an oracle of every byte
 """
 
 
@@ -46,6 +47,6 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, serve, info, bench, tune):
+    for command in (demo, serve, info, bench, tune, stress):
         command.add_parser(subparsers)
     return parser

@@ -1,0 +1,1 @@
+"""`hisparse stress`: a real server under load and faults, against what every byte has to be."""

@@ -1,0 +1,171 @@
+"""Draws operations and carries them out, one after the other, until something is wrong."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from hisparse_sidecar.cli.stress import fault_operations as faults
+from hisparse_sidecar.cli.stress import sequence_operations as sequences
+from hisparse_sidecar.cli.stress.checks import audit, checkpoint
+from hisparse_sidecar.cli.stress.counts import Counts
+from hisparse_sidecar.cli.stress.dealer import Dealer, Operation
+from hisparse_sidecar.cli.stress.endings import end_run, recover
+from hisparse_sidecar.cli.stress.run import Run
+from hisparse_sidecar.cli.stress.settings import StressSettings
+from hisparse_sidecar.errors import (
+    DeadlinePassed,
+    DeviceArenaFull,
+    HisparseError,
+    HostPoolFull,
+    TierDown,
+    TierFull,
+)
+from hisparse_sidecar.wire.errors import DeadlineExceeded, ServerUnavailable, Unauthenticated
+
+_FULL = (HostPoolFull, DeviceArenaFull, TierFull)
+_REFUSALS: dict[str, tuple[type[HisparseError], ...]] = {
+    "alloc": (HostPoolFull,),
+    "open": _FULL,
+    "fork": _FULL,
+    "truncate": (HostPoolFull, TierFull),
+    "preempt": (TierFull,),
+    "resume": (*_FULL, TierDown, DeadlinePassed),
+}
+_GONE = (ServerUnavailable, Unauthenticated, DeadlineExceeded)
+
+
+def _slow_client(run: Run, operation: Operation) -> None:
+    run.bystanders.start(False, operation["pause_seconds"], operation["text"])
+
+
+def _dying_client(run: Run, operation: Operation) -> None:
+    run.bystanders.start(True, operation["pause_seconds"], operation["text"])
+
+
+_OPERATIONS: dict[str, Callable[[Run, Operation], str | None]] = {
+    "alloc": faults.alloc,
+    "audit": lambda run, _: audit(run),
+    "checkpoint": lambda run, operation: checkpoint(run, drains=operation["drains"]),
+    "close": sequences.close,
+    "corrupt": faults.corrupt,
+    "decode": sequences.decode,
+    "disarm": faults.disarm,
+    "dying_client": _dying_client,
+    "enospc": faults.arm,
+    "flip": faults.flip,
+    "fork": sequences.fork,
+    "hang_up": sequences.hang_up,
+    "io": faults.arm,
+    "kill": faults.kill,
+    "open": sequences.open_prompt,
+    "preempt": sequences.preempt,
+    "prefill": sequences.prefill,
+    "release": faults.release,
+    "resume": sequences.resume,
+    "slow": faults.arm,
+    "slow_client": _slow_client,
+    "truncate": sequences.truncate,
+}
+
+
+class Driver:
+    """One run.
+
+    Attributes:
+        run: its state.
+        performed: every operation so far, in order.
+    """
+
+    def __init__(self, settings: StressSettings, directory: Path) -> None:
+        self.run = Run(settings, directory)
+        self.performed: list[Operation] = []
+
+    def drive(
+        self, given: Iterable[Operation] | None, show: Callable[[Counts, float], None]
+    ) -> Counts:
+        """Runs to the end, or to the first thing that is wrong.
+
+        Args:
+            given: operations to carry out; None = draw them for as long as the settings say.
+            show: is called after each operation, with the seconds since the server was ready.
+        """
+        try:
+            self.run.server.start()
+            began = time.monotonic()
+            for operation in given or self._drawn(began):
+                self._perform(operation)
+                show(self.run.counts, time.monotonic() - began)
+                if not self.run.counts.holds:
+                    break
+            self._end()
+        finally:
+            self.run.bystanders.wait()
+            self.run.end_sessions()
+            self.run.server.stop()
+        return self.run.counts
+
+    def _drawn(self, began: float) -> Iterator[Operation]:
+        dealer = Dealer(self.run.settings)
+        settings = self.run.settings
+        while time.monotonic() - began < settings.seconds:
+            if settings.operations is not None and len(self.performed) >= settings.operations:
+                return
+            yield dealer.next(self.run.lives)
+
+    def _perform(self, operation: Operation) -> None:
+        self.performed.append(operation)
+        name = operation["do"]
+        try:
+            outcome = self._apply(name, operation)
+        except _GONE as error:
+            outcome = self._server_gone(name, error)
+        except HisparseError as error:
+            outcome = "failed"
+            self.run.counts.remark(f"{name}: {type(error).__name__}: {error}")
+        what = name if outcome == "done" else f"{name} {outcome}"
+        self.run.counts.operations[what] += 1
+
+    def _apply(self, name: str, operation: Operation) -> str:
+        if not _names_open_lives(self.run, operation):
+            return "skipped"  # in a replay whose server answered otherwise
+        try:
+            return _OPERATIONS[name](self.run, operation) or "done"
+        except _REFUSALS.get(name, ()):
+            return "refused"
+
+    def _server_gone(self, name: str, error: HisparseError) -> str:
+        if not self.run.server.is_killed:
+            self.run.counts.remark(f"{name}: {type(error).__name__}: {error}")
+            return "failed"
+        try:
+            recover(self.run)
+        except (HisparseError, OSError) as failure:
+            self.run.counts.remark(f"after a kill: {type(failure).__name__}: {failure}")
+        return "cut short"
+
+    def _end(self) -> None:
+        if not self.run.counts.holds:
+            return
+        try:
+            if self.run.server.is_killed:
+                recover(self.run)
+            end_run(self.run)
+        except (HisparseError, OSError) as error:
+            self.run.counts.remark(f"at the end: {type(error).__name__}: {error}")
+
+
+def _names_open_lives(run: Run, operation: Operation) -> bool:
+    name = operation["do"]
+    if name == "decode":
+        return bool(_ready(run, operation))
+    if "life" not in operation or name == "open":
+        return True
+    life = run.lives.get(operation["life"])
+    return life is not None and (life.rests == (name == "resume") or name == "close")
+
+
+def _ready(run: Run, operation: Operation) -> list[int]:
+    named = [run.lives.get(number) for number in operation["lives"]]
+    ready = [life.number for life in named if life is not None and not life.rests]
+    operation["lives"] = ready
+    return ready

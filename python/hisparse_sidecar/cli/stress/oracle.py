@@ -1,0 +1,117 @@
+"""What the sidecar must still know, and what its bytes must be: made from the texts alone."""
+
+from dataclasses import dataclass
+
+from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar.cli.stress.lives import Life
+from hisparse_sidecar.cli.stress.rows import digest, page_bytes
+from hisparse_sidecar.cli.stress.texts import Text
+from hisparse_sidecar.config import SidecarConfig
+
+_MAX_DIGESTS = 1 << 18
+
+
+@dataclass(frozen=True)
+class KnownPage:
+    """A full page that later prompts may find.
+
+    Attributes:
+        tenant: whose prompts.
+        text: of its sequence, true up to the end of the page.
+        number: of the page in it.
+        parent: digest of the page before it; None for the first.
+    """
+
+    tenant: str
+    text: Text
+    number: int
+    parent: str | None
+
+    @property
+    def end(self) -> int:
+        """Tokens up to its last."""
+        return PAGE_TOKENS * (self.number + 1)
+
+
+class Oracle:
+    """Digests of pages, and the promises that were made about them.
+
+    Attributes:
+        acknowledged: digests of pages that a flush has made durable.
+        damaged: digests of pages whose stored bytes were changed from outside.
+    """
+
+    def __init__(self, config: SidecarConfig) -> None:
+        self._config = config
+        self._digests: dict[tuple[int, int], str] = {}
+        self._known: dict[str, KnownPage] = {}
+        self.acknowledged: set[str] = set()
+        self.damaged: set[str] = set()
+        self._replaced: set[str] = set()
+
+    def bytes_of(self, links: list[int]) -> bytes:
+        """The bytes of a page's rows."""
+        return page_bytes(self._config, links)
+
+    def digests(self, life: Life) -> list[str]:
+        """Of each page that the sequence has."""
+        return [self._digest(links) for links in life.page_links()]
+
+    def expect(self, life: Life, rows: int) -> None:
+        """The sequence is about to compute so many rows.
+
+        A page that is computed again takes the place of what a tier had of it, for an engine may
+        find other bits: the next flush promises it anew.
+        """
+        end = (life.length + rows) // PAGE_TOKENS
+        for number in range(life.length // PAGE_TOKENS, end):
+            links = life.links(number * PAGE_TOKENS, PAGE_TOKENS)
+            self._replaced.add(self._digest(links))
+        self.acknowledged -= self._replaced
+
+    def learn(self, life: Life) -> None:
+        """Full pages of the sequence can be found from now on."""
+        if not life.is_shared:
+            return
+        parent: str | None = None
+        for number, name in enumerate(self.digests(life)[: life.length // PAGE_TOKENS]):
+            self._known.setdefault(name, KnownPage(life.tenant, life.text, number, parent))
+            parent = name
+
+    def acknowledge(self, stored: set[str]) -> None:
+        """A flush has ended: these pages were in the files before it began."""
+        self._replaced &= stored  # until an old copy is gone, it may go at any time
+        self.acknowledged = (stored & self._known.keys()) - self._replaced
+        self.damaged = set()  # what was damaged before is not among `stored`, or was put again
+
+    def restart(self) -> None:
+        """Nobody is left who would remove old copies of pages that were computed again."""
+        self._replaced.clear()
+
+    def damage(self, payloads: set[str]) -> None:
+        """The stored bytes of these pages may be anything now."""
+        self.damaged |= payloads
+
+    def promised(self) -> list[KnownPage]:
+        """The last pages of all prompts that have to be found, from their first page on."""
+        whole: set[str] = set()
+        sound = self.acknowledged - self.damaged
+        for name in sorted(sound, key=lambda name: self._known[name].number):
+            parent = self._known[name].parent
+            if parent is None or parent in whole:
+                whole.add(name)
+        inner = {self._known[name].parent for name in whole}
+        return [self._known[name] for name in sorted(whole) if name not in inner]
+
+    def words_for(self, name: str) -> str:
+        """Which page it is, for a reader."""
+        page = self._known[name]
+        return f"page {page.number} of text {page.text.parts}, tenant {page.tenant!r}"
+
+    def _digest(self, links: list[int]) -> str:
+        key = (links[-1], len(links))
+        if key not in self._digests:
+            if len(self._digests) >= _MAX_DIGESTS:
+                self._digests.clear()
+            self._digests[key] = digest(self.bytes_of(links))
+        return self._digests[key]

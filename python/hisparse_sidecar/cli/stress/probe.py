@@ -1,0 +1,151 @@
+"""Inside the server: what no client may see or do, told line by line on a socket of its own.
+
+A line is a JSON object {"do": name, ...}; the answer is {"ok": result} or {"error": [type, text]}.
+Commands run in the thread that touches the sidecar, between two calls of clients.
+"""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar._core import FaultTier, FileTier, PageLease
+from hisparse_sidecar.cli.stress.rows import digest
+from hisparse_sidecar.errors import HisparseError, WrongState
+from hisparse_sidecar.server.runtime import ServerRuntime
+from hisparse_sidecar.sidecar import Sidecar
+
+_MAX_LINE_BYTES = 1 << 24
+_TIER_COUNTS = (
+    "condition",
+    "pages",
+    "used_bytes",
+    "capacity_bytes",
+    "corrupt",
+    "demoted",
+    "promoted",
+    "missed",
+    "failed",
+    "refused",
+    "left",
+)
+
+
+class Probe:
+    """Answers one parent at a time."""
+
+    def __init__(self, remote_tier: FaultTier | None, start_ms: float) -> None:
+        """Makes the commands.
+
+        Args:
+            remote_tier: the one that the sidecar was given.
+            start_ms: how long making the sidecar took.
+        """
+        self._remote_tier = remote_tier
+        self._start_ms = start_ms
+        self._lease: PageLease | None = None
+        self._commands: dict[str, Callable[..., object]] = {
+            "arm": self._arm,
+            "bytes": self._bytes,
+            "check": self._check,
+            "digests": self._digests,
+            "disarm": lambda sidecar: _files(sidecar).disarm(),
+            "drain": lambda sidecar, seconds: sidecar.drain(seconds),
+            "evict": lambda sidecar: sidecar.evict_idle(sidecar.config.host_pages),
+            "flip": self._flip,
+            "flush": lambda sidecar, seconds: sidecar.flush(seconds),
+            "lease": self._take,
+            "release": self._release,
+            "state": self._state,
+        }
+
+    async def serve(self, runtime: ServerRuntime, path: Path) -> asyncio.Server:
+        """Listens at `path` until the server is closed."""
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(asyncio.CancelledError):  # the server ends
+                while line := await reader.readline():
+                    result = await runtime.call(partial(self._answer, line=line))
+                    writer.write(json.dumps(result).encode() + b"\n")
+                    await writer.drain()
+            writer.close()
+
+        return await asyncio.start_unix_server(answer, path, limit=_MAX_LINE_BYTES)
+
+    def _answer(self, sidecar: Sidecar, *, line: bytes) -> dict[str, object]:
+        request: dict[str, Any] = json.loads(line)
+        try:
+            return {"ok": self._commands[request.pop("do")](sidecar, **request)}
+        except HisparseError as error:
+            return {"error": [type(error).__name__, str(error)]}
+
+    def _digests(self, sidecar: Sidecar, sequence: int) -> list[str]:
+        num_pages = -(-sidecar.length(sequence) // PAGE_TOKENS)
+        return [digest(_page(sidecar, sequence, number)) for number in range(num_pages)]
+
+    def _bytes(self, sidecar: Sidecar, sequence: int, page: int) -> str:
+        return base64.b64encode(_page(sidecar, sequence, page)).decode()
+
+    def _flip(self, sidecar: Sidecar, sequence: int, position: int) -> None:
+        row = sidecar.host.on_cpu().kv_rows[0][sidecar.host_row_id(sequence, position)]
+        row[0] ^= 1
+
+    def _check(self, sidecar: Sidecar) -> bool:
+        if sidecar.has_open_step:
+            return False
+        sidecar.check_integrity()
+        return True
+
+    def _arm(self, sidecar: Sidecar, points: list[str], fault: dict[str, Any]) -> None:
+        for point in points:
+            _files(sidecar).arm(point, **fault)
+
+    def _take(self, sidecar: Sidecar, share: float) -> int:
+        """Takes a share of the pages that are free; how many."""
+        num_pages = int(sidecar.stats().core.host_pages_free * share)
+        if num_pages:
+            self._lease = sidecar._tiers.manager.lease_pages(num_pages)
+        return num_pages
+
+    def _release(self, _sidecar: Sidecar) -> None:
+        if self._lease is not None:
+            self._lease.release()
+        self._lease = None
+
+    def _state(self, sidecar: Sidecar) -> dict[str, object]:
+        tiers = {
+            tier.name: {name: getattr(tier, name) for name in _TIER_COUNTS}
+            for tier in sidecar.lower_tiers()
+        }
+        return {
+            "core": sidecar.stats().core.as_dict(),
+            "prefix": sidecar.prefix_stats().as_dict(),
+            "tiers": tiers,
+            "remote_faults": self._remote_tier.injected if self._remote_tier else {},
+            "start_ms": self._start_ms,
+        }
+
+
+def _files(sidecar: Sidecar) -> FileTier:
+    files = sidecar._tiers.lower.files
+    if files is None:
+        raise WrongState("there are 0 file tiers, a failpoint needs 1")
+    return files
+
+
+def _page(sidecar: Sidecar, sequence: int, number: int) -> bytes:
+    """The bytes of the rows that a sequence has in its page; see `rows.page_bytes`."""
+    first = number * PAGE_TOKENS
+    count = min(PAGE_TOKENS, sidecar.length(sequence) - first)
+    row = sidecar.host_row_id(sequence, first)
+    page, host = row // PAGE_TOKENS, sidecar.host.on_cpu()
+    parts = [rows[row : row + count] for rows in host.kv_rows]
+    parts += [rows[page, : count * sidecar.config.index.row_bytes] for rows in host.index_pages]
+    if count == PAGE_TOKENS:
+        parts += [rows[page] for rows in host.pooled_rows]
+    return b"".join(part.numpy().tobytes() for part in parts)

@@ -1,0 +1,94 @@
+"""Everything that one run holds, and the ways in which its parts end."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar.cli.stress.bystanders import Bystanders
+from hisparse_sidecar.cli.stress.counts import Counts
+from hisparse_sidecar.cli.stress.lives import Life
+from hisparse_sidecar.cli.stress.oracle import Oracle
+from hisparse_sidecar.cli.stress.segments import SegmentReader
+from hisparse_sidecar.cli.stress.server_process import ServerProcess
+from hisparse_sidecar.cli.stress.settings import StressSettings
+from hisparse_sidecar.cli.stress.world import server_config, stored_page_bytes
+from hisparse_sidecar.client import RemoteSession
+
+_MOST_CALL_SECONDS = 15.0
+
+
+class Run:
+    """One server, its clients, and what is known of them.
+
+    Attributes:
+        settings: what to run.
+        directory: of the server's files and sockets.
+        config: of the server.
+        counts: what was done and found.
+        oracle: what bytes have to be, and what was promised.
+        lives: every open sequence, by the number that operations name it by.
+        files: the file tier's directory, read from outside.
+        may_evict: pages may have left the file tier for want of room since the last promise.
+        evicts: failpoints make the file tier believe that the disk is full.
+        late_until: until then, of the monotonic clock, calls of a slow file tier may come in late.
+        pages_left: pages that the file tier has given out for want of room, as last seen.
+        may_lose: something was injected that lower tiers may lose pages by.
+        bytes_per_token: of a full page.
+    """
+
+    def __init__(self, settings: StressSettings, directory: Path) -> None:
+        self.settings = settings
+        self.directory = directory
+        self.config = server_config(settings, directory)
+        self.counts = Counts()
+        self.oracle = Oracle(self.config)
+        self.lives: dict[int, Life] = {}
+        self.files = SegmentReader(directory / "pages", stored_page_bytes(self.config))
+        self.server = ServerProcess(settings, directory)
+        self.bystanders = Bystanders(self.server, self.counts)
+        self.may_evict = self.evicts = False
+        self.pages_left = self.late_until = 0.0
+        self.bytes_per_token = stored_page_bytes(self.config) // PAGE_TOKENS
+        self.may_lose = "remote" in settings.faults
+        self._sessions: dict[int, RemoteSession] = {}
+        self._remote_faults = 0
+
+    def session(self, client: int) -> RemoteSession:
+        """The session of a client, which connects when it has none."""
+        if client not in self._sessions:
+            self._sessions[client] = self.server.connect()
+        return self._sessions[client]
+
+    def end_session(self, client: int) -> None:
+        """Closes the session of a client; the server frees what it owns."""
+        session = self._sessions.pop(client, None)
+        if session is not None:
+            session.close()
+        self.lives = {name: life for name, life in self.lives.items() if life.client != client}
+
+    def end_sessions(self) -> None:
+        """Closes all of them, whether the server is there or not."""
+        for client in list(self._sessions):
+            with contextlib.suppress(Exception):  # the server may be dead: each end finds it out
+                self.end_session(client)
+        self._sessions.clear()
+        self.lives.clear()
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Times a call, which must not hang."""
+        began = time.monotonic()
+        with self.counts.timed(name):
+            yield
+        took = time.monotonic() - began
+        if took > _MOST_CALL_SECONDS:
+            self.counts.remark(f"{name} took {took:.1f} s, must end within {_MOST_CALL_SECONDS} s")
+
+    def note_remote_faults(self, injected: dict[str, int], *, is_last: bool = False) -> None:
+        """The remote tier's faults so far; `is_last`: of a server that ends."""
+        count = sum(injected.values())
+        self.counts.faults["remote"] = self._remote_faults + count
+        if is_last:
+            self._remote_faults += count
