@@ -644,6 +644,9 @@ class FileTier:
     ) -> None:
         """Makes one call in so many fail with an errno, or sleep, at a failpoint: for tests."""
 
+    def num_injected(self, error_number: SupportsIndex | None) -> int:
+        """Calls that failpoints have made to fail with this errno so far; None: to sleep."""
+
     def disarm(self) -> None:
         """Ends every failpoint."""
 

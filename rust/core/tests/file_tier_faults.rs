@@ -128,6 +128,11 @@ fn a_failed_write_shows_nothing_and_later_calls_work() {
         assert_eq!(get(&tier, number), Ok(Got::Miss));
         failpoints.disarm();
     }
+    let acted = failpoints.acted();
+    assert_eq!(acted[0], (FailAction::Errno(libc::EIO), 3));
+    let (action, count) = acted[1];
+    assert_eq!(action, FailAction::Errno(libc::ENOSPC));
+    assert!(count >= 3, "{count}"); // a full tier makes room and tries again
     put_all(&tier, 4..20);
     assert_eq!((tier.usage().failures, tier.usage().pages), (6, 20));
     drop(tier);

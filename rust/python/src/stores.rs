@@ -88,6 +88,20 @@ impl FileTier {
         Ok(())
     }
 
+    /// Calls that failpoints have made to fail, by errno, or to sleep, by None.
+    #[pyo3(signature = (error_number))]
+    fn num_injected(&self, error_number: Option<Number>) -> PyResult<u64> {
+        let wanted: Option<i32> =
+            error_number.map(|number| number.to("error_number")).transpose()?;
+        let is_wanted = |action: &FailAction| match action {
+            FailAction::Errno(number) => wanted == Some(*number),
+            FailAction::Sleep(_) => wanted.is_none(),
+            FailAction::Abort => false,
+        };
+        let acted = self.failpoints.acted();
+        Ok(acted.iter().filter(|(action, _)| is_wanted(action)).map(|(_, count)| count).sum())
+    }
+
     /// Disarms every failpoint.
     fn disarm(&self) {
         self.failpoints.disarm();

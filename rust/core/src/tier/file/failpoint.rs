@@ -67,7 +67,24 @@ pub struct Failpoints(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     any: AtomicBool,
-    armed: Mutex<HashMap<Failpoint, Armed>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    armed: HashMap<Failpoint, Armed>,
+    num_acted: Vec<(FailAction, u64)>,
+}
+
+impl State {
+    fn pass(&mut self, point: Failpoint) -> Option<FailAction> {
+        let action = self.armed.get_mut(&point)?.pass()?;
+        match self.num_acted.iter_mut().find(|(known, _)| *known == action) {
+            Some((_, count)) => *count += 1,
+            None => self.num_acted.push((action, 1)),
+        }
+        Some(action)
+    }
 }
 
 #[derive(Debug)]
@@ -83,14 +100,19 @@ impl Failpoints {
     pub fn arm(&self, point: Failpoint, action: FailAction, occasion: Occasion) {
         let seed = if let Occasion::Chance { seed, .. } = occasion { seed } else { 0 };
         let armed = Armed { action, occasion, passes: 0, draws: SplitMix(seed) };
-        self.armed().insert(point, armed);
+        self.state().armed.insert(point, armed);
         self.0.any.store(true, Ordering::Release);
     }
 
     /// Disarms every point.
     pub fn disarm(&self) {
         self.0.any.store(false, Ordering::Release);
-        self.armed().clear();
+        self.state().armed.clear();
+    }
+
+    /// What has been done so far, at all points, and how often.
+    pub fn acted(&self) -> Vec<(FailAction, u64)> {
+        self.state().num_acted.clone()
     }
 
     /// Acts if the point is armed and the occasion has come.
@@ -98,7 +120,7 @@ impl Failpoints {
         if !self.0.any.load(Ordering::Acquire) {
             return Ok(());
         }
-        let action = self.armed().get_mut(&point).and_then(Armed::pass);
+        let action = self.state().pass(point);
         match action {
             None => Ok(()),
             Some(FailAction::Errno(number)) => Err(io::Error::from_raw_os_error(number)),
@@ -112,11 +134,11 @@ impl Failpoints {
 
     /// Whether the point is armed: writes go in halves only then.
     pub(crate) fn is_armed(&self, point: Failpoint) -> bool {
-        self.0.any.load(Ordering::Acquire) && self.armed().contains_key(&point)
+        self.0.any.load(Ordering::Acquire) && self.state().armed.contains_key(&point)
     }
 
-    fn armed(&self) -> std::sync::MutexGuard<'_, HashMap<Failpoint, Armed>> {
-        lock_whole(&self.0.armed)
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        lock_whole(&self.0.state)
     }
 }
 
