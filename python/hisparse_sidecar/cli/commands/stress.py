@@ -17,9 +17,12 @@ examples:
   hisparse stress --seconds 600 --seed 7 --sessions 8 --json > stress.json
   hisparse stress --seconds 30 --faults kill,corrupt --tiers file
   hisparse stress --replay stress-7.json
-  hisparse stress --seconds 10 --self-check    must fail: one byte is flipped on the way
+  hisparse stress --seconds 20 --self-check byte    must fail: one byte is flipped on the way
 
-The exit code is 0 only if nothing was lost, wrong or leaked; else a replay file is written.
+Faults count when they have happened: a lease that took pages (alloc), a call of a tier that was
+made to fail or to sleep (io, enospc, slow, remote), a file that has other bytes (corrupt), a server
+that ended by SIGKILL (kill). The exit code is 0 only if nothing was lost, wrong or leaked; else a
+replay file is written.
 """
 
 
@@ -43,7 +46,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--directory", type=Path, metavar="DIR", help="for the server's files (a temporary one)")
     add("--replay", type=Path, metavar="FILE", help="carry out the operations of a replay file")
     add("--replay-to", type=Path, metavar="FILE", help="replay file to write (stress-SEED.json)")
-    add("--self-check", action="store_true", help="flip one byte: the run must fail")
+    checks = ("byte", "page", "lease")
+    add("--self-check", choices=checks, help="spoil, lose or leak one: the run must fail")
     add("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 
@@ -75,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
         output.write_json(report)
     else:
         output.write_result(*tables(report))
+    if report["holds"] and report["never_injected"]:
+        kinds = ", ".join(report["never_injected"])
+        output.write_error("stress", f"asked for, and never injected: {kinds}")
     if report["replay"] is not None:
         output.write_error("stress", f"again: hisparse stress --replay {report['replay']}")
     return 0 if report["holds"] else 1

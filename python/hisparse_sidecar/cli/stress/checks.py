@@ -49,7 +49,7 @@ def audit(run: Run) -> None:
         run.counts.remark(f"an invariant is broken: {error}")
     run.bystanders.look()
     state = run.server.ask("state")
-    run.note_remote_faults(state["remote_faults"])
+    run.note_faults(state["faults"])
     found, most = state["core"]["sequences"], len(run.lives) + run.bystanders.num_running
     if not len(run.lives) <= found <= most:
         run.counts.remark(f"{found} sequences are open, clients have {len(run.lives)} to {most}")
@@ -63,7 +63,7 @@ def checkpoint(run: Run, *, drains: bool = False) -> str:
     """
     before = run.files.live_pages()
     state = run.server.ask("state")
-    run.note_remote_faults(state["remote_faults"])
+    run.note_faults(state["faults"])
     _note_evictions(run, state)
     check_files(run, before)
     try:
@@ -75,13 +75,13 @@ def checkpoint(run: Run, *, drains: bool = False) -> str:
     except (TierDown, DeadlinePassed):
         return "refused"
     except TierFull:
-        if not run.evicts:
+        if not run.may_refuse:
             raise
         return "refused"
     if time.monotonic() < run.late_until:
         return "unsure"  # a put that was given up may be on the disk, and will be dropped
     run.oracle.acknowledge(before & run.files.live_pages())
-    run.may_evict = run.evicts
+    run.may_evict = run.may_refuse = run.evicts
     return "done"
 
 
@@ -105,6 +105,15 @@ def check_files(run: Run, live: set[str]) -> None:
         run.counts.pages_lost += len(gone)
         what = "; ".join(run.oracle.words_for(name) for name in sorted(gone))
         run.counts.remark(f"acknowledged by a flush, and not on the disk: {what}")
+
+
+def check_saved(run: Run, names: set[str]) -> None:
+    """A drain has ended well, and nobody had these pages: all of them must be on the disk."""
+    missing = names - run.files.live_pages()
+    if missing and not run.may_evict and "file" in run.settings.tiers:
+        run.counts.pages_lost += len(missing)
+        what = "; ".join(run.oracle.words_for(name) for name in sorted(missing))
+        run.counts.remark(f"idle when a drain ended well, and not on the disk: {what}")
 
 
 def check_promises(run: Run) -> None:

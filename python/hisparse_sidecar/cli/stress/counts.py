@@ -22,8 +22,8 @@ class Counts:
         hits: tokens of prompts that were found.
         wrong_bytes: bytes that differ.
         pages_lost: pages that a flush had acknowledged and nobody finds.
-        leaked_pages: host pages in use at the end, when nobody uses one.
-        leaked_leases: leases, pins and holds that are left at the end.
+        leaked_pages: host pages in use at the end, when nobody uses one; None = not known yet.
+        leaked_leases: leases, pins, holds and leased pages that are left at the end; None as well.
         remarks: what was wrong, in words.
     """
 
@@ -35,8 +35,8 @@ class Counts:
     hits: int = 0
     wrong_bytes: int = 0
     pages_lost: int = 0
-    leaked_pages: int = 0
-    leaked_leases: int = 0
+    leaked_pages: int | None = None
+    leaked_leases: int | None = None
     remarks: list[str] = field(default_factory=list)
     recovery_ms: list[float] = field(default_factory=list)
     restart_ms: list[float] = field(default_factory=list)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hisparse_sidecar.cli.stress.lives import Life
-from hisparse_sidecar.cli.stress.settings import StressSettings
+from hisparse_sidecar.cli.stress.settings import ERROR_NUMBERS, SELF_CHECKS, StressSettings
 from hisparse_sidecar.cli.stress.texts import draw_text
 from hisparse_sidecar.cli.stress.world import TENANTS
 
@@ -17,7 +17,7 @@ _MOST_LIVES = 3  # of one session
 _FIRST_EVENT, _EVENT_STEP = 12, 9  # every kind of event comes once early, in turn
 _FAULT_ONE_IN, _EVENT_ONE_IN = 25, 20
 _RARELY = {"kill": 3}  # one draw in so many counts: a restart takes its time
-_ERRNO_IO, _ERRNO_NO_SPACE = 5, 28
+_FIRST_SPOILED, _SPOILED_STEP = 63, 40
 
 
 class Dealer:
@@ -30,9 +30,11 @@ class Dealer:
         self._number = 0
         self._due: list[tuple[int, Operation]] = []
         events = ["slow_client", "dying_client", "audit", "checkpoint", *settings.faults]
-        events += ["flip"] if settings.self_check else []
         self._early = {_FIRST_EVENT + _EVENT_STEP * at: name for at, name in enumerate(events)}
         self._early |= {20 + 30 * at: "checkpoint" for at in range(4)}
+        if settings.self_check is not None:
+            spoils = SELF_CHECKS[settings.self_check]
+            self._early |= {_FIRST_SPOILED + _SPOILED_STEP * at: spoils for at in range(4)}
 
     def next(self, lives: Mapping[int, Life]) -> Operation:
         """The next operation."""
@@ -60,7 +62,7 @@ class Dealer:
         draws = self._draws
         if name == "checkpoint":
             return {"do": name, "drains": draws.randrange(2) == 0}
-        if name == "audit":
+        if name in ("audit", "lose", "leak"):
             return {"do": name}
         if name in ("slow_client", "dying_client"):
             pause = round(draws.uniform(0.0, 0.4), 3)
@@ -92,10 +94,10 @@ class Dealer:
         if name == "io":
             points = ["before_read", "before_write", "half_write", "before_sync"]
             points = draws.sample(points, draws.randint(1, 3))
-            return {"points": points, "error_number": _ERRNO_IO, **fault}
+            return {"points": points, "error_number": ERROR_NUMBERS[name], **fault}
         if name == "enospc":
             points = draws.choice((["before_write"], ["half_write"]))
-            return {"points": points, "error_number": _ERRNO_NO_SPACE, **fault}
+            return {"points": points, "error_number": ERROR_NUMBERS[name], **fault}
         points = draws.sample(["before_read", "before_write", "before_sync"], 2)
         seconds = round(draws.uniform(0.02, 0.5), 3)
         return {"points": points, "sleep_seconds": seconds, **fault}

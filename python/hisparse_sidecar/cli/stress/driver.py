@@ -1,6 +1,8 @@
 """Draws operations and carries them out, one after the other, until something is wrong."""
 
+import contextlib
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from hisparse_sidecar.wire.errors import DeadlineExceeded, ServerUnavailable, Un
 _FULL = (HostPoolFull, DeviceArenaFull, TierFull)
 _REFUSALS: dict[str, tuple[type[HisparseError], ...]] = {
     "alloc": (HostPoolFull,),
+    "leak": (HostPoolFull,),
     "open": _FULL,
     "fork": _FULL,
     "truncate": (HostPoolFull, TierFull),
@@ -57,6 +60,8 @@ _OPERATIONS: dict[str, Callable[[Run, Operation], str | None]] = {
     "hang_up": sequences.hang_up,
     "io": faults.arm,
     "kill": faults.kill,
+    "leak": faults.leak,
+    "lose": faults.lose,
     "open": sequences.open_prompt,
     "preempt": sequences.preempt,
     "prefill": sequences.prefill,
@@ -92,7 +97,7 @@ class Driver:
         try:
             self.run.server.start()
             began = time.monotonic()
-            for operation in given or self._drawn(began):
+            for operation in self._drawn(began) if given is None else given:
                 self._perform(operation)
                 show(self.run.counts, time.monotonic() - began)
                 if not self.run.counts.holds:
@@ -102,6 +107,8 @@ class Driver:
             self.run.bystanders.wait()
             self.run.end_sessions()
             self.run.server.stop()
+        for line in self.run.server.panics():
+            self.run.counts.remark(f"in the server's log: {line}")
         return self.run.counts
 
     def _drawn(self, began: float) -> Iterator[Operation]:
@@ -119,9 +126,9 @@ class Driver:
             outcome = self._apply(name, operation)
         except _GONE as error:
             outcome = self._server_gone(name, error)
-        except HisparseError as error:
+        except Exception as error:  # whatever it is, there must be a replay file
             outcome = "failed"
-            self.run.counts.remark(f"{name}: {type(error).__name__}: {error}")
+            self._remark(name, error)
         what = name if outcome == "done" else f"{name} {outcome}"
         self.run.counts.operations[what] += 1
 
@@ -135,23 +142,36 @@ class Driver:
 
     def _server_gone(self, name: str, error: HisparseError) -> str:
         if not self.run.server.is_killed:
-            self.run.counts.remark(f"{name}: {type(error).__name__}: {error}")
+            self._remark(name, error)
+            self.run.counts.remark(f"the server's last words: {self.run.server.last_words()}")
             return "failed"
         try:
-            recover(self.run)
-        except (HisparseError, OSError) as failure:
-            self.run.counts.remark(f"after a kill: {type(failure).__name__}: {failure}")
+            self._recover()
+        except Exception as failure:
+            self._remark("after a kill", failure)
         return "cut short"
+
+    def _recover(self) -> None:
+        recover(self.run)
+        self.run.counts.faults["kill"] += 1
 
     def _end(self) -> None:
         if not self.run.counts.holds:
+            with contextlib.suppress(Exception):  # the server may be what has failed
+                self.run.note_faults(self.run.server.ask("state")["faults"])
             return
         try:
             if self.run.server.is_killed:
-                recover(self.run)
+                self._recover()
             end_run(self.run)
-        except (HisparseError, OSError) as error:
-            self.run.counts.remark(f"at the end: {type(error).__name__}: {error}")
+        except Exception as error:
+            self._remark("at the end", error)
+
+    def _remark(self, when: str, error: Exception) -> None:
+        is_expected = isinstance(error, (HisparseError, OSError))
+        words = traceback.format_exception(error) if not is_expected else []
+        text = "".join(words) or f"{type(error).__name__}: {error}"
+        self.run.counts.remark(f"{when}: {text}")
 
 
 def _names_open_lives(run: Run, operation: Operation) -> bool:

@@ -6,6 +6,7 @@ from hisparse_sidecar.cli.stress.checks import (
     audit,
     check_files,
     check_promises,
+    check_saved,
     checkpoint,
     compare,
 )
@@ -25,7 +26,8 @@ def recover(run: Run) -> None:
     run.server.wait_until_dead()
     run.end_sessions()
     run.oracle.restart()
-    run.evicts, run.pages_left, run.late_until = False, 0.0, 0.0
+    run.evicts = run.may_refuse = False
+    run.pages_left = run.late_until = 0.0
     if "file" in run.settings.tiers:
         check_files(run, run.files.live_pages())
     run.server.start()
@@ -44,16 +46,13 @@ def end_run(run: Run) -> None:
     if "file" in run.settings.tiers:
         disarm(run, {"do": "disarm"})
     audit(run)
-    for life in [life for life in run.lives.values() if not life.rests]:
-        _close(run, life)
-    for life in list(run.lives.values()):
-        _wake(run, life)
-        _close(run, life)
-    if "file" in run.settings.tiers:
-        _save_all(run)
+    _save_all(run)
+    shared = _close_all(run)
+    _save_all(run)
+    check_saved(run, shared)
     run.end_sessions()
     _check_leaks(run)
-    run.note_remote_faults(run.server.ask("state")["remote_faults"], is_last=True)
+    run.note_faults(run.server.ask("state")["faults"], is_last=True)
     run.server.kill_after(0.0)
     recover(run)
     code = run.server.stop()
@@ -61,8 +60,23 @@ def end_run(run: Run) -> None:
         run.counts.remark(f"the server ended with {code}, must end with 0")
 
 
+def _close_all(run: Run) -> set[str]:
+    """Every sequence is compared and closed; digests of the pages that others may find of them."""
+    shared: set[str] = set()
+    for life in sorted(run.lives.values(), key=lambda life: life.rests):
+        if life.rests:
+            _wake(run, life)
+        compare(run, life)
+        shared |= set(run.oracle.shared(life))
+        run.session(life.client).close_sequence(life.handle)
+        del run.lives[life.number]
+    return shared
+
+
 def _save_all(run: Run) -> None:
     """The disk is well: once the tier is tried again, what is left is written and promised."""
+    if "file" not in run.settings.tiers:
+        return
     time.sleep(max(0.0, run.late_until - time.monotonic()))
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while checkpoint(run, drains=True) != "done":
@@ -85,12 +99,6 @@ def _wake(run: Run, life: Life) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _close(run: Run, life: Life) -> None:
-    compare(run, life)
-    run.session(life.client).close_sequence(life.handle)
-    del run.lives[life.number]
-
-
 def _check_leaks(run: Run) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -98,7 +106,8 @@ def _check_leaks(run: Run) -> None:
         state = run.server.ask("state")
         core, prefix = state["core"], state["prefix"]
         run.counts.leaked_pages = core["host_pages_total"] - core["host_pages_free"]
-        run.counts.leaked_leases = prefix["leases"] + prefix["pins"] + prefix["holds"]
+        run.counts.leaked_leases = sum(prefix[kind] for kind in ("leases", "pins", "holds"))
+        run.counts.leaked_leases += core["host_pages_leased"]
         rows = {name: core[name] for name in core if name.endswith("_used") and core[name]}
         is_clean = not (run.counts.leaked_pages or run.counts.leaked_leases or rows)
         if is_clean or time.monotonic() > deadline:

@@ -2,7 +2,9 @@
 
 import math
 import time
+from pathlib import Path
 
+from hisparse_sidecar.cli.stress.checks import checkpoint
 from hisparse_sidecar.cli.stress.dealer import Operation
 from hisparse_sidecar.cli.stress.run import Run
 from hisparse_sidecar.cli.stress.segments import StoredPage
@@ -12,11 +14,13 @@ _LATE_SECONDS = 2.0  # more than a slow call takes
 _CUT_SHARE = 0.1  # of a file, at most
 
 
-def alloc(run: Run, operation: Operation) -> None:
+def alloc(run: Run, operation: Operation) -> str:
     """Leases take the pages that are free."""
     run.server.ask("release")
-    run.server.ask("lease", share=operation["share"])
+    if not run.server.ask("lease", share=operation["share"]):
+        return "skipped"
     run.counts.faults["alloc"] += 1
+    return "done"
 
 
 def release(run: Run, _operation: Operation) -> None:
@@ -24,6 +28,7 @@ def release(run: Run, _operation: Operation) -> None:
     run.server.ask("release")
     leased = run.server.ask("state")["core"]["host_pages_leased"]
     if leased:
+        run.counts.leaked_leases = leased
         run.counts.remark(f"{leased} pages are leased after every lease was released")
 
 
@@ -34,13 +39,15 @@ def arm(run: Run, operation: Operation) -> None:
         run.evicts = run.may_evict = True
     if kind == "slow":
         run.late_until = math.inf
+    else:
+        run.may_refuse = True
     run.server.ask("arm", points=fault.pop("points"), fault=fault)
-    run.counts.faults[kind] += 1
 
 
 def disarm(run: Run, _operation: Operation) -> None:
     """The disk is well again."""
     run.server.ask("disarm")
+    run.note_faults(run.server.ask("state")["faults"])
     run.evicts = False
     if run.late_until == math.inf:
         run.late_until = time.monotonic() + _LATE_SECONDS
@@ -48,16 +55,15 @@ def disarm(run: Run, _operation: Operation) -> None:
 
 def kill(run: Run, operation: Operation) -> None:
     """SIGKILL, while the operations that follow are under way."""
-    run.note_remote_faults(run.server.ask("state")["remote_faults"], is_last=True)
+    run.note_faults(run.server.ask("state")["faults"], is_last=True)
     run.server.kill_after(operation["after_seconds"])
-    run.counts.faults["kill"] += 1
 
 
-def corrupt(run: Run, operation: Operation) -> None:
+def corrupt(run: Run, operation: Operation) -> str:
     """One file of the tier is damaged from outside: a bit, a block, or its end."""
     paths = [path for path in run.files.paths() if path.stat().st_size > 2 * _BLOCK_BYTES]
     if not paths:
-        return
+        return "skipped"
     path = paths[int(operation["file"] * len(paths))]
     pages, size = run.files.pages(path), path.stat().st_size
     start, end = _damaged_range(operation, size)
@@ -65,25 +71,50 @@ def corrupt(run: Run, operation: Operation) -> None:
     hit = _pages_hit(pages, start, end)
     run.oracle.damage({page.payload for page in hit})
     run.may_lose = True
-    with path.open("r+b") as file:
-        if operation["how"] == "cut":
-            file.truncate(start)
-        else:
-            file.seek(start)
-            old = file.read(end - start)
-            file.seek(start)
-            file.write(bytes([old[0] ^ 1 << size % 8]) if len(old) == 1 else bytes(len(old)))
+    is_changed = _damage(path, operation["how"], start, end)
     run.files.damage(path, hit)
-    run.counts.faults["corrupt"] += 1
+    run.counts.faults["corrupt"] += is_changed
+    return "done" if is_changed else "skipped"
 
 
-def flip(run: Run, operation: Operation) -> None:
+def flip(run: Run, operation: Operation) -> str:
     """For the self check: one byte of a page that a sequence has is no longer right."""
     lives = [life for life in run.lives.values() if life.length and not life.rests]
-    if lives:
-        life = lives[int(operation["pick"] * len(lives))]
-        run.server.ask("flip", sequence=life.handle, position=life.length // 2)
-        run.counts.faults["flip"] += 1
+    if not lives:
+        return "skipped"
+    life = lives[int(operation["pick"] * len(lives))]
+    run.server.ask("flip", sequence=life.handle, position=life.length // 2)
+    return "done"
+
+
+def lose(run: Run, _operation: Operation) -> str:
+    """For the self check: a file goes that has a page which a flush has acknowledged."""
+    if checkpoint(run, drains=True) != "done" or run.may_evict:
+        return "skipped"
+    promised = run.oracle.acknowledged
+    for path in run.files.paths():
+        if any(page.payload in promised and page.is_live for page in run.files.pages(path)):
+            path.unlink()
+            return "done"
+    return "skipped"
+
+
+def leak(run: Run, _operation: Operation) -> None:
+    """For the self check: somebody takes a page and never gives it back."""
+    run.server.ask("leak")
+
+
+def _damage(path: Path, how: str, start: int, end: int) -> bool:
+    """Whether the file has other bytes by it."""
+    with path.open("r+b") as file:
+        if how == "cut":
+            return file.truncate(start) < end
+        file.seek(start)
+        old = file.read(end - start)
+        new = bytes([old[0] ^ 1 << start % 8]) if how == "flip" else bytes(len(old))
+        file.seek(start)
+        file.write(new)
+        return new != old
 
 
 def _damaged_range(operation: Operation, size: int) -> tuple[int, int]:

@@ -57,24 +57,27 @@ class Oracle:
         """Of each page that the sequence has."""
         return [self._digest(links) for links in life.page_links()]
 
+    def shared(self, life: Life) -> list[str]:
+        """Digests of the pages of the sequence that prompts may find."""
+        return self.digests(life)[: life.length // PAGE_TOKENS] if life.is_shared else []
+
     def expect(self, life: Life, rows: int) -> None:
         """The sequence is about to compute so many rows.
 
-        A page that is computed again takes the place of what a tier had of it, for an engine may
-        find other bits: the next flush promises it anew.
+        A known page that is computed again takes the place of what a tier had of it, for an engine
+        may find other bits: it is promised anew once the old copy is gone.
         """
         end = (life.length + rows) // PAGE_TOKENS
         for number in range(life.length // PAGE_TOKENS, end):
-            links = life.links(number * PAGE_TOKENS, PAGE_TOKENS)
-            self._replaced.add(self._digest(links))
+            name = self._digest(life.links(number * PAGE_TOKENS, PAGE_TOKENS))
+            if name in self._known:
+                self._replaced.add(name)
         self.acknowledged -= self._replaced
 
     def learn(self, life: Life) -> None:
         """Full pages of the sequence can be found from now on."""
-        if not life.is_shared:
-            return
         parent: str | None = None
-        for number, name in enumerate(self.digests(life)[: life.length // PAGE_TOKENS]):
+        for number, name in enumerate(self.shared(life)):
             self._known.setdefault(name, KnownPage(life.tenant, life.text, number, parent))
             parent = name
 

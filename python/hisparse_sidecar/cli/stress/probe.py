@@ -16,6 +16,7 @@ from typing import Any
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import FaultTier, FileTier, PageLease
 from hisparse_sidecar.cli.stress.rows import digest
+from hisparse_sidecar.cli.stress.settings import ERROR_NUMBERS
 from hisparse_sidecar.errors import HisparseError, WrongState
 from hisparse_sidecar.server.runtime import ServerRuntime
 from hisparse_sidecar.sidecar import Sidecar
@@ -49,6 +50,7 @@ class Probe:
         self._remote_tier = remote_tier
         self._start_ms = start_ms
         self._lease: PageLease | None = None
+        self._leaked: list[PageLease] = []
         self._commands: dict[str, Callable[..., object]] = {
             "arm": self._arm,
             "bytes": self._bytes,
@@ -58,6 +60,7 @@ class Probe:
             "drain": lambda sidecar, seconds: sidecar.drain(seconds),
             "evict": lambda sidecar: sidecar.evict_idle(sidecar.config.host_pages),
             "flip": self._flip,
+            "leak": self._leak,
             "flush": lambda sidecar, seconds: sidecar.flush(seconds),
             "lease": self._take,
             "release": self._release,
@@ -112,6 +115,9 @@ class Probe:
             self._lease = sidecar._tiers.manager.lease_pages(num_pages)
         return num_pages
 
+    def _leak(self, sidecar: Sidecar) -> None:
+        self._leaked.append(sidecar._tiers.manager.lease_pages(1))
+
     def _release(self, _sidecar: Sidecar) -> None:
         if self._lease is not None:
             self._lease.release()
@@ -126,9 +132,18 @@ class Probe:
             "core": sidecar.stats().core.as_dict(),
             "prefix": sidecar.prefix_stats().as_dict(),
             "tiers": tiers,
-            "remote_faults": self._remote_tier.injected if self._remote_tier else {},
+            "faults": self._faults(sidecar),
             "start_ms": self._start_ms,
         }
+
+    def _faults(self, sidecar: Sidecar) -> dict[str, int]:
+        """Calls of the tiers that were made to fail, or to be slow, by kind."""
+        files, remote, faults = sidecar._tiers.lower.files, self._remote_tier, {}
+        if files is not None:
+            faults = {kind: files.num_injected(number) for kind, number in ERROR_NUMBERS.items()}
+        if remote is not None:
+            faults["remote"] = sum(remote.injected.values())
+        return faults
 
 
 def _files(sidecar: Sidecar) -> FileTier:

@@ -41,4 +41,4 @@ def read_replay(path: Path) -> tuple[StressSettings, list[Operation]]:
         raise InvalidArgument(f"{path} is no replay file: {error}") from None
     if version != _VERSION:
         raise InvalidArgument(f"{path} has version {version}, needs {_VERSION}")
-    return replace(settings, self_check=False), operations
+    return replace(settings, self_check=None), operations

@@ -19,6 +19,7 @@ def to_json(settings: StressSettings, counts: Counts, seconds: float) -> dict[st
         "seed": settings.seed,
         "operations": sum(counts.operations.values()),
         "faults_injected": {kind: counts.faults[kind] for kind in settings.faults},
+        "never_injected": [kind for kind in settings.faults if not counts.faults[kind]],
         "pages_lost_acknowledged": counts.pages_lost,
         "wrong_bytes": counts.wrong_bytes,
         "leaked_pages": counts.leaked_pages,
@@ -57,7 +58,8 @@ def _operations(report: dict[str, Any]) -> Table:
 def _faults(report: dict[str, Any]) -> Table:
     table = simple_table("faults and losses", "", "")
     for kind, count in report["faults_injected"].items():
-        table.add_row(f"{kind}, injected", f"{count:,}")
+        style = None if count else "yellow"
+        table.add_row(f"{kind}, injected", f"{count:,}", style=style)
     for kind, count in sorted(report["clients"].items()):
         table.add_row(f"{kind} clients", f"{count:,}")
     table.add_row("compared with the oracle", f"{report['checked_bytes'] / 1e9:.2f} GB")
@@ -65,11 +67,15 @@ def _faults(report: dict[str, Any]) -> Table:
     if report["recovery_ms"] is not None:
         table.add_row("recovery, longest", f"{report['recovery_ms']:,} ms")
     for name in _LOSSES:
-        table.add_row(name.replace("_", " "), f"{report[name]:,}", style="bold")
+        found = "not known" if report[name] is None else f"{report[name]:,}"
+        table.add_row(name.replace("_", " "), found, style="bold")
     return table
 
 
 def _verdict(report: dict[str, Any]) -> Text:
+    if report["holds"] and report["never_injected"]:
+        words = f"nothing was lost; never injected: {', '.join(report['never_injected'])}"
+        return Text(words, style="yellow")
     if report["holds"]:
         return Text("nothing was lost", style="green")
     return Text("\n".join(report["remarks"]), style="red")

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Run:
         lives: every open sequence, by the number that operations name it by.
         files: the file tier's directory, read from outside.
         may_evict: pages may have left the file tier for want of room since the last promise.
+        may_refuse: calls have failed since the last promise, so that a flush may find no room.
         evicts: failpoints make the file tier believe that the disk is full.
         late_until: until then, of the monotonic clock, calls of a slow file tier may come in late.
         pages_left: pages that the file tier has given out for want of room, as last seen.
@@ -48,12 +50,12 @@ class Run:
         self.files = SegmentReader(directory / "pages", stored_page_bytes(self.config))
         self.server = ServerProcess(settings, directory)
         self.bystanders = Bystanders(self.server, self.counts)
-        self.may_evict = self.evicts = False
+        self.may_evict = self.evicts = self.may_refuse = False
         self.pages_left = self.late_until = 0.0
         self.bytes_per_token = stored_page_bytes(self.config) // PAGE_TOKENS
         self.may_lose = "remote" in settings.faults
         self._sessions: dict[int, RemoteSession] = {}
-        self._remote_faults = 0
+        self._faults_of_the_dead: Counter[str] = Counter()
 
     def session(self, client: int) -> RemoteSession:
         """The session of a client, which connects when it has none."""
@@ -80,15 +82,17 @@ class Run:
     def timed(self, name: str) -> Iterator[None]:
         """Times a call, which must not hang."""
         began = time.monotonic()
-        with self.counts.timed(name):
-            yield
-        took = time.monotonic() - began
-        if took > _MOST_CALL_SECONDS:
-            self.counts.remark(f"{name} took {took:.1f} s, must end within {_MOST_CALL_SECONDS} s")
+        try:
+            with self.counts.timed(name):
+                yield
+        finally:
+            took, most = time.monotonic() - began, _MOST_CALL_SECONDS
+            if took > most:
+                self.counts.remark(f"{name} took {took:.1f} s, must end within {most} s")
 
-    def note_remote_faults(self, injected: dict[str, int], *, is_last: bool = False) -> None:
-        """The remote tier's faults so far; `is_last`: of a server that ends."""
-        count = sum(injected.values())
-        self.counts.faults["remote"] = self._remote_faults + count
+    def note_faults(self, injected: dict[str, int], *, is_last: bool = False) -> None:
+        """What the server has counted in its tiers so far; `is_last`: it is not asked again."""
+        counted = Counter(injected) + self._faults_of_the_dead
+        self.counts.faults |= counted
         if is_last:
-            self._remote_faults += count
+            self._faults_of_the_dead = counted

@@ -4,6 +4,7 @@ The layout of a file is that of rust/core/src/tier/file (page_header.rs, footer.
 """
 
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.cli.stress.rows import digest
 
 _BLOCK_BYTES = 4096
+_SETTLED_SECONDS = 1.0  # a file that has not changed for so long is read once
 _HEAD_CHECKED_BYTES = 56
 _HEADER = struct.Struct("<8s8sII32s32s32sQQIIII")
 _HEADER_BYTES, _CHECKED_FROM = 192, 16
@@ -50,6 +52,7 @@ class SegmentReader:
         self._page_bytes = page_bytes
         self._damaged: dict[bytes, int] = {}
         self._payloads: dict[tuple[str, int, bytes], str] = {}
+        self._settled: dict[str, tuple[tuple[int, int], list[StoredPage]]] = {}
 
     def paths(self) -> list[Path]:
         """The files there are now, by name."""
@@ -66,13 +69,23 @@ class SegmentReader:
     def pages(self, path: Path) -> list[StoredPage]:
         """The full pages of one file; none if it is gone by now."""
         try:
+            stat = path.stat()
+            state = stat.st_mtime_ns, stat.st_size
+            if path.name in self._settled and self._settled[path.name][0] == state:
+                return self._settled[path.name][1]
             content = path.read_bytes()
         except FileNotFoundError:
             return []
+        pages = self._parsed(path.name, content)
+        if time.time() - stat.st_mtime > _SETTLED_SECONDS:
+            self._settled[path.name] = state, pages
+        return pages
+
+    def _parsed(self, name: str, content: bytes) -> list[StoredPage]:
         if not _is_checked(content, 0, _HEAD_CHECKED_BYTES):
             return []
         end, dead = _footer(content)
-        return list(self._walk(path.name, content[:end], dead))
+        return list(self._walk(name, content[:end], dead))
 
     def _walk(self, name: str, content: bytes, dead: set[int]) -> Iterator[StoredPage]:
         at = _BLOCK_BYTES
@@ -105,6 +118,7 @@ class SegmentReader:
         """The file is changed from outside, and these records with it."""
         for page in hit:
             self._damaged[page.identity] = max(page.sequence, self._damaged.get(page.identity, -1))
+        self._settled.pop(path.name, None)
         self._payloads = {
             key: value for key, value in self._payloads.items() if key[0] != path.name
         }

@@ -19,6 +19,7 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _CALL_SECONDS = 60.0
 _POLL_SECONDS = 0.01
+_LAST_WORDS = 2000  # characters
 _PRELOADED = [
     "hisparse_sidecar.cli.stress.child",
     "hisparse_sidecar.cli.stress.bystander",
@@ -66,7 +67,7 @@ class ServerProcess:
         deadline = time.monotonic() + _START_SECONDS
         while not self._connect_probe():
             if self._process.exitcode is not None or time.monotonic() > deadline:
-                raise OSError(f"the server does not start: {self._last_words()}")
+                raise OSError(f"the server does not start: {self.last_words()}")
             time.sleep(_POLL_SECONDS)
 
     def _connect_probe(self) -> bool:
@@ -124,7 +125,7 @@ class ServerProcess:
         self._close_probe()
         if self._process.exitcode != -9:
             found = self._process.exitcode
-            raise OSError(f"the server ended with {found}, not by SIGKILL: {self._last_words()}")
+            raise OSError(f"the server ended with {found}, not by SIGKILL: {self.last_words()}")
 
     def stop(self) -> int | None:
         """Lets the server drain and end; its exit status, None if it had to be killed."""
@@ -147,9 +148,17 @@ class ServerProcess:
             self._probe.close()
         self._probe = None
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The end of the servers' log."""
+        return self._log()[-_LAST_WORDS:].strip() or "none"
+
+    def panics(self) -> list[str]:
+        """Lines of the log that tell of a panic, whoever may have survived it."""
+        return [line for line in self._log().splitlines() if "panicked at" in line]
+
+    def _log(self) -> str:
         log = self._directory / LOG
-        return log.read_text(errors="replace")[-2000:].strip() if log.exists() else "no log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
 
 def _error(name: str, message: str) -> Exception:

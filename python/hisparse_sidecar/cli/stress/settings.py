@@ -1,6 +1,7 @@
 """What one run of `hisparse stress` is made of."""
 
-from collections.abc import Mapping
+import errno
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,6 +9,10 @@ from hisparse_sidecar.config import require
 
 FAULTS = ("alloc", "io", "kill", "corrupt", "enospc", "slow", "remote")
 TIERS = ("file", "remote")
+# what failpoints of the file tier answer with; None = they sleep
+ERROR_NUMBERS = {"io": errno.EIO, "enospc": errno.ENOSPC, "slow": None}
+# what must fail a run, and the operation that does it
+SELF_CHECKS = {"byte": "flip", "page": "lose", "lease": "leak"}
 _TIER_OF_FAULT = {
     "io": "file",
     "corrupt": "file",
@@ -29,7 +34,7 @@ class StressSettings:
         faults: kinds of faults to inject, of `FAULTS`.
         tiers: what lies below the host pool, of `TIERS`.
         operations: at most so many are drawn; None = as many as the time allows.
-        self_check: flip one byte of a page that a sequence has: the run must then fail.
+        self_check: spoil a byte, lose a page or leak a lease, of `SELF_CHECKS`: the run must fail.
     """
 
     seconds: float
@@ -38,7 +43,7 @@ class StressSettings:
     faults: tuple[str, ...]
     tiers: tuple[str, ...]
     operations: int | None = None
-    self_check: bool = False
+    self_check: str | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.seconds <= 1e6, f"seconds is {self.seconds:g}, must be > 0 and <= 1e6")
@@ -47,8 +52,11 @@ class StressSettings:
         require(1 <= found <= _MAX_SESSIONS, f"sessions is {found}, must be 1 to {_MAX_SESSIONS}")
         most = self.operations
         require(most is None or most >= 1, f"operations is {most}, must be >= 1")
+        _check_names("self-check", (self.self_check,) if self.self_check else (), SELF_CHECKS)
         _check_names("faults", self.faults, FAULTS)
         _check_names("tiers", self.tiers, TIERS)
+        message = f"a lost page needs tier file, tiers are {','.join(self.tiers) or 'none'}"
+        require(self.self_check != "page" or "file" in self.tiers, message)
         for fault in self.faults:
             tier = _TIER_OF_FAULT.get(fault)
             message = f"fault {fault} needs tier {tier}, tiers are {','.join(self.tiers) or 'none'}"
@@ -65,7 +73,7 @@ class StressSettings:
         return asdict(self)
 
 
-def _check_names(what: str, found: tuple[str, ...], known: tuple[str, ...]) -> None:
+def _check_names(what: str, found: tuple[str, ...], known: Iterable[str]) -> None:
     unknown = [name for name in found if name not in known]
     message = f"{what} has {', '.join(unknown)}, known are {', '.join(known)}"
     require(not unknown, message)
