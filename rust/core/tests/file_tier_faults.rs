@@ -198,3 +198,23 @@ fn with_one_call_in_twenty_failing_every_acknowledged_page_stays() {
     assert_eq!(found.skipped, 0);
     assert_all(&tier, durable.iter().copied(), Got::Right);
 }
+
+#[test]
+fn a_full_tier_whose_syncs_failed_is_durable_once_the_disk_is_well() {
+    for failures in 1..6 {
+        let scratch = Scratch::new("full_fsync");
+        let (tier, failpoints) = with_failpoints(&scratch, 5);
+        let pages = (0..100).take_while(|&page| put(&tier, page).is_ok()).count() as u64;
+        failpoints.arm(Failpoint::BeforeSync, FailAction::Errno(libc::EIO), Occasion::Always);
+        for _ in 0..failures {
+            assert!(tier.flush(far()).is_err());
+        }
+        failpoints.disarm();
+        for _ in 0..4 {
+            let _ = tier.flush(far()); // each may get on by a segment
+        }
+        assert_eq!(tier.flush(far()), Ok(()), "after {failures} failures with {pages} pages");
+        drop(tier);
+        assert_all(&scratch.open(5).0, 0..pages, Got::Right);
+    }
+}

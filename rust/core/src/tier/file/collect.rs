@@ -209,6 +209,6 @@ fn unsynced_heirs(index: &Index, held: &Held) -> u64 {
     heirs.filter(|heir| heir.is_unsynced).count() as u64
 }
 
-fn usize_of(num_bytes: u64) -> usize {
+pub(super) fn usize_of(num_bytes: u64) -> usize {
     usize::try_from(num_bytes).expect("a page fits memory")
 }

@@ -1,7 +1,8 @@
 //! Making pages durable: calls that wait together share one round of syncs.
 //!
 //! A sync that fails leaves it open which bytes reached the disk, and a later one that succeeds
-//! says nothing about them. So the pages of such a segment are written again, elsewhere.
+//! says nothing about them. So the pages of such a segment are written again, elsewhere; where a
+//! full tier has no room for that, at their places.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -10,11 +11,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use crate::error::{Error, Result};
 use crate::tier::Deadline;
 
+use super::collect::usize_of;
 use super::error::{TIER, io_error};
 use super::index::Held;
 use super::io::{IoPool, lock};
 use super::segment::Segment;
-use super::store::Store;
+use super::store::{Reading, Store};
 
 const CALL: &str = "flush";
 /// Failed rounds whose error is kept for callers that have not woken yet.
@@ -175,8 +177,14 @@ impl Store {
         let mut num_lost = 0;
         for segment in unsynced {
             let collecting = self.begin_collecting();
-            num_lost += self.empty_segment(segment)?.lost;
-            self.retire_segment(segment)?;
+            num_lost += match self.empty_segment(segment) {
+                Ok(emptied) => {
+                    self.retire_segment(segment)?;
+                    emptied.lost
+                }
+                Err(Error::TierFull { .. }) => self.rewrite_segment(segment)?,
+                Err(error) => return Err(error),
+            };
             drop(collecting);
         }
         if num_lost == 0 {
@@ -184,5 +192,35 @@ impl Store {
         }
         let text = format!("{num_lost} pages lost: their sync failed, and they do not read back");
         Err(Error::TierIo { tier: TIER, call: CALL, text })
+    }
+
+    /// Writes a segment again at its place, so that it may be synced again; how many of its pages
+    /// are lost. A write that is torn changes nothing: the bytes are the same.
+    fn rewrite_segment(&self, segment: u32) -> Result<u64> {
+        let index = lock(&self.index);
+        let held = index.segments.get(&segment).filter(|held| held.num_writing == 0);
+        let file = held.map(|held| Arc::clone(&held.segment));
+        drop(index);
+        let Some(file) = file else {
+            let text = format!("segment {segment:08x} is being written");
+            return Err(Error::TierIo { tier: TIER, call: CALL, text });
+        };
+        file.write_again(&self.options.failpoints).map_err(io_error("pwrite"))?;
+        let num_lost = self.count_damaged(segment, &file)?;
+        let mut index = lock(&self.index);
+        index.segments.entry(segment).and_modify(|held| held.is_unsynced = false);
+        Ok(num_lost)
+    }
+
+    fn count_damaged(&self, segment: u32, file: &Segment) -> Result<u64> {
+        let pages = lock(&self.index).pages_of(segment);
+        let mut num_damaged = 0;
+        for (identity, place) in &pages {
+            let mut record = self.spares.take(usize_of(place.record_bytes()));
+            let reading = self.read_page(identity, place, file, &mut record);
+            self.spares.put_back(record);
+            num_damaged += u64::from(reading? == Reading::Damaged);
+        }
+        Ok(num_damaged)
     }
 }

@@ -22,6 +22,9 @@ const HEAD_BYTES: usize = HEAD_FIELDS + 4;
 /// Bytes after which the disk is given something to do.
 const WRITEBACK_BYTES: u64 = 8 << 20;
 
+/// Bytes that are read and written again at a time.
+const REWRITE_BYTES: usize = 1 << 20;
+
 /// Where the first record begins.
 pub(super) const FIRST_RECORD: u64 = BLOCK_BYTES;
 
@@ -134,6 +137,24 @@ impl Segment {
         write(&self.file, &write_footer(self.id, self.stamp, at, &entries), at, failpoints)?;
         self.is_dirty.store(true, Ordering::Release);
         *footer = Some(at);
+        Ok(())
+    }
+
+    /// Writes every byte of the file again, where it is: the next sync counts for all of them. Nobody
+    /// may be writing a record.
+    pub(super) fn write_again(&self, failpoints: &Failpoints) -> io::Result<()> {
+        let footer = lock(&self.footer); // nor a mark
+        let (mut stretch, end) = (vec![0; REWRITE_BYTES], self.file.metadata()?.len());
+        for at in (0..end).step_by(REWRITE_BYTES) {
+            let left = usize::try_from(end - at).unwrap_or(REWRITE_BYTES);
+            let bytes = &mut stretch[..left.min(REWRITE_BYTES)];
+            failpoints.pass(Failpoint::BeforeRead)?;
+            self.file.read_exact_at(bytes, at)?;
+            failpoints.pass(Failpoint::BeforeWrite)?;
+            self.file.write_all_at(bytes, at)?;
+        }
+        self.is_dirty.store(true, Ordering::Release);
+        drop(footer);
         Ok(())
     }
 
