@@ -75,13 +75,13 @@ def checkpoint(run: Run, *, drains: bool = False) -> str:
     except (TierDown, DeadlinePassed):
         return "refused"
     except TierFull:
-        if not run.may_refuse:
+        if not run.evicts:
             raise
         return "refused"
     if time.monotonic() < run.late_until:
         return "unsure"  # a put that was given up may be on the disk, and will be dropped
     run.oracle.acknowledge(before & run.files.live_pages())
-    run.may_evict = run.may_refuse = run.evicts
+    run.may_evict = run.evicts
     return "done"
 
 

@@ -26,8 +26,7 @@ def recover(run: Run) -> None:
     run.server.wait_until_dead()
     run.end_sessions()
     run.oracle.restart()
-    run.evicts = run.may_refuse = False
-    run.pages_left = run.late_until = 0.0
+    run.evicts, run.pages_left, run.late_until = False, 0.0, 0.0
     if "file" in run.settings.tiers:
         check_files(run, run.files.live_pages())
     run.server.start()

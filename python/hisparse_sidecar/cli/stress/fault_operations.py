@@ -39,8 +39,6 @@ def arm(run: Run, operation: Operation) -> None:
         run.evicts = run.may_evict = True
     if kind == "slow":
         run.late_until = math.inf
-    else:
-        run.may_refuse = True
     run.server.ask("arm", points=fault.pop("points"), fault=fault)
 
 

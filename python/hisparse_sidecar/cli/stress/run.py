@@ -32,7 +32,6 @@ class Run:
         lives: every open sequence, by the number that operations name it by.
         files: the file tier's directory, read from outside.
         may_evict: pages may have left the file tier for want of room since the last promise.
-        may_refuse: calls have failed since the last promise, so that a flush may find no room.
         evicts: failpoints make the file tier believe that the disk is full.
         late_until: until then, of the monotonic clock, calls of a slow file tier may come in late.
         pages_left: pages that the file tier has given out for want of room, as last seen.
@@ -50,7 +49,7 @@ class Run:
         self.files = SegmentReader(directory / "pages", stored_page_bytes(self.config))
         self.server = ServerProcess(settings, directory)
         self.bystanders = Bystanders(self.server, self.counts)
-        self.may_evict = self.evicts = self.may_refuse = False
+        self.may_evict = self.evicts = False
         self.pages_left = self.late_until = 0.0
         self.bytes_per_token = stored_page_bytes(self.config) // PAGE_TOKENS
         self.may_lose = "remote" in settings.faults
