@@ -101,6 +101,22 @@ fn what_the_directory_forgets_goes_from_the_file_tier() {
 }
 
 #[test]
+fn a_drain_with_nothing_to_move_removes_what_nobody_wants() {
+    let (rig, tier) = (forgetful(), StickyTier::new(1 << 24));
+    let hierarchy = rig.limited(vec![file(tier.clone())], PATIENT);
+    rig.publish(1, 16);
+    hierarchy.make_room(16, far()).unwrap();
+    tier.stick(true);
+    rig.publish(2, 16);
+    hierarchy.make_room(16, far()).unwrap();
+    assert_eq!(tier.num_pages(), 32, "8 are not wanted any more, and stay");
+    tier.stick(false);
+    assert_eq!(hierarchy.drain(far()).unwrap().moved, 0);
+    assert_eq!(tier.num_pages(), 24);
+    rig.check_rest();
+}
+
+#[test]
 fn a_copy_that_stays_is_removed_later_but_not_once_its_page_was_put_again() {
     let (rig, tier) = (forgetful(), StickyTier::new(1 << 24));
     let hierarchy = rig.limited(vec![file(tier.clone())], PATIENT);
@@ -138,6 +154,8 @@ fn a_page_that_a_full_tier_does_not_let_go_of_is_removed_later() {
     rig.publish(2, 16);
     assert!(hierarchy.make_room(16, far()).is_err(), "no room below");
     assert_eq!(tier.num_pages(), 20);
+    let left = state(&hierarchy, LowerTier::File).counts.left;
+    assert!(left > 0, "given up, though they are there");
     tier.stick(false);
     assert_eq!(hierarchy.make_room(16, far()), Ok(16));
     let known = rig.directory.stats().unwrap().pages;

@@ -43,7 +43,7 @@ pub struct TierCounts {
     pub failed: u64,
     /// Not taken, because it was full.
     pub refused: u64,
-    /// Taken out of it to make room.
+    /// Given up to make room: taken out of it, at once or as soon as it lets go of them.
     pub left: u64,
     /// Bytes copied to it.
     pub bytes_down: u64,

@@ -61,10 +61,11 @@ impl Hierarchy {
         outcomes.into_iter().collect()
     }
 
-    /// Moves every page down that may move, then flushes: after it the process may end, and a
-    /// restart finds what was `moved`.
+    /// Moves every page down that may move, removes the copies that nobody wants any more, then
+    /// flushes: after it the process may end, and a restart finds what was `moved`.
     pub fn drain(&self, deadline: Deadline) -> Result<Drained> {
         let moved = self.mover.move_all(deadline)?;
+        self.mover.tidy(&[], deadline)?;
         self.flush(deadline)?;
         let stats = self.mover.directory.stats()?;
         Ok(Drained { moved, left: stats.resident + stats.demoting })

@@ -105,6 +105,7 @@ impl Mover {
         let turn = self.tidying.begin(deadline)?;
         let count = num_pages << (attempt - 1);
         let leaving = self.directory.leave_below(self.below[number].tier, count)?;
+        self.below[number].count(Count::Left, leaving.len());
         let names: Vec<PageIdentity> = leaving.iter().map(|page| page.identity).collect();
         let mover = Arc::clone(self);
         let leave = move |page: PageHeader| mover.leave(number, &page, deadline).is_ok();
@@ -123,9 +124,7 @@ impl Mover {
         if let Some(next) = self.below.get(number + 1) {
             let _ = self.pass_on(lower, next, page, deadline); // lost if the next does not take it
         }
-        lower.store().remove(&page.identity, self.call_by(deadline))?;
-        lower.count(Count::Left, 1);
-        Ok(())
+        lower.store().remove(&page.identity, self.call_by(deadline)).map(drop)
     }
 
     fn pass_on(
