@@ -43,8 +43,9 @@ def to_measurements(report: dict[str, Any]) -> Iterator[Measurement]:
 
     yield from (row(name, report[name], "higher") for name in _DONE)
     yield row("GB compared", report["checked_bytes"] / 1e9, "higher")
-    faults = report["faults_injected"] | report["clients"]
-    yield from (row(f"faults: {kind}", count, "higher") for kind, count in faults.items())
+    faults, clients = report["faults_injected"].items(), report["clients"].items()
+    yield from (row(f"faults: {kind}", count, "higher") for kind, count in faults)
+    yield from (row(f"{kind} clients", count, "higher") for kind, count in sorted(clients))
     yield from (row(name, report[name], "lower") for name in _MUST_BE_0)
     for name in _TIMED:
         took = report["latency_us"][name]

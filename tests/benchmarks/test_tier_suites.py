@@ -4,6 +4,7 @@ import gzip
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from benchmarks import (
     suite_prefix,
     suite_remote,
     suite_sessions,
+    suite_stress,
     suite_tiers,
 )
 from benchmarks.cargo_runs import Line, bench_lines
@@ -51,6 +53,18 @@ def test_a_recovery_is_its_seconds() -> None:
     found = list(suite_tiers.to_measurements(line | {"scanned": 1, "seconds": 0.25}))
     assert [(one.metric, one.ours) for one in found] == [("s", 0.25), ("segments scanned", 1)]
     assert {one.case for one in found} == {"recovery, pages of 48 KiB, 9 pages in 2 segments"}
+
+
+def test_a_run_of_stress_is_its_faults_its_losses_and_its_times() -> None:
+    times = {name: {"p50": 1.0, "p99": 2.0} for name in suite_stress._TIMED}
+    names = (*suite_stress._DONE, *suite_stress._MUST_BE_0)
+    report: dict[str, Any] = dict.fromkeys(names, 0)
+    report |= {"seed": 7, "checked_bytes": 2e9, "recovery_ms": 3.0, "latency_us": times}
+    report |= {"faults_injected": {"slow": 4}, "clients": {"slow": 5}}
+    found = {one.metric: one.ours for one in suite_stress.to_measurements(report)}
+    assert (found["faults: slow"], found["slow clients"], found["GB compared"]) == (4, 5, 2.0)
+    assert (found["pages lost acknowledged"], found["max recovery ms"]) == (0, 3.0)
+    assert (found["open, p50 us"], found["flush, p99 us"]) == (1.0, 2.0)
 
 
 def test_lru_is_the_peer_of_the_other_policies() -> None:

@@ -6,6 +6,7 @@ import time
 from hisparse_sidecar.cli.stress.lives import Life
 from hisparse_sidecar.cli.stress.oracle import KnownPage
 from hisparse_sidecar.cli.stress.run import Run
+from hisparse_sidecar.cli.stress.world import has_room
 from hisparse_sidecar.client import RemoteSession
 from hisparse_sidecar.errors import DeadlinePassed, HisparseError, TierDown, TierFull
 from hisparse_sidecar.wire.errors import ServerUnavailable
@@ -81,7 +82,11 @@ def checkpoint(run: Run, *, drains: bool = False) -> str:
     if time.monotonic() < run.late_until:
         return "unsure"  # a put that was given up may be on the disk, and will be dropped
     run.oracle.acknowledge(before & run.files.live_pages())
-    run.may_evict = run.evicts
+    if drains:  # which has taken out what was given up
+        run.may_evict = run.evicts
+        _note_evictions(run, run.server.ask("state"))
+        # a resting sequence may have the only copy left, under a name of its own
+        run.may_evict |= run.pages_left > 0 and not has_room(run.settings)
     return "done"
 
 
@@ -109,8 +114,12 @@ def check_files(run: Run, live: set[str]) -> None:
 
 def check_saved(run: Run, names: set[str]) -> None:
     """A drain has ended well, and nobody had these pages: all of them must be on the disk."""
+    tiers = run.server.ask("state")["tiers"]
+    is_elsewhere = tiers.get("remote", {}).get("demoted", 0) > 0  # kept by the remote tier alone
+    if "file" not in tiers or is_elsewhere or "corrupt" in run.settings.faults:
+        return
     missing = names - run.files.live_pages()
-    if missing and not run.may_evict and "file" in run.settings.tiers:
+    if missing and not run.may_evict:
         run.counts.pages_lost += len(missing)
         what = "; ".join(run.oracle.words_for(name) for name in sorted(missing))
         run.counts.remark(f"idle when a drain ended well, and not on the disk: {what}")

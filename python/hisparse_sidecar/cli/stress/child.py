@@ -19,7 +19,7 @@ from hisparse_sidecar.sidecar import Sidecar
 
 SOCKET, PROBE_SOCKET, LOG = "sidecar.sock", "probe.sock", "server.log"
 _SET_PDEATHSIG = 1
-_REMOTE_BYTES = 1 << 28
+_REMOTE_BYTES = 16 << 20  # with the other tiers less than the directory may know
 # calls out of a million
 _REMOTE_RATES = {
     "corrupt_read": 60_000,

@@ -31,7 +31,7 @@ class Dealer:
         self._due: list[tuple[int, Operation]] = []
         events = ["slow_client", "dying_client", "audit", "checkpoint", *settings.faults]
         self._early = {_FIRST_EVENT + _EVENT_STEP * at: name for at, name in enumerate(events)}
-        self._early |= {20 + 30 * at: "checkpoint" for at in range(4)}
+        self._early |= {at + 3: "checkpoint" for at in self._early}
         if settings.self_check is not None:
             spoils = SELF_CHECKS[settings.self_check]
             self._early |= {_FIRST_SPOILED + _SPOILED_STEP * at: spoils for at in range(4)}
@@ -39,16 +39,15 @@ class Dealer:
     def next(self, lives: Mapping[int, Life]) -> Operation:
         """The next operation."""
         self._dealt += 1
-        if self._due and self._due[0][0] <= self._dealt:
+        early = self._early.pop(self._dealt, None)
+        drawn = None if early is None else self._surely(self._named(early))
+        if drawn is None and self._due and self._due[0][0] <= self._dealt:
             return self._due.pop(0)[1]
-        return self._event() or self._client_operation(lives)
+        return drawn or self._event() or self._client_operation(lives)
 
     # -- events -------------------------------------------------------------------------------
 
     def _event(self) -> Operation | None:
-        early = self._early.pop(self._dealt, None)
-        if early is not None:
-            return self._named(early)
         if self._draws.randrange(_EVENT_ONE_IN) == 0:
             names = ("checkpoint", "checkpoint", "audit", "slow_client", "dying_client", "hang_up")
             return self._named(self._draws.choice(names))
@@ -57,6 +56,15 @@ class Dealer:
             if self._draws.randrange(_RARELY.get(fault, 1)) == 0:
                 return self._named(fault)
         return None
+
+    def _surely(self, operation: Operation | None) -> Operation | None:
+        """The same, so that it finds something to do: faults at each call, drains that call."""
+        if operation is not None and "one_in" in operation:
+            operation["one_in"] = 1
+            operation["points"] = sorted({*operation["points"], "before_write"})
+        if operation is not None and operation["do"] == "checkpoint":
+            operation["drains"] = True
+        return operation
 
     def _named(self, name: str) -> Operation | None:
         draws = self._draws
