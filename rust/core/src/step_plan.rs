@@ -11,6 +11,20 @@ const ALIGN_BYTES: usize = 16;
 /// In every table: there is nothing here.
 const NONE: i64 = -1;
 
+/// A table of numbers that each sequence has, and which of its numbers it is.
+type RangeColumn = (&'static str, fn(&SequenceRanges) -> u32);
+
+const RANGE_COLUMNS: [RangeColumn; 8] = [
+    ("slot_base", |ranges| ranges.slots.base),
+    ("slot_count", |ranges| ranges.slots.count),
+    ("token_table_base", |ranges| ranges.token_table.base),
+    ("window_base", |ranges| ranges.window.base),
+    ("window_count", |ranges| ranges.window.count),
+    ("block_table_base", |ranges| ranges.block_table.base),
+    ("pooled_base", |ranges| ranges.pooled.base),
+    ("state_row", |ranges| ranges.state_row),
+];
+
 /// One sequence of a step: its last `num_rows` tokens are new.
 #[derive(Debug)]
 pub struct StepRows<P> {
@@ -143,17 +157,7 @@ impl StepPlan {
     }
 
     fn add_ranges<P: Fn(usize) -> u32>(&mut self, sequences: &[StepRows<P>]) {
-        let columns: [(&'static str, fn(&SequenceRanges) -> u32); 8] = [
-            ("slot_base", |ranges| ranges.slots.base),
-            ("slot_count", |ranges| ranges.slots.count),
-            ("token_table_base", |ranges| ranges.token_table.base),
-            ("window_base", |ranges| ranges.window.base),
-            ("window_count", |ranges| ranges.window.count),
-            ("block_table_base", |ranges| ranges.block_table.base),
-            ("pooled_base", |ranges| ranges.pooled.base),
-            ("state_row", |ranges| ranges.state_row),
-        ];
-        for (name, column) in columns {
+        for (name, column) in RANGE_COLUMNS {
             let numbers = sequences.iter().map(|one| i64::from(column(&one.ranges)));
             self.add::<i64>(name, sequences.len(), numbers);
         }

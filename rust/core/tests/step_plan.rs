@@ -14,8 +14,8 @@ fn tables(plan: &StepPlan) -> HashMap<&'static str, Vec<Vec<i64>>> {
         let count = table.rows * table.columns.unwrap_or(1);
         let bytes = &plan.bytes()[table.start..table.start + count * table.width];
         let number = |bytes: &[u8]| match table.width {
-            4 => i64::from(i32::from_ne_bytes(bytes.try_into().unwrap())),
-            _ => i64::from_ne_bytes(bytes.try_into().unwrap()),
+            4 => i64::from(i32::from_ne_bytes(bytes.try_into().expect("a legal call"))),
+            _ => i64::from_ne_bytes(bytes.try_into().expect("a legal call")),
         };
         assert!(table.start.is_multiple_of(16));
         bytes.chunks(table.width).map(number).collect()
@@ -36,16 +36,18 @@ fn check(host: &Host, rows: &[(SequenceHandle, u32)], padding: usize) {
     let manager = &host.manager;
     let total: u32 = rows.iter().map(|row| row.1).sum();
     let padded_rows = total as usize + padding;
-    let plan = manager.begin_step(rows, padded_rows, None).unwrap();
+    let plan = manager.begin_step(rows, padded_rows, None).expect("a legal call");
     let found = tables(&plan);
     let (mut row_seq, mut row_pos, mut host_rows) = (vec![], vec![], vec![]);
     let (mut closed_rows, mut closed_pages) = (vec![], vec![]);
     for (number, &(sequence, count)) in rows.iter().enumerate() {
-        let (length, pages) =
-            (manager.length(sequence).unwrap(), manager.host_pages(sequence).unwrap());
-        let ranges = manager.ranges(sequence).unwrap();
+        let (length, pages) = (
+            manager.length(sequence).expect("a legal call"),
+            manager.host_pages(sequence).expect("a legal call"),
+        );
+        let ranges = manager.ranges(sequence).expect("a legal call");
         for position in length - count..length {
-            row_seq.push(i64::try_from(number).unwrap());
+            row_seq.push(i64::try_from(number).expect("a legal call"));
             row_pos.push(i64::from(position));
             let page = pages[(position / PAGE_TOKENS) as usize];
             host_rows.push(i64::from(page * PAGE_TOKENS + position % PAGE_TOKENS));
@@ -118,6 +120,9 @@ proptest! {
     }
 }
 
+/// A step's rows, padded rows and tokens, and the kind of its refusal.
+type Refused<'a> = (&'a [(SequenceHandle, u32)], usize, Option<&'a [u32]>, ErrorKind);
+
 #[test]
 fn a_step_that_one_sequence_refuses_grows_none() {
     let host = Host::new();
@@ -128,7 +133,7 @@ fn a_step_that_one_sequence_refuses_grows_none() {
     );
     let before = manager.stats().unwrap();
     let gone = SequenceHandle::from_bits(u64::MAX);
-    let cases: [(&[(SequenceHandle, u32)], usize, Option<&[u32]>, ErrorKind); 5] = [
+    let cases: [Refused<'_>; 5] = [
         (&[(first, 70), (last, 11)], 81, None, ErrorKind::InvalidArgument),
         (&[(first, 70), (gone, 1)], 71, None, ErrorKind::UnknownSequence),
         (&[(first, 70), (last, 0)], 70, None, ErrorKind::InvalidArgument),
