@@ -39,6 +39,7 @@ SUITES = (
     "select",
     "sessions",
     "step",
+    "stress",
     "tiers",
 )
 SUITE_FILE = '''\

@@ -58,7 +58,7 @@ class LocalMaster:
     def stop(self) -> None:
         """Takes the CPU away from it: it neither answers nor closes a connection."""
         if self._process is not None:
-            os.kill(self._process.pid, signal.SIGSTOP)
+            _stop(self._process.pid)
 
     def kill(self) -> None:
         """Ends it with SIGKILL, if it runs."""
@@ -85,12 +85,18 @@ class LocalOwner:
 
     def stop(self) -> None:
         """Takes the CPU away from it: it neither answers nor closes a connection."""
-        os.kill(self._process.pid, signal.SIGSTOP)
+        _stop(self._process.pid)
 
     def kill(self) -> None:
         """Ends it with SIGKILL."""
         self._process.kill()
         self._process.communicate()
+
+
+def _stop(process_id: int) -> None:
+    """Returns once no thread of the process runs any more."""
+    os.kill(process_id, signal.SIGSTOP)
+    os.waitid(os.P_PID, process_id, os.WSTOPPED | os.WNOWAIT)
 
 
 def find_master() -> Path:

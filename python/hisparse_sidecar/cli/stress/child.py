@@ -75,8 +75,9 @@ async def _serve(settings: StressSettings, directory: Path, generation: int) -> 
     await runtime.start()
     probe_path = directory / PROBE_SOCKET
     probe_path.unlink(missing_ok=True)
-    async with await Probe(remote, took_ms).serve(runtime, probe_path):
-        await stopped.wait()
+    probe = await Probe(remote, took_ms).serve(runtime, probe_path)
+    await stopped.wait()
+    probe.close()  # from Python 3.12 on, to wait for it would be to wait for the driver to hang up
     await runtime.stop()
 
 
