@@ -252,6 +252,14 @@ class SequenceRanges:
     def as_dict(self) -> dict[str, int]:
         """Every number by its name."""
 
+    @staticmethod
+    def from_dict(fields: dict[str, int]) -> SequenceRanges:
+        """The inverse of `as_dict`, for numbers that came from another process.
+
+        Raises:
+            InvalidArgument: a field is missing, unknown, or out of range.
+        """
+
 @final
 class Stats:
     """What a Manager holds at one moment, and what it has done since it was made."""
@@ -289,6 +297,14 @@ class Stats:
     """Partial pages copied, by forks and before appends."""
     def as_dict(self) -> dict[str, int]:
         """Every number by its name."""
+
+    @staticmethod
+    def from_dict(fields: dict[str, int]) -> Stats:
+        """The inverse of `as_dict`, for numbers that came from another process.
+
+        Raises:
+            InvalidArgument: a field is missing, unknown, or out of range.
+        """
 
 @final
 class PageLease:
@@ -557,6 +573,10 @@ class PrefixStats:
     def as_dict(self) -> dict[str, int]:
         """Every number by its name."""
 
+    @staticmethod
+    def from_dict(fields: dict[str, int]) -> PrefixStats:
+        """See `SequenceRanges.from_dict`."""
+
 @final
 class Recovery:
     """What opening a directory of files found."""
@@ -572,6 +592,10 @@ class Recovery:
     micros: Final[int]
     def as_dict(self) -> dict[str, int]:
         """Every number by its name."""
+
+    @staticmethod
+    def from_dict(fields: dict[str, int]) -> Recovery:
+        """See `SequenceRanges.from_dict`."""
 
 @final
 class TierState:

@@ -3,7 +3,10 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// A frozen class of `u64` fields with `repr`, `==` and `as_dict`.
+use crate::errors::invalid_argument;
+use crate::numbers::Number;
+
+/// A frozen class of `u64` fields with `repr`, `==`, `as_dict` and its inverse.
 macro_rules! record {
     ($name:ident { $($field:ident),+ $(,)? }) => {
         #[pyclass(module = "hisparse_sidecar._core", frozen, get_all, eq, skip_from_py_object)]
@@ -20,12 +23,30 @@ macro_rules! record {
                 Ok(fields)
             }
 
+            #[staticmethod]
+            fn from_dict(fields: &Bound<'_, PyDict>) -> PyResult<Self> {
+                let names = [$(stringify!($field)),+];
+                if fields.len() != names.len() {
+                    let (found, needed) = (fields.len(), names.len());
+                    let message = format!("fields: found {found}, needed {needed}");
+                    return Err(invalid_argument(message));
+                }
+                Ok(Self { $($field: number_of(fields, stringify!($field))?),+ })
+            }
+
             fn __repr__(&self) -> String {
                 let fields = [$(format!("{}={}", stringify!($field), self.$field)),+];
                 format!("{}({})", stringify!($name), fields.join(", "))
             }
         }
     };
+}
+
+fn number_of(fields: &Bound<'_, PyDict>, name: &'static str) -> PyResult<u64> {
+    let Some(value) = fields.get_item(name)? else {
+        return Err(invalid_argument(format!("fields: found no {name}, needed one")));
+    };
+    value.extract::<Number>()?.to(name)
 }
 
 record!(SequenceRanges {
