@@ -441,6 +441,7 @@ class Manager:
             InvalidArgument: the sequence has fewer tokens.
             HostPoolFull: the cut reaches pages that a fork keeps, and too few pages are free to
                 promise others in their place. A cut that stays behind the last fork never fails.
+            TierFull: so, and the tenant's quota has no room for others.
         """
 
     def fork(

@@ -130,6 +130,18 @@ impl PageAllocator {
         Ok(())
     }
 
+    /// Promises pages that the tenant has just released: no more than it had, so whatever its quota
+    /// has become.
+    pub(crate) fn reserve_again(&mut self, tenant: TenantId, count: usize) -> Result<()> {
+        self.tenants.usage(tenant)?;
+        if count > self.num_available() {
+            return Err(self.full(count));
+        }
+        self.tenants.charge_again(tenant, count);
+        self.num_reserved += count;
+        Ok(())
+    }
+
     /// Takes back the promise of `count` pages, made to the same tenant.
     pub fn unreserve(&mut self, tenant: TenantId, count: usize) -> Result<()> {
         self.tenants.usage(tenant)?;

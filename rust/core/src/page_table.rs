@@ -102,7 +102,7 @@ impl PageTable {
         self.holds_copy_promise = needs_copy;
         match (old_promise + extra).checked_sub(promise) {
             Some(surplus) => pool.unreserve(self.tenant, surplus),
-            None => pool.reserve(self.tenant, promise - old_promise - extra),
+            None => pool.reserve_again(self.tenant, promise - old_promise - extra),
         }
     }
 
@@ -232,6 +232,22 @@ mod tests {
         assert!(!fork.append(&mut pool, 32, 33, NO_COPY).unwrap());
         fork.release(&mut pool).unwrap();
         assert_eq!(pool.num_available(), 3);
+    }
+
+    #[test]
+    fn a_tail_goes_back_to_the_promise_whatever_the_quota_has_become() {
+        let mut pool = PageAllocator::new(8).unwrap();
+        let mut table = table(&mut pool, 256, 200);
+        pool.set_quota(TENANT, 1).unwrap();
+        table.truncate(&mut pool, 64).unwrap();
+        table.check_integrity(&pool, 64).unwrap();
+        assert_eq!(pool.tenant_usage(TENANT).unwrap().used_pages, 4);
+        let fork = table.fork(&mut pool, 64, 1, NO_COPY).unwrap();
+        assert_eq!(table.truncate(&mut pool, 32).unwrap_err().kind(), ErrorKind::TierFull);
+        table.check_integrity(&pool, 64).unwrap();
+        table.release(&mut pool).unwrap();
+        fork.release(&mut pool).unwrap();
+        pool.check_integrity().unwrap();
     }
 
     #[test]

@@ -87,6 +87,11 @@ impl Tenants {
         Ok(())
     }
 
+    /// Takes back a credit, which may have been of pages beyond the quota.
+    pub(crate) fn charge_again(&mut self, tenant: TenantId, count: usize) {
+        self.shares[usize::from(tenant.0)].used_pages += count as u64;
+    }
+
     /// Takes back a charge.
     pub(crate) fn credit(&mut self, tenant: TenantId, count: usize) {
         self.shares[usize::from(tenant.0)].used_pages -= count as u64;
