@@ -8,6 +8,7 @@ from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import SlotRanges
 from hisparse_sidecar._core import SequenceRanges
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.ranks import StepRanks
 from hisparse_sidecar.step import (
     GroupStep,
     Step,
@@ -25,9 +26,14 @@ def build_step(
     number: int,
     sequences: Sequence[StepSequence],
     padded_rows: int,
+    ranks: StepRanks,
     device: torch.device,
 ) -> Step:
-    """The tensors of a step with `padded_rows` rows, of which the last ones are padding."""
+    """The tensors of a step with `padded_rows` rows, of which the last ones are padding.
+
+    A decode step spills what is this rank's to write. A prefill chunk reads its own rows from the
+    host, so every rank writes all of them: the same bytes.
+    """
     selections = dict.fromkeys(sequence.selection for sequence in sequences)
     select_by = [list(selections).index(sequence.selection) for sequence in sequences]
     tensors = {
@@ -39,6 +45,11 @@ def build_step(
         "lengths": _int32([sequence.length for sequence in sequences]),
         "select_by": _int32([*select_by, -1]),  # of row_seq -1: no selection
     }
+    tensors["spill_row_ids"] = tensors["host_row_ids"]
+    if kind == "decode":
+        tensors["spill_row_ids"] = ranks.own_rows(tensors["host_row_ids"], PAGE_TOKENS)
+        tensors["closed_pages"] = ranks.own_rows(tensors["closed_pages"], 1)
+    spilled = [int((tensors[name] >= 0).sum()) for name in ("spill_row_ids", "closed_pages")]
     found = upload(tensors, device)
     hot_ranges, window_ranges = slot_ranges(found)
     selection_of_row = found["select_by"][found["row_seq"].long()]
@@ -50,6 +61,9 @@ def build_step(
         row_pos=found["row_pos"],
         page_table=found["page_table"],
         host_row_ids=found["host_row_ids"],
+        spill_row_ids=found["spill_row_ids"],
+        num_spilled_rows=spilled[0],
+        num_spilled_blocks=spilled[1],
         pooled_table=found["pooled_table"],
         hot_ranges=hot_ranges,
         window_ranges=window_ranges,

@@ -8,7 +8,7 @@ import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import HostLayout, HostRegion
-from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.config import SidecarConfig, require
 from hisparse_sidecar.errors import HisparseError, WrongState
 from hisparse_sidecar.pinned_memory import CHUNK_BYTES, PinnedMemory
 
@@ -47,16 +47,19 @@ class HostMemory:
         config: SidecarConfig,
         device: torch.device | None = None,
         *,
+        region: HostRegion | None = None,
         pinned_chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        """Makes the region.
+        """Makes the region, or takes charge of one.
 
         Args:
             config: what it has room for.
             device: where ops run; default: the CPU.
+            region: one that another process made for the same layout.
             pinned_chunk_bytes: most bytes of one registration with CUDA.
 
         Raises:
+            InvalidArgument: `region` is too small.
             RegionError: the system has no such memory, or CUDA does not take it.
         """
         self.layout = HostLayout(
@@ -66,9 +69,12 @@ class HostMemory:
             config.index.row_bytes,
             config.host_pages,
         )
-        self.region = HostRegion(
-            self.layout.num_bytes, huge_pages=config.huge_pages, numa_node=config.numa_node
+        needed = self.layout.num_bytes
+        self.region = region or HostRegion(
+            needed, huge_pages=config.huge_pages, numa_node=config.numa_node
         )
+        found = self.region.num_bytes
+        require(found >= needed, f"the region has {found} bytes, the host pool needs {needed}")
         self._bytes = torch.frombuffer(memoryview(self.region), dtype=torch.uint8)
         self._cpu = self._arrays(config, self._bytes)
         self._arrays_of_ops = self._cpu

@@ -44,7 +44,7 @@ class LayerIndexKeys(IndexKeyChoices):
         else:
             self._forget_touched_blocks()
             self._append_to(self._host_pages, self._step.host_row_ids, index_rows)
-            self._traffic.spilled_bytes += index_rows.numel()
+            self._traffic.spilled_bytes += self._step.num_spilled_rows * index_rows.shape[1]
         self._advance_pooled()
 
     def _check_complete(self) -> None:
@@ -99,13 +99,13 @@ class LayerIndexKeys(IndexKeyChoices):
             return
         rows = self._ops.read_index_rows(self._pooled_pages, step.closed_rows, self._layout)
         self._ops.spill(rows, step.closed_pages, self._tiers.host.pooled_rows[self._group])
-        self._traffic.spilled_bytes += rows.numel()
+        self._traffic.spilled_bytes += step.num_spilled_blocks * rows.shape[1]
 
     def spill(self, index_rows: torch.Tensor) -> None:
-        """Writes the step's packed index rows to the host pool."""
-        row_ids = self._step.host_row_ids
+        """Writes the step's packed index rows to the host pool, those of this rank."""
+        row_ids = self._step.spill_row_ids
         self._ops.write_index_rows(self._host_pages, row_ids, index_rows, self._layout)
-        self._traffic.spilled_bytes += index_rows.numel()
+        self._traffic.spilled_bytes += self._step.num_spilled_rows * index_rows.shape[1]
 
     # -- what selectors ask for ---------------------------------------------------------------
 

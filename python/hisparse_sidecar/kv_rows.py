@@ -40,9 +40,9 @@ class LayerKvRows:
         self._ops.spill(packed, self.shared.new_slots[:, 0].long(), self._hot_rows)
 
     def spill(self, packed: torch.Tensor) -> None:
-        """Writes the step's packed rows to the host pool."""
-        self._ops.spill(packed, self._step.host_row_ids, self._host_rows)
-        self._traffic.spilled_bytes += packed.numel()
+        """Writes the step's packed rows to the host pool, those that are this rank's to write."""
+        self._ops.spill(packed, self._step.spill_row_ids, self._host_rows)
+        self._traffic.spilled_bytes += self._step.num_spilled_rows * packed.shape[1]
 
     def swap_in(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The hot rows and the slots [rows, topk] of the selection, all resident."""

@@ -106,7 +106,7 @@ class SequenceCalls(SidecarState):
         self._require_no_step("preempt")
         self._manager.preempt(sequence)
         self._tiers.loaded.forget(sequence)
-        self._tiers.lower.hierarchy.wake()
+        self._tiers.lower.wake()
 
     @runs_on_its_device
     def resume(self, sequence: int) -> int:
@@ -164,6 +164,7 @@ class SequenceCalls(SidecarState):
             UnknownSequence, StaleHandle: no such sequence.
             InvalidArgument: `length` is beyond the sequence.
             HostPoolFull: forks keep the pages, and too few are left to promise in their place.
+            TierFull: forks keep the pages, and the tenant's quota has no room for others.
             WrongState: a step is open.
         """
         self._require_open()
@@ -183,7 +184,7 @@ class SequenceCalls(SidecarState):
         self._manager.close(sequence)
         self._tiers.loaded.forget(sequence)
         del self._options[sequence]
-        self._tiers.lower.hierarchy.wake()
+        self._tiers.lower.wake()
 
     def length(self, sequence: int) -> int:
         """Tokens of the sequence, those of an open step included."""
@@ -216,11 +217,18 @@ class SequenceCalls(SidecarState):
         return self._manager.tenant_usage(name)
 
     def prefix_stats(self) -> PrefixStats:
-        """What is known of pages that prompts may find, in all tiers; looks at every page."""
+        """What is known of pages that prompts may find, in all tiers; looks at every page.
+
+        Raises:
+            WrongState: this is a rank that follows; rank 0 knows.
+        """
         return self._manager.prefix_stats()
 
     def lower_tiers(self) -> list[TierState]:
-        """The tiers below the host pool, the nearest first; a degraded one is tried again."""
+        """The tiers below the host pool, the nearest first; a degraded one is tried again.
+
+        A rank that follows has none: they are rank 0's.
+        """
         return self._tiers.lower.states
 
     def evict_idle(self, num_pages: int) -> int:
@@ -234,7 +242,7 @@ class SequenceCalls(SidecarState):
             DeadlinePassed, TierDown: not all are.
         """
         self._require_open()
-        self._tiers.lower.hierarchy.flush(deadline_seconds)
+        self._tiers.lower.moves.flush(deadline_seconds)
 
     def drain(self, deadline_seconds: float) -> tuple[int, int]:
         """Writes what is not in use to the lower tiers and flushes: a restart finds it again.
@@ -243,4 +251,4 @@ class SequenceCalls(SidecarState):
             (host pages that are free by it, pages that stay in the host pool).
         """
         self._require_open()
-        return self._tiers.lower.hierarchy.drain(deadline_seconds)
+        return self._tiers.lower.moves.drain(deadline_seconds)

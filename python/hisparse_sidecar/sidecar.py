@@ -9,6 +9,7 @@ from hisparse_sidecar.config import SidecarConfig, require
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.host_memory import HostMemory
 from hisparse_sidecar.integrity import check_sequence
+from hisparse_sidecar.ranks import RankPlace
 from hisparse_sidecar.selection.gate_table import GateTable
 from hisparse_sidecar.sequence_calls import SequenceCalls
 from hisparse_sidecar.stats import SidecarStats, TierBytes, add_tier_bytes, tier_bytes
@@ -26,9 +27,19 @@ class Sidecar(SequenceCalls, StepCalls):
         device: where the device tier lives; outputs are there.
     """
 
-    def __init__(self, config: SidecarConfig, *, remote_tier: object | None = None) -> None:
-        """Makes every tier, see `build_tiers`; on CUDA the host pool is pinned until `close`."""
-        super().__init__(config, remote_tier)
+    def __init__(
+        self,
+        config: SidecarConfig,
+        place: RankPlace | None = None,
+        *,
+        remote_tier: object | None = None,
+    ) -> None:
+        """Makes every tier, see `build_tiers`; on CUDA the host pool is pinned until `close`.
+
+        With a `place`, several processes share one host pool: each makes the same calls of this
+        class in the same order, and a call that differs raises WrongState on every rank.
+        """
+        super().__init__(config, place, remote_tier)
 
     # -- the gate -----------------------------------------------------------------------------
 
@@ -108,12 +119,15 @@ class Sidecar(SequenceCalls, StepCalls):
     def close(self) -> None:
         """Closes every sequence and gives the host pool back; a second call does nothing.
 
+        It waits for no other rank, and no rank can begin a step after it.
+
         Raises:
             WrongState: a tensor of the host tier is still held; let go of it and close again.
         """
         if self._closed:
             self._tiers.host.close()
             return
+        self._tiers.ranks.leave()
         if self._step:
             self.abort_step()
         for sequence in list(self._options):

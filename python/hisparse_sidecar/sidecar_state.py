@@ -3,6 +3,7 @@
 from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.pipeline import LayerPipeline
+from hisparse_sidecar.ranks import RankPlace
 from hisparse_sidecar.selection.policy import policy_for
 from hisparse_sidecar.sequence_options import SequenceOptions
 from hisparse_sidecar.stats import GroupTraffic
@@ -13,12 +14,17 @@ from hisparse_sidecar.tiers import build_tiers
 class SidecarState:
     """The tiers, the open sequences and the open step of one sidecar."""
 
-    def __init__(self, config: SidecarConfig, remote_tier: object | None = None) -> None:
+    def __init__(
+        self,
+        config: SidecarConfig,
+        place: RankPlace | None = None,
+        remote_tier: object | None = None,
+    ) -> None:
         """See `Sidecar`."""
         self.config = config
         # first: what it refuses must not leave a host pool behind
         self._policy = policy = policy_for(config)
-        self._tiers = build_tiers(config, remote_tier)
+        self._tiers = build_tiers(config, place, remote_tier)
         self._manager, self.device = self._tiers.manager, self._tiers.device.device
         self._traffic = [GroupTraffic() for _ in config.model.anchors]
         self._pipeline = LayerPipeline(self._tiers, self._traffic, policy)

@@ -72,6 +72,8 @@ class Step:
         row_pos: [rows] int32, token position; -1 = padding row.
         page_table: [sequences, max_pages] int32, host pages; -1 beyond the end.
         host_row_ids: [rows] int64, row of the host pool for each new row; -1 = padding row.
+        spill_row_ids: [rows] int64, the same, but -1 where another rank writes it.
+        num_spilled_rows, num_spilled_blocks: rows and pooled keys that this rank writes, a layer.
         pooled_table: [sequences, max_pooled_pages] int32, device pages of the pooled keys.
         hot_ranges, window_ranges: slots and tables of the sequences.
         pooled_base, state_rows: [sequences] int64.
@@ -79,7 +81,7 @@ class Step:
         stream_stamps: [2] int32, `stream_stamp` and `claim_stamp`: for what streams through.
         lengths: [sequences] int32, tokens, the new ones included.
         closed_rows: [closed] int64, rows of the pooled keys of the blocks that the step fills.
-        closed_pages: [closed] int64, host page of each.
+        closed_pages: [closed] int64, host page of each; -1 = another rank writes it.
         selections: how rows select, and [rows] bool, which rows do; True only for real rows.
         groups: for each anchor group, what its anchor left.
         layers_done: layers that ran.
@@ -94,6 +96,9 @@ class Step:
     row_pos: torch.Tensor
     page_table: torch.Tensor
     host_row_ids: torch.Tensor
+    spill_row_ids: torch.Tensor
+    num_spilled_rows: int
+    num_spilled_blocks: int
     pooled_table: torch.Tensor
     hot_ranges: SlotRanges
     window_ranges: SlotRanges

@@ -51,32 +51,17 @@ class StepCalls(SidecarState):
             raise WrongState(
                 f"{self._steps_begun} steps have begun, LRU stamps last for {MAX_STEPS}"
             )
-        starts: list[int] = []
+        starts = self._tiers.ranks.append_rows(rows, token_ids)
         try:
-            for sequence, count in rows:
-                starts.append(self._manager.append(sequence, count))
-            self._note_tokens(rows, starts, token_ids)
             self._step = self._build_step(rows, starts, kind, padded_rows)
         except BaseException:  # whatever it was, no sequence has grown
-            for (sequence, _), start in zip(rows, starts, strict=False):
+            for (sequence, _), start in zip(rows, starts, strict=True):
                 self._manager.truncate(sequence, start)
             raise
         self._steps_begun += 1
         if kind == "prefill":
             self._tiers.lower.rate.begin()
         return self._step
-
-    def _note_tokens(
-        self,
-        rows: Sequence[tuple[int, int]],
-        starts: Sequence[int],
-        token_ids: Sequence[int] | None,
-    ) -> None:
-        first = 0
-        for (sequence, count), start in zip(rows, starts, strict=True):
-            if token_ids is not None:
-                self._manager.note_tokens(sequence, start, token_ids[first : first + count])
-            first += count
 
     @runs_on_its_device
     def run_layer(self, layer: int, inputs: LayerInputs) -> LayerOutputs:
@@ -109,6 +94,7 @@ class StepCalls(SidecarState):
             raise WrongState(f"step {step.number} ran {done} layers, the model has {num_layers}")
         self._tiers.side.join()
         step.watch.read(step.row_seq)
+        self._tiers.ranks.end_step(committed=True)
         self._step = None
         self._steps_committed += 1
         for member in step.sequences:
@@ -130,6 +116,7 @@ class StepCalls(SidecarState):
         self._tiers.side.join()
         with suppress(HisparseError):  # whatever was wrong is put back
             step.watch.read(step.row_seq)
+        self._tiers.ranks.end_step(committed=False)
         forget_touched(self._tiers, step)
         for member in step.sequences:
             self._tiers.loaded.forget(member.handle)
@@ -148,7 +135,8 @@ class StepCalls(SidecarState):
         ]
         total = sum(count for _, count in rows)
         number = self._steps_begun + 1
-        return build_step(self.config, kind, number, members, padded_rows or total, self.device)
+        where = self._tiers.ranks, self.device
+        return build_step(self.config, kind, number, members, padded_rows or total, *where)
 
     def _member(self, sequence: int, start: int, count: int) -> StepSequence:
         pages, ranges = self._manager.host_pages(sequence), self._manager.ranges(sequence)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar._core import FaultTier, FileTier, PageLease
+from hisparse_sidecar._core import FaultTier, FileTier, Manager, PageLease
 from hisparse_sidecar.cli.stress.rows import digest
 from hisparse_sidecar.cli.stress.settings import ERROR_NUMBERS
 from hisparse_sidecar.errors import HisparseError, WrongState
@@ -112,11 +112,11 @@ class Probe:
         """Takes a share of the pages that are free; how many."""
         num_pages = int(sidecar.stats().core.host_pages_free * share)
         if num_pages:
-            self._lease = sidecar._tiers.manager.lease_pages(num_pages)
+            self._lease = _manager(sidecar).lease_pages(num_pages)
         return num_pages
 
     def _leak(self, sidecar: Sidecar) -> None:
-        self._leaked.append(sidecar._tiers.manager.lease_pages(1))
+        self._leaked.append(_manager(sidecar).lease_pages(1))
 
     def _release(self, _sidecar: Sidecar) -> None:
         if self._lease is not None:
@@ -144,6 +144,13 @@ class Probe:
         if remote is not None:
             faults["remote"] = sum(remote.injected.values())
         return faults
+
+
+def _manager(sidecar: Sidecar) -> Manager:
+    manager = sidecar._tiers.manager
+    if not isinstance(manager, Manager):
+        raise WrongState("the sidecar is one of several ranks, needs to be alone")
+    return manager
 
 
 def _files(sidecar: Sidecar) -> FileTier:
