@@ -1,0 +1,1 @@
+"""What ranks cost that share a host pool."""
