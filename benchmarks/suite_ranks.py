@@ -1,6 +1,7 @@
 """Suite `ranks`: the plan of a decode step by ranks that share a host pool, beside a manager alone.
 
-A rank's time runs from its call until it has every page; the slowest rank of each step counts.
+A rank's time runs from its call until it has every page; the slowest rank of each step counts, of all,
+and of those that follow.
 """
 
 from collections.abc import Iterator
@@ -24,12 +25,16 @@ def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
         for num_ranks in _NUM_RANKS:
             case = f"{num_ranks} ranks, {num_sequences} sequences of {_CONTEXT} tokens"
             by_rank = time_ranks(num_ranks, *sizes)
-            ranks = _warm(stopwatch, [max(step) for step in zip(*by_rank, strict=True)])
-            for statistic in ("median", "p99"):
-                ours, peer = (
-                    getattr(timing, f"{statistic}_seconds") * 1e6 for timing in (ranks, alone)
-                )
-                yield Measurement(case, f"{statistic} us", ours, "lower", _PEER, peer)
+            parts = {"": by_rank, "rank 0's ": by_rank[:1], "a follower's ": by_rank[1:]}
+            for whose, seconds in parts.items():
+                slowest = [max(step) for step in zip(*seconds, strict=True)]
+                yield from _compared(case, whose, _warm(stopwatch, slowest), alone)
+
+
+def _compared(case: str, whose: str, ranks: Timing, alone: Timing) -> Iterator[Measurement]:
+    for statistic in ("median", "p99"):
+        ours, peer = (getattr(timing, f"{statistic}_seconds") * 1e6 for timing in (ranks, alone))
+        yield Measurement(case, f"{whose}{statistic} us", ours, "lower", _PEER, peer)
 
 
 def _warm(stopwatch: Stopwatch, seconds: list[float]) -> Timing:

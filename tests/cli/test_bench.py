@@ -35,6 +35,7 @@ SUITES = (
     "ops",
     "prefix",
     "remote",
+    "ranks",
     "round_trip",
     "select",
     "sessions",
