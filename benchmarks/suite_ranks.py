@@ -1,7 +1,7 @@
 """Suite `ranks`: the plan of a decode step by ranks that share a host pool, beside a manager alone.
 
-A rank's time runs from its call until it has every page; the slowest rank of each step counts, of all
-ranks, and of those that follow.
+A rank's time runs from its call until it has every page; the slowest rank of each step counts,
+of all ranks, and of those that follow.
 """
 
 from collections.abc import Iterator
