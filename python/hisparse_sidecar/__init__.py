@@ -5,6 +5,7 @@ from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.session import LocalSession, Session
 from hisparse_sidecar.sidecar import Sidecar
+from hisparse_sidecar.tiers_config import TiersConfig
 
 __all__ = [
     "HisparseError",
@@ -16,4 +17,5 @@ __all__ = [
     "Session",
     "Sidecar",
     "SidecarConfig",
+    "TiersConfig",
 ]
