@@ -29,7 +29,7 @@ def test_ranks_see_what_a_sidecar_alone_sees(
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_long_lives_of_ranks(num_ranks: int, tmp_path: Path) -> None:
     counts = Counter[str]()
-    for seed in range(10 * num_ranks, 10 * num_ranks + 4):
+    for seed in range(10 * num_ranks, 10 * num_ranks + 8 // num_ranks):
         wanted = live(None, tmp_path / str(seed), seed, 200)
         counts.update(wanted.counts)
         with Group(live, num_ranks, tmp_path / str(seed), seed, 200, 300 * (seed % 2)) as group:
