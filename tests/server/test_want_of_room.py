@@ -64,8 +64,12 @@ def test_the_time_to_try_again_has_the_bytes_of_google_rpc() -> None:
 
 @dataclass
 class Demand:
-    """What one client saw while it asked for its share of more than there is."""
+    """What one client saw while it asked for its share of more than there is.
 
+    Nobody gives anything back before somebody was refused.
+    """
+
+    has_refused: threading.Event
     opened: int = 0
     refused: int = 0
     slowest_seconds: float = 0.0
@@ -73,7 +77,7 @@ class Demand:
 
     def run(self, client: SidecarClient, pages: int, until: float, seed: int) -> None:
         chance = random.Random(seed)
-        while time.monotonic() < until:
+        while time.monotonic() < until or not (self.opened or self.failures):
             self._open_and_close(client, pages, 0.02 * chance.random())
 
     def _open_and_close(self, client: SidecarClient, pages: int, hold_seconds: float) -> None:
@@ -83,12 +87,14 @@ class Demand:
             self.opened += 1
         except HostPoolFull:
             self.refused += 1
+            self.has_refused.set()
             return
         except HisparseError as error:
             self.failures.append(error)
             return
         finally:
             self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - began)
+        self.has_refused.wait(CALL_SECONDS)
         time.sleep(hold_seconds)
         client.close_sequence(sequence)
 
@@ -110,7 +116,8 @@ def clients_of(server: ServerProgram, count: int) -> Iterator[list[SidecarClient
 
 def demand_more_than_there_is(server: ServerProgram, seconds: float) -> list[Demand]:
     """32 clients ask for 3 pages each of a pool of 64: 150 % of it."""
-    demands = [Demand() for _ in range(32)]
+    has_refused = threading.Event()
+    demands = [Demand(has_refused) for _ in range(32)]
     with clients_of(server, len(demands)) as clients:
         until = time.monotonic() + seconds
         threads = [
