@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.server.options import Limits, ServerOptions, TcpOptions
@@ -74,10 +73,5 @@ class SidecarServer:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()

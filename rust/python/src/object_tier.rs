@@ -1,7 +1,8 @@
 //! A tier that is a Python object: `hisparse_sidecar.remote` has one on Mooncake Store.
 //!
 //! The object has `put`, `get`, `holds`, `count_held` and `remove` with `deadline_seconds`, keeps to
-//! it, and raises `TierFull`, `TierDown` or `DeadlinePassed`; anything else that it raises is its failure.
+//! it, and raises `TierFull`, `TierDown` or `DeadlinePassed`; anything else that it raises is its
+//! failure.
 
 use hisparse_core::tier::{Deadline, PageHeader, PageIdentity, PageTier, Stored, TierUsage};
 use hisparse_core::{Error, Result};

@@ -1,7 +1,5 @@
 """Live progress of the demo on stderr: one bar for each stage of each run."""
 
-from types import TracebackType
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,12 +28,7 @@ class DemoProgress:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def advance(self, run: str, stage: str, done: int, total: int) -> None:

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -123,12 +122,7 @@ class Attachment:
     def __enter__(self) -> "Attachment":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     def _model_forward(self, stock: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,6 @@ are expanded, masks are dense, and a layer's index keys stay in one tensor.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -100,12 +99,7 @@ class ReferenceModel:
             self._patches.replace(attention, self._attention_forward(layer, attention))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._patches.restore()
 
     @property

@@ -13,12 +13,16 @@ pub(super) fn io_error(call: &'static str) -> impl Fn(io::Error) -> Error {
 }
 
 /// A refused write of `need` bytes: no space left is a full tier, whatever the tier may hold.
-pub(super) fn write_error(need: u64, capacity: u64) -> impl Fn(io::Error) -> Error {
+pub(super) fn write_error(
+    call: &'static str,
+    need: u64,
+    capacity: u64,
+) -> impl Fn(io::Error) -> Error {
     move |error| match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => {
             Error::TierFull { tier: TIER, need, free: 0, capacity }
         }
-        _ => io_error("pwrite")(error),
+        _ => io_error(call)(error),
     }
 }
 

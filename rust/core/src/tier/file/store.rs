@@ -84,7 +84,7 @@ impl Store {
         if !lock(&self.index).give_back(&slot) {
             self.bury(&slot.segment, &slot.place);
         }
-        Err(write_error(record.len() as u64, self.options.capacity_bytes)(error))
+        Err(write_error("pwrite", record.len() as u64, self.options.capacity_bytes)(error))
     }
 
     fn reserve(&self, page: &PageHeader, num_bytes: u32, purpose: Purpose) -> Result<Slot> {
@@ -166,7 +166,7 @@ impl Store {
 
     fn create_segment(&self, files: &Files) -> Result<Segment> {
         let (id, stamp) = files.next;
-        let refused = write_error(BLOCK_BYTES, self.options.capacity_bytes);
+        let refused = write_error("pwrite", BLOCK_BYTES, self.options.capacity_bytes);
         let file = self.directory.create_segment(id).map_err(&refused)?;
         let FileTierOptions { digest, failpoints, .. } = &self.options;
         Segment::create(file, id, stamp, digest, failpoints).map_err(refused)
@@ -183,12 +183,8 @@ impl Store {
         let segments = held.into_iter().chain(more).collect();
         let bytes = Manifest { digest: self.options.digest, segments }.to_bytes();
         let replaced = self.directory.replace_manifest(&bytes, &self.options.failpoints);
-        replaced.map_err(|error| match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => {
-                write_error(bytes.len() as u64, self.options.capacity_bytes)(error)
-            }
-            _ => io_error("replace manifest")(error),
-        })
+        let (need, capacity) = (bytes.len() as u64, self.options.capacity_bytes);
+        replaced.map_err(write_error("replace manifest", need, capacity))
     }
 
     /// Writes the footers of segments that nobody appends to any more, as far as that succeeds.
