@@ -1,8 +1,8 @@
 """Suite `sessions`: what a page, an open sequence and the plan of a step of 256 sequences cost.
 
 In Rust: memory by counted allocations, `rust/core/benches/sessions.rs` says of what; the plan is
-room for the step's rows and the pages where they lie. Through the binding: the same calls from
-Python. `begin_step` is all of it, with the tensors of the step.
+room for the step's rows and the tables of where everything lies. Through the binding: the
+same calls from Python. `begin_step` is all of it, with the tensors of the step.
 """
 
 import time
@@ -64,10 +64,11 @@ def _time_binding(stopwatch: Stopwatch) -> Timing:
     for number, sequence in enumerate(sequences):
         manager.append(sequence, 1 + number * 37 % (_TOKENS_EACH // 2))
 
+    rows = [(sequence, 1) for sequence in sequences]
+
     def plan() -> None:
-        for sequence in sequences:
-            manager.append(sequence, 1)
-            manager.host_pages(sequence)
+        manager.append_rows(rows)
+        manager.plan_step(rows, len(rows))
 
     return stopwatch.time(plan)
 

@@ -14,6 +14,7 @@ from hisparse_sidecar.config import ModelShape, SidecarConfig
 from hisparse_sidecar.device_tier import device_capacity
 from hisparse_sidecar.ranks import HostManager, RankPlace, SoleRank, StepRanks
 from hisparse_sidecar.ranks.group import follow, lead
+from hisparse_sidecar.ranks.share import RankShare
 
 _REPORT_SECONDS = 300.0
 _SLOTS = {"slots": 17, "window_slots": 5}
@@ -68,7 +69,7 @@ def _report(
 
 
 def _time_steps(
-    manager: HostManager, ranks: StepRanks, num_sequences: int, context: int, num_steps: int
+    manager: Manager | RankShare, ranks: StepRanks, num_sequences: int, context: int, num_steps: int
 ) -> list[float]:
     opened = [manager.open_sequence(context, num_steps, **_SLOTS) for _ in range(num_sequences)]
     ranks.append_rows([(sequence, context) for sequence in opened])
@@ -81,8 +82,8 @@ def _time_step(manager: HostManager, ranks: StepRanks, opened: list[int]) -> flo
     rows = [(sequence, 1) for sequence in opened]
     start = time.perf_counter()
     ranks.append_rows(rows)
+    ranks.plan_step(rows, len(rows))
     for sequence in opened:
-        manager.host_pages(sequence)
         manager.ranges(sequence)
     seconds = time.perf_counter() - start
     ranks.end_step(committed=True)

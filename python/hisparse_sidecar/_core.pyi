@@ -10,7 +10,7 @@ or copy releases the interpreter lock.
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, SupportsIndex, final
+from typing import Final, SupportsIndex, TypeAlias, final
 
 from typing_extensions import Self
 
@@ -232,6 +232,33 @@ class DeviceCapacity:
     pooled_keys: Final[int]
     sequences: Final[int]
 
+StepTables: TypeAlias = tuple[bytearray, list[tuple[str, int, int, int, int | None]]]
+"""All tables of a step in one stretch of bytes, and each one's name, first byte (a multiple of 16),
+bytes of a number (4 or 8, signed, in the machine's order), rows, and numbers of a row, None for one
+dimension. -1 = there is nothing.
+
+Of 4 bytes: row_seq, row_pos of each row; lengths, page_table, pooled_table of each sequence.
+Of 8: host_row_ids of each row; closed_rows, closed_pages of each block that the step fills;
+slot_base, slot_count, token_table_base, window_base, window_count, block_table_base, pooled_base,
+state_row of each sequence.
+"""
+
+def plan_step(
+    sequences: Sequence[tuple[int, int, list[int], SequenceRanges]],
+    padded_rows: SupportsIndex,
+    block_tokens: SupportsIndex,
+) -> StepTables:
+    """As `Manager.plan_step`, of sequences that another process's manager has.
+
+    Args:
+        sequences: first new position, new rows, host page of each 64 tokens, and ranges of each.
+        padded_rows: see `Manager.plan_step`.
+        block_tokens: tokens of a block, a multiple of 64.
+
+    Raises:
+        InvalidArgument: there are not as many pages as the tokens need, and see `Manager`.
+    """
+
 @final
 class SequenceRanges:
     """Where a sequence's state lies in each device arena: `count` ids from `base` on."""
@@ -394,28 +421,28 @@ class Manager:
             WrongState: a page has to be copied and the region is closed.
         """
 
-    def begin_step(
-        self,
-        rows: Sequence[tuple[int, int]],
-        padded_rows: SupportsIndex,
-        token_ids: Sequence[int] | None = None,
-    ) -> tuple[bytearray, list[tuple[str, int, int, int, int | None]]]:
-        """Appends (sequence, rows) to sequences, each named once, or to none; the step's tables.
+    def append_rows(
+        self, rows: Sequence[tuple[int, int]], token_ids: Sequence[int] | None = None
+    ) -> list[int]:
+        """Appends (sequence, rows) to sequences, each named once, or to none.
 
         Args:
-            rows: 1 or more rows each, at most `padded_rows` together.
-            padded_rows: rows of the tables of rows; the surplus is padding, -1.
-            token_ids: of every row, see `note_tokens`.
+            rows: 1 or more rows each.
+            token_ids: of every row, see `note_tokens`; None = not told.
 
         Returns:
-            All tables in one stretch of bytes, and each one's name, first byte (a multiple of 16),
-            bytes of a number (4 or 8, signed), rows, and numbers of a row, None for one dimension.
-            row_seq, row_pos, lengths, page_table, pooled_table of 4 bytes; host_row_ids,
-            closed_rows, closed_pages and the ranges' slot_base, slot_count, token_table_base,
-            window_base, window_count, block_table_base, pooled_base, state_row of 8.
+            The position of the first new row of each sequence.
 
         Raises:
             InvalidArgument, UnknownSequence, StaleHandle, WrongState: no sequence has grown.
+        """
+
+    def plan_step(self, rows: Sequence[tuple[int, int]], padded_rows: SupportsIndex) -> StepTables:
+        """The tables of a step whose rows are the last ones of these sequences.
+
+        Args:
+            rows: (sequence, rows), 1 or more rows each, at most `padded_rows` together.
+            padded_rows: rows of the tables of rows; the surplus is padding, -1.
         """
 
     def advance_pooled(

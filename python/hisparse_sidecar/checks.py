@@ -6,6 +6,7 @@ from typing import get_args
 import torch
 
 from hisparse_sidecar.config import SidecarConfig, require, require_one_of
+from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.layer_io import LayerInputs
 from hisparse_sidecar.step import Step, StepKind
 
@@ -23,16 +24,18 @@ def check_step_rows(
     """Raises InvalidArgument unless `rows`, (sequence, new rows) each, can make a step."""
     require_one_of("kind", kind, get_args(StepKind))
     for number in (*(number for row in rows for number in row), padded_rows or 0):
-        what = f"sequences and row counts are integers, found {number!r}"
-        require(isinstance(number, int), what)
+        if not isinstance(number, int):
+            raise InvalidArgument(f"sequences and row counts are integers, found {number!r}")
     named = len({sequence for sequence, _ in rows})
     require(named == len(rows), f"a step names each sequence once, found {named} in {len(rows)}")
     require(bool(rows), "a step has 0 sequences, needs >= 1")
     most = config.max_step_rows
     for sequence, count in rows:
-        require(count >= 1, f"sequence {sequence} has {count} new rows, needs >= 1")
-        message = f"sequence {sequence} has {count} rows in a decode step, at most {most}"
-        require(kind == "prefill" or count <= most, message)
+        if count < 1:
+            raise InvalidArgument(f"sequence {sequence} has {count} new rows, needs >= 1")
+        if kind == "decode" and count > most:
+            what = f"sequence {sequence} has {count} rows in a decode step"
+            raise InvalidArgument(f"{what}, at most {most}")
     total = sum(count for _, count in rows)
     if padded_rows is not None:
         message = f"padded_rows is {padded_rows}, the step has {total} rows"

@@ -4,7 +4,7 @@ import torch
 
 from hisparse_kernels.resolve import SlotState
 from hisparse_sidecar._core import SequenceRanges
-from hisparse_sidecar.build_step import range_columns, slot_ranges, stack_pages
+from hisparse_sidecar.build_step import slot_ranges
 from hisparse_sidecar.step import Step, stream_stamp
 from hisparse_sidecar.tiers import Tiers
 from hisparse_sidecar.uploads import upload
@@ -14,7 +14,8 @@ def roll_back(tiers: Tiers, sequence: int, length: int) -> None:
     """Forgets every token from position `length` on; the core refuses before anything changes."""
     tiers.manager.truncate(sequence, length)
     ranges = tiers.manager.ranges(sequence)
-    hot, window = slot_ranges(upload(range_columns([ranges]), tiers.device.device))
+    columns = {name: torch.tensor([number]) for name, number in ranges.as_dict().items()}
+    hot, window = slot_ranges(upload(columns, tiers.device.device))
     first_block = -(-length // tiers.config.block_tokens)
     for group in range(len(tiers.config.model.anchors)):
         tiers.ops.release_items(tiers.device.hot[group], hot, 0, length)
@@ -48,7 +49,7 @@ def resum_open_blocks(
 ) -> None:
     """Rebuilds the open block's sum of every anchor group from the rows in the host pool."""
     tensors = {
-        "page_table": stack_pages([host_pages]),
+        "page_table": torch.tensor([host_pages], dtype=torch.int32),
         "lengths": torch.tensor([length], dtype=torch.int32),
         "state_rows": torch.tensor([ranges.state_row]),
     }

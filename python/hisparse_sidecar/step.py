@@ -33,7 +33,6 @@ class StepSequence:
     handle: int
     start: int
     num_rows: int
-    host_pages: list[int]
     ranges: SequenceRanges
     selection: SelectionConfig
 

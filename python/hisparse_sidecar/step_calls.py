@@ -135,10 +135,9 @@ class StepCalls(SidecarState):
         ]
         total = sum(count for _, count in rows)
         number = self._steps_begun + 1
-        where = self._tiers.ranks, self.device
-        return build_step(self.config, kind, number, members, padded_rows or total, *where)
+        plan = self._tiers.ranks.plan_step(rows, padded_rows or total)
+        return build_step(self.config, kind, number, members, plan, self._tiers.ranks, self.device)
 
     def _member(self, sequence: int, start: int, count: int) -> StepSequence:
-        pages, ranges = self._manager.host_pages(sequence), self._manager.ranges(sequence)
-        selection = self._options[sequence].selection
-        return StepSequence(sequence, start, count, pages, ranges, selection)
+        ranges, selection = self._manager.ranges(sequence), self._options[sequence].selection
+        return StepSequence(sequence, start, count, ranges, selection)

@@ -1,25 +1,18 @@
 """What the pipeline asks of host metadata and of steps, alone or as one rank of several."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from hisparse_sidecar._core import Manager, PrefixStats, SequenceRanges, Stats
 
+if TYPE_CHECKING:
+    from hisparse_sidecar._core import StepTables
+
 
 class HostManager(Protocol):
     """The core's `Manager`, or a rank's share of one; every method is documented there."""
-
-    def open_sequence(
-        self, prompt_tokens: int, max_new_tokens: int, *, slots: int, window_slots: int
-    ) -> int:
-        """See `Manager`."""
-
-    def fork(
-        self, seq: int, length: int, max_new_tokens: int, *, slots: int, window_slots: int
-    ) -> int:
-        """See `Manager`."""
 
     def truncate(self, seq: int, length: int) -> None:
         """See `Manager`."""
@@ -141,6 +134,9 @@ class StepRanks(Protocol):
             The position of the first new row of each.
         """
 
+    def plan_step(self, rows: Sequence[tuple[int, int]], padded_rows: int) -> "StepTables":
+        """Where everything lies of the step of these rows, see `Manager.plan_step`."""
+
     def end_step(self, *, committed: bool) -> None:
         """The step has ended here: committed, its rows are in the host pool, or to be undone."""
 
@@ -169,7 +165,11 @@ class SoleRank:
         self, rows: Sequence[tuple[int, int]], token_ids: Sequence[int] | None = None
     ) -> list[int]:
         """See `StepRanks`."""
-        return append_all(self._manager, rows, token_ids)
+        return self._manager.append_rows(rows, token_ids)
+
+    def plan_step(self, rows: Sequence[tuple[int, int]], padded_rows: int) -> "StepTables":
+        """See `StepRanks`."""
+        return self._manager.plan_step(rows, padded_rows)
 
     def end_step(self, *, committed: bool) -> None:
         """Nobody waits for it."""
@@ -180,22 +180,3 @@ class SoleRank:
 
     def leave(self) -> None:
         """Nobody misses it."""
-
-
-def append_all(
-    manager: Manager, rows: Sequence[tuple[int, int]], token_ids: Sequence[int] | None
-) -> list[int]:
-    """Appends to every sequence, or to none and raises what the core refused."""
-    starts: list[int] = []
-    first = 0
-    try:
-        for sequence, count in rows:
-            starts.append(manager.append(sequence, count))
-            if token_ids is not None:
-                manager.note_tokens(sequence, starts[-1], token_ids[first : first + count])
-            first += count
-    except BaseException:  # whatever it was, no sequence has grown
-        for (sequence, _), start in zip(rows, starts, strict=False):
-            manager.truncate(sequence, start)
-        raise
-    return starts

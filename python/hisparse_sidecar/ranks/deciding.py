@@ -6,7 +6,6 @@ from typing import TypedDict
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import Hierarchy, Manager
 from hisparse_sidecar.ranks.calls import Call, CallKind
-from hisparse_sidecar.ranks.contract import append_all
 from hisparse_sidecar.ranks.mirror import Mirror
 from hisparse_sidecar.ranks.records import range_numbers
 
@@ -83,9 +82,9 @@ class Deciding:
         for row in rows:
             if not self._mirror.has_room(*row):
                 # alone, the core refuses it; after others, their shared pages would stay copied
-                append_all(self._manager, [row], None)
+                self._manager.append_rows([row])
         copied_before = self._manager.stats().copied_pages
-        starts = append_all(self._manager, rows, call.given.token_ids)
+        starts = self._manager.append_rows(rows, call.given.token_ids)
         has_copied = self._manager.stats().copied_pages != copied_before
         outcome: list[int] = []
         for (sequence, count), start in zip(rows, starts, strict=True):

@@ -3,14 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 
-from hisparse_sidecar._core import PrefixStats, SequenceRanges, Stats
+from hisparse_sidecar._core import PrefixStats, SequenceRanges, Stats, plan_step
 from hisparse_sidecar.errors import HisparseError, WrongState
 from hisparse_sidecar.ranks.calls import Call, CallKind, Given, micros
 from hisparse_sidecar.ranks.mirror import Mirror
 from hisparse_sidecar.ranks.place import RankPlace
+
+if TYPE_CHECKING:
+    from hisparse_sidecar._core import StepTables
 
 
 class RankShare(ABC):
@@ -108,6 +112,15 @@ class RankShare(ABC):
         told = 0 if token_ids is None else given.digest()[0]
         call = Call.of(CallKind.APPEND, chain([told], *rows), given)
         return self._mirror.append(call, self._decide(call))
+
+    def plan_step(self, rows: Sequence[tuple[int, int]], padded_rows: int) -> "StepTables":
+        """See `StepRanks`; waits for nobody."""
+        sequences = []
+        for handle, count in rows:
+            sequence = self._mirror.active(handle)
+            start = sequence.length - count
+            sequences.append((start, count, sequence.pages, sequence.ranges))
+        return plan_step(sequences, padded_rows, self._mirror.block_tokens)
 
     def truncate(self, seq: int, length: int) -> None:
         """See `Manager`."""

@@ -90,16 +90,23 @@ impl Manager {
         self.lock()?.append(sequence, num_tokens, &|src, dst| self.copy_page(src, dst))
     }
 
-    /// Appends rows to sequences, each named once, to all or to none; tells their tokens if they are
-    /// given, and where everything of the step lies.
-    pub fn begin_step(
+    /// Appends rows to sequences, each named once, to all or to none, and tells their tokens if they
+    /// are given; the position of the first new row of each.
+    pub fn append_rows(
+        &self,
+        rows: &[(SequenceHandle, u32)],
+        tokens: Option<&[u32]>,
+    ) -> Result<Vec<u32>> {
+        self.lock()?.append_rows(rows, tokens, &|src, dst| self.copy_page(src, dst))
+    }
+
+    /// Where everything lies of a step whose rows are the last ones of these sequences.
+    pub fn plan_step(
         &self,
         rows: &[(SequenceHandle, u32)],
         padded_rows: usize,
-        tokens: Option<&[u32]>,
     ) -> Result<StepPlan> {
-        let copy = |src, dst| self.copy_page(src, dst);
-        self.lock()?.begin_step(rows, padded_rows, tokens, &copy)
+        self.lock()?.plan_step(rows, padded_rows)
     }
 
     /// Notes that an anchor has folded the next tokens into its pooled keys.

@@ -4,6 +4,7 @@
 use crate::error::{Result, check_range};
 use crate::page::PAGE_TOKENS;
 use crate::page_table::pages_for;
+use crate::pooled_keys::check_block_tokens;
 use crate::sequence::SequenceRanges;
 
 /// What the start of every table is a multiple of: kernels read 16 bytes at a time.
@@ -94,11 +95,13 @@ impl StepPlan {
     ///
     /// # Errors
     /// [`OutOfRange`](crate::Error::OutOfRange): there are more rows than `padded_rows`.
+    /// [`NotAMultiple`](crate::Error::NotAMultiple): a block is no whole number of pages.
     pub fn new<P: Fn(usize) -> u32>(
         sequences: &[StepRows<P>],
         padded_rows: usize,
         block_tokens: u32,
     ) -> Result<Self> {
+        check_block_tokens(block_tokens)?;
         let num_rows: usize = sequences.iter().map(|one| one.num_rows as usize).sum();
         check_range("rows of the step", num_rows, 1, padded_rows)?;
         let mut plan = Self::default();

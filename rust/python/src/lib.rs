@@ -12,6 +12,7 @@ mod models;
 mod numbers;
 mod object_tier;
 mod region;
+mod step_plan;
 mod stores;
 mod values;
 
@@ -60,5 +61,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<models::HotBufferModel>()?;
     module.add_class::<models::BlockWindowModel>()?;
     module.add_function(wrap_pyfunction!(core_version, module)?)?;
+    module.add_function(wrap_pyfunction!(step_plan::plan_step, module)?)?;
     module.add_function(wrap_pyfunction!(time_page_ops, module)?)
 }

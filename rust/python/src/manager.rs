@@ -3,24 +3,17 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use hisparse_core::{DeviceSlots, Result, SequenceHandle, SharingOptions, Table};
+use hisparse_core::{DeviceSlots, Result, SequenceHandle, SharingOptions};
 use pyo3::prelude::*;
-use pyo3::types::PyByteArray;
 
 use crate::errors::raise;
 use crate::layout::{DeviceCapacity, HostLayout};
 use crate::lease::PageLease;
 use crate::numbers::Number;
 use crate::region::PyHostRegion;
+use crate::step_plan::{StepTables, step_tables};
 use crate::stores::bytes32;
 use crate::values::{PrefixStats, SequenceRanges, Stats};
-
-/// Name, first byte, bytes of a number, rows, and numbers of a row where there are rows.
-type StepTable = (&'static str, usize, usize, usize, Option<usize>);
-
-const fn step_table(table: &Table) -> StepTable {
-    (table.name, table.start, table.width, table.rows, table.columns)
-}
 
 #[pyclass(module = "hisparse_sidecar._core", frozen)]
 pub(crate) struct Manager {
@@ -106,21 +99,27 @@ impl Manager {
         self.call(py, |core| core.append(seq, num_tokens))
     }
 
-    /// (bytes of all tables, the tables).
-    #[pyo3(signature = (rows, padded_rows, token_ids=None))]
-    fn begin_step<'py>(
+    #[pyo3(signature = (rows, token_ids=None))]
+    fn append_rows(
+        &self,
+        py: Python<'_>,
+        rows: Vec<(Number, Number)>,
+        token_ids: Option<Vec<Number>>,
+    ) -> PyResult<Vec<u32>> {
+        let rows = step_rows(rows)?;
+        let tokens = token_ids.map(|ids| to_u32s("token", &ids)).transpose()?;
+        self.call(py, |core| core.append_rows(&rows, tokens.as_deref()))
+    }
+
+    fn plan_step<'py>(
         &self,
         py: Python<'py>,
         rows: Vec<(Number, Number)>,
         padded_rows: Number,
-        token_ids: Option<Vec<Number>>,
-    ) -> PyResult<(Bound<'py, PyByteArray>, Vec<StepTable>)> {
-        let row = |(seq, count): (Number, Number)| Ok((handle(seq)?, count.to("num_tokens")?));
-        let rows = rows.into_iter().map(row).collect::<PyResult<Vec<_>>>()?;
-        let padded_rows = padded_rows.to("padded_rows")?;
-        let tokens = token_ids.map(|ids| to_u32s("token", &ids)).transpose()?;
-        let plan = self.call(py, |core| core.begin_step(&rows, padded_rows, tokens.as_deref()))?;
-        Ok((PyByteArray::new(py, plan.bytes()), plan.tables().iter().map(step_table).collect()))
+    ) -> PyResult<StepTables<'py>> {
+        let (rows, padded_rows) = (step_rows(rows)?, padded_rows.to("padded_rows")?);
+        let plan = self.call(py, |core| core.plan_step(&rows, padded_rows))?;
+        Ok(step_tables(py, &plan))
     }
 
     fn advance_pooled(
@@ -257,6 +256,11 @@ impl Manager {
 
 pub(crate) fn handle(seq: Number) -> PyResult<SequenceHandle> {
     seq.to("seq").map(SequenceHandle::from_bits)
+}
+
+/// Sequences and their new rows.
+fn step_rows(rows: Vec<(Number, Number)>) -> PyResult<Vec<(SequenceHandle, u32)>> {
+    rows.into_iter().map(|(seq, count)| Ok((handle(seq)?, count.to("num_tokens")?))).collect()
 }
 
 pub(crate) fn device_slots(slots: Number, window_slots: Number) -> PyResult<DeviceSlots> {

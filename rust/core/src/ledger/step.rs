@@ -7,25 +7,25 @@ use crate::sequence::SequenceHandle;
 use crate::step_plan::{StepPlan, StepRows};
 
 impl Ledger {
-    /// Appends to every sequence or to none, and tells the tables of the step.
-    pub(crate) fn begin_step(
+    /// Appends to every sequence and tells their tokens, or does neither for any; where the rows
+    /// begin.
+    pub(crate) fn append_rows(
         &mut self,
         rows: &[(SequenceHandle, u32)],
-        padded_rows: usize,
         tokens: Option<&[u32]>,
         copy: CopyPage<'_>,
-    ) -> Result<StepPlan> {
+    ) -> Result<Vec<u32>> {
         let mut starts = Vec::with_capacity(rows.len());
-        let planned = self
+        let appended = self
             .append_all(rows, &mut starts, copy)
-            .and_then(|()| self.note_all(rows, &starts, tokens))
-            .and_then(|()| self.plan(rows, &starts, padded_rows));
-        if planned.is_err() {
+            .and_then(|()| self.note_all(rows, &starts, tokens));
+        if let Err(error) = appended {
             for (&(sequence, _), &start) in rows.iter().zip(&starts).rev() {
                 self.truncate(sequence, start)?;
             }
+            return Err(error);
         }
-        planned
+        Ok(starts)
     }
 
     fn append_all(
@@ -57,19 +57,22 @@ impl Ledger {
         Ok(())
     }
 
-    fn plan(
+    /// The tables of a step whose rows are the last of these sequences.
+    pub(crate) fn plan_step(
         &self,
         rows: &[(SequenceHandle, u32)],
-        starts: &[u32],
         padded_rows: usize,
     ) -> Result<StepPlan> {
-        let of_sequence = |(&(sequence, num_rows), &start): (&(SequenceHandle, u32), &u32)| {
-            let active = self.sequences.get(sequence)?.active()?;
+        let of_sequence = |&(handle, num_rows): &(SequenceHandle, u32)| {
+            let sequence = self.sequences.get(handle)?;
+            let active = sequence.active()?;
+            check_range("rows of a sequence", num_rows, 1, sequence.length)?;
             let pages = active.pages.pages();
             let page = move |at: usize| pages[at].page();
+            let start = sequence.length - num_rows;
             Ok(StepRows { start, num_rows, page, ranges: active.ranges })
         };
-        let sequences = rows.iter().zip(starts).map(of_sequence).collect::<Result<Vec<_>>>()?;
+        let sequences = rows.iter().map(of_sequence).collect::<Result<Vec<_>>>()?;
         StepPlan::new(&sequences, padded_rows, self.block_tokens)
     }
 }
