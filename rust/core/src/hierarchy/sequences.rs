@@ -154,6 +154,7 @@ impl Hierarchy {
         let mut num_found = 0;
         for asked in matched.chain()[num_known..].chunks(PAGES_PER_QUESTION) {
             let held = remote.store().count_held(asked, self.mover.call_by(deadline)).unwrap_or(0);
+            let held = held.min(asked.len()); // a store may say anything
             for page in (num_known + num_found..).take(held).map(|at| matched.header(at)) {
                 self.directory().found_below(&page, LowerTier::Remote, Some(matched.tenant()))?;
             }
