@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hisparse_sidecar._core import Hierarchy, WrongState
+from hisparse_sidecar._core import Hierarchy, Manager, WrongState
 from tests.core.conftest import Host
 
 DEVICE = {"slots": 8, "window_slots": 2}
@@ -49,6 +49,18 @@ def test_a_store_that_counts_more_pages_than_it_was_asked_for_is_believed_no_fur
     whole = host.layout.page_bytes
     expected = 256 if 4 <= num_held < 2**64 else 0
     assert cached_tokens(host, Store(num_held, whole)) == expected
+
+
+def test_a_prompt_opens_where_no_entry_is_left_for_what_the_store_has(host: Host) -> None:
+    manager = Manager(host.region, host.layout, host.device_capacity, max_pages=4)
+    hierarchy = Hierarchy(manager, remote=Store(4, host.layout.page_bytes))
+    for _ in range(4):  # each page of a sequence that rests keeps an entry
+        resting = manager.open_sequence(64, 0, **DEVICE)
+        manager.append(resting, 64)
+        manager.preempt(resting)
+    opened = hierarchy.open_prompt("", PROMPT, 1, **DEVICE, deadline_seconds=5.0)
+    assert opened[1] == 0
+    manager.check_integrity()
 
 
 @pytest.mark.parametrize("excess", [-1, 1, 4096])
