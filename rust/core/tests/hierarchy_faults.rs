@@ -361,3 +361,23 @@ fn a_drain_that_has_no_time_for_every_page_makes_those_durable_that_it_moved() {
     assert!(drained.moved > 0 && drained.left > 0, "{drained:?}");
     assert!(files.num_syncs() > 0);
 }
+
+#[test]
+fn one_load_that_runs_out_of_time_does_not_make_a_sound_disk_degraded() {
+    let (rig, scratch) = (Rig::new(128), Scratch::new("late"));
+    let (files, failpoints) = failing_files(&scratch, 64);
+    let limits = HierarchyLimits { num_threads: 8, ..BRISK };
+    let hierarchy = rig.limited(vec![file(files)], limits);
+    let pages = rig.publish(1, 128);
+    hierarchy.make_room(128, far()).unwrap();
+    let slow = FailAction::Sleep(Duration::from_millis(200));
+    failpoints.arm(Failpoint::BeforeRead, slow, Occasion::Always);
+    let lease = rig.lease(&pages);
+    let loaded = hierarchy.load(&lease, 0..128, 0, within(100)).unwrap();
+    assert!(loaded.failed > 3, "as many calls as there are threads: {loaded:?}");
+    assert_eq!(state(&hierarchy, LowerTier::File).condition, Condition::Serving);
+    for _ in 0..3 {
+        hierarchy.load(&lease, 0..128, 0, within(20)).unwrap();
+    }
+    assert_eq!(state(&hierarchy, LowerTier::File).condition, Condition::Degraded);
+}
