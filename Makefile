@@ -61,6 +61,8 @@ test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kil
 	    --test file_tier_kill --test file_tier_corruption \
 	    --test prefix_model --test prefix_threads --test sharing_model \
 	    --test hierarchy_model -- --ignored
+	cargo test --quiet --release --package hisparse-core --features shuttle \
+	    --test schedules_prefix --test schedules_hierarchy -- --ignored
 	$(PYTEST_JOBS) -m slow $(ARGS)
 
 test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of the system

@@ -28,8 +28,10 @@ class Host:
             "pooled_keys": 512,
             "sequences": 8,
         }
-        capacity = DeviceCapacity(**(numbers | self.capacity))
-        self.manager = Manager(self.region, self.layout, capacity, block_tokens=self.block_tokens)
+        self.device_capacity = DeviceCapacity(**(numbers | self.capacity))
+        self.manager = Manager(
+            self.region, self.layout, self.device_capacity, block_tokens=self.block_tokens
+        )
 
     def open(self, prompt: int, max_new: int = 0, *, append: int = 0) -> int:
         seq = self.manager.open_sequence(prompt, max_new, slots=8, window_slots=2)

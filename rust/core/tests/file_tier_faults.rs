@@ -218,3 +218,32 @@ fn a_full_tier_whose_syncs_failed_is_durable_once_the_disk_is_well() {
         assert_all(&scratch.open(5).0, 0..pages, Got::Right);
     }
 }
+
+#[test]
+fn no_flush_of_a_disk_that_fails_for_long_passes_for_a_success() {
+    let scratch = Scratch::new("long_fsync");
+    let (tier, failpoints) = with_failpoints(&scratch, 256);
+    put_all(&tier, 0..1);
+    failpoints.arm(Failpoint::BeforeSync, FailAction::Errno(libc::EIO), Occasion::Always);
+    for flush in 0..200 {
+        assert!(tier.flush(far()).is_err(), "flush {flush}");
+    }
+}
+
+#[test]
+fn a_directory_that_was_removed_and_made_again_is_its_new_owners() {
+    let scratch = Scratch::new("removed");
+    let (old, _) = scratch.open(8);
+    put_all(&old, 0..1);
+    std::fs::remove_dir_all(scratch.path()).expect("it is there");
+    let (new, _) = scratch.open(8);
+    put_all(&new, 100..110);
+    assert_eq!(new.flush(far()), Ok(()));
+    let outcomes: Vec<_> = (1..40).map(|page| put(&old, page)).collect();
+    let last = outcomes.last().expect("there are some");
+    assert!(matches!(last, Err(Error::TierIo { .. })), "{last:?}");
+    drop((old, new));
+    let (tier, found) = scratch.open(8);
+    assert_eq!((found.pages, found.skipped), (10, 0));
+    assert_all(&tier, 100..110, Got::Right);
+}

@@ -119,6 +119,24 @@ fn a_segment_that_no_manifest_lists_is_removed() {
 }
 
 #[test]
+fn numbers_of_segments_go_on_from_the_manifest_and_end_in_an_error() {
+    let last = |scratch: &Scratch| scratch.path().join("segment-ffffffff");
+    let scratch = filled("last_orphan");
+    fs::write(last(&scratch), b"not ours").expect("there is space");
+    let (tier, _) = open(&scratch, RecoveryMode::Strict).expect("an orphan is no damage");
+    (NUM_PAGES..2 * NUM_PAGES).for_each(|page| assert_eq!(put(&tier, page), Ok(Stored::New)));
+    assert_eq!(count_right(&tier), NUM_PAGES);
+    drop(tier);
+
+    fs::write(last(&scratch), b"not ours").expect("there is space");
+    fs::remove_file(scratch.path().join("manifest")).expect("it exists");
+    let (tier, _) = open(&scratch, RecoveryMode::Quiet).expect("what is sound is there");
+    let put: Vec<_> = (2 * NUM_PAGES..4 * NUM_PAGES).map(|page| put(&tier, page)).collect();
+    assert!(matches!(put.last(), Some(Err(Error::TierIo { .. }))), "{put:?}");
+    assert_eq!(count_right(&tier), NUM_PAGES);
+}
+
+#[test]
 fn a_damaged_page_is_counted_once_quarantined_and_leaves_with_its_segment() {
     let scratch = filled("quarantine");
     let (tier, _) = open(&scratch, RecoveryMode::Strict).expect("no damage");

@@ -274,3 +274,18 @@ fn measuring_leaves_nothing_behind_and_names_the_tiers_that_answer() {
     hierarchy.adopt(table, 1).unwrap();
     rig.check_rest();
 }
+
+#[test]
+fn a_full_tier_is_measured_by_the_pages_that_it_has() {
+    let (rig, scratch) = (Rig::new(40), Scratch::new("measure_full"));
+    let tiny = MemoryTier::new(3 * rig.layout.page_bytes() as u64);
+    let files = Arc::new(scratch.open(3).0);
+    let hierarchy = rig.hierarchy(vec![file(files.clone()), remote(Arc::new(tiny))]);
+    let is_taken =
+        |page: &PageHeader| files.put(page, &rig.bytes_of(&page.identity), far()).is_ok();
+    let num_pages = headers("a", 1, 500).iter().take_while(|page| is_taken(page)).count();
+    let table = hierarchy.measure(far()).unwrap();
+    assert!(table.speed(LowerTier::File).is_some_and(|speed| speed.bytes_per_s > 0));
+    assert!(table.speed(LowerTier::Remote).is_some(), "three pages are enough to measure it");
+    assert_eq!(files.usage().pages, num_pages as u64);
+}

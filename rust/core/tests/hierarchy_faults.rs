@@ -348,3 +348,36 @@ fn a_remote_tier_that_lies_costs_pages_but_never_a_wrong_byte() {
     assert_eq!((counts.missed, counts.promoted), (num_missed as u64, num_loaded as u64));
     rig.check_rest();
 }
+
+#[test]
+fn a_drain_that_has_no_time_for_every_page_makes_those_durable_that_it_moved() {
+    let (rig, scratch) = (Rig::new(1000), Scratch::new("drain"));
+    let (files, failpoints) = failing_files(&scratch, 256);
+    let hierarchy = rig.limited(vec![file(files.clone())], LIMITS);
+    rig.publish(1, 1000);
+    let slow = FailAction::Sleep(Duration::from_millis(5));
+    failpoints.arm(Failpoint::BeforeWrite, slow, Occasion::Always);
+    let drained = hierarchy.drain(within(1000)).expect("time is left for the flush");
+    assert!(drained.moved > 0 && drained.left > 0, "{drained:?}");
+    assert!(files.num_syncs() > 0);
+}
+
+#[test]
+fn one_load_that_runs_out_of_time_does_not_make_a_sound_disk_degraded() {
+    let (rig, scratch) = (Rig::new(128), Scratch::new("late"));
+    let (files, failpoints) = failing_files(&scratch, 64);
+    let limits = HierarchyLimits { num_threads: 8, ..BRISK };
+    let hierarchy = rig.limited(vec![file(files)], limits);
+    let pages = rig.publish(1, 128);
+    hierarchy.make_room(128, far()).unwrap();
+    let slow = FailAction::Sleep(Duration::from_millis(200));
+    failpoints.arm(Failpoint::BeforeRead, slow, Occasion::Always);
+    let lease = rig.lease(&pages);
+    let loaded = hierarchy.load(&lease, 0..128, 0, within(100)).unwrap();
+    assert!(loaded.failed > 3, "as many calls as there are threads: {loaded:?}");
+    assert_eq!(state(&hierarchy, LowerTier::File).condition, Condition::Serving);
+    for _ in 0..3 {
+        hierarchy.load(&lease, 0..128, 0, within(20)).unwrap();
+    }
+    assert_eq!(state(&hierarchy, LowerTier::File).condition, Condition::Degraded);
+}

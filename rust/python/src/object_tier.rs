@@ -6,6 +6,7 @@
 
 use hisparse_core::tier::{Deadline, PageHeader, PageIdentity, PageTier, Stored, TierUsage};
 use hisparse_core::{Error, Result};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict};
 
@@ -54,6 +55,11 @@ impl PageTier for ObjectTier {
             let page = PyByteArray::new(object.py(), into);
             let args = (name(object, identity), &page);
             let is_found = object.call_method("get", args, Some(options))?.extract()?;
+            let (found, needed) = (page.len(), into.len());
+            if is_found && found != needed {
+                let text = format!("bytes of a page: found {found}, needed {needed}");
+                return Err(PyValueError::new_err(text)); // a bytearray may be given another length
+            }
             if is_found {
                 into.copy_from_slice(&page.to_vec());
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::lower::Lower;
+use super::lower::{Lower, is_full};
 use super::{Hierarchy, Mover};
 use crate::error::{Error, Result};
 use crate::page::PAGE_TOKENS;
@@ -13,6 +13,13 @@ use crate::tier::{Deadline, PageHeader, PageIdentity};
 
 /// Pages that are written and read to measure a tier.
 const PROBE_PAGES: usize = 16;
+
+/// A page that is read to measure a tier; ours has bytes that are known.
+#[derive(Debug, Clone, Copy)]
+struct Probe {
+    name: PageIdentity,
+    is_ours: bool,
+}
 
 /// How fast pages come up from one tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +82,7 @@ impl Hierarchy {
     pub fn adopt(&self, table: LoadTable, epoch: u64) -> Result<()> {
         let mut adopted = lock(&self.mover.gate.adopted)?;
         if epoch <= adopted.epoch {
-            let (what, needed) = ("epoch of a load table", adopted.epoch + 1);
+            let (what, needed) = ("epoch of a load table", adopted.epoch.saturating_add(1));
             return Err(Error::WrongState { what, found: epoch, needed });
         }
         *adopted = Adopted { epoch, table };
@@ -122,24 +129,51 @@ impl Mover {
         deadline: Deadline,
     ) -> Result<TierSpeed> {
         let lower = &self.below[number];
-        for name in names {
-            let page = PageHeader { identity: *name, parent: *name, num_tokens: PAGE_TOKENS };
-            let bytes = probe_bytes(name, self.layout.page_bytes());
-            lower.store().put(&page, &bytes, self.call_by(deadline))?;
-        }
+        let probes = self.put_probes(lower, names, deadline)?;
         lower.store().flush(deadline)?;
         lower.store().forget_cached();
-        let alone = names.iter().map(|name| self.timed_get(lower, name, deadline));
-        let mut alone: Vec<Duration> = alone.collect::<Result<_>>()?;
+        let alone = probes.iter().map(|probe| self.timed_get(lower, *probe, deadline));
+        let mut alone: Vec<Duration> =
+            alone.filter_map(Result::transpose).collect::<Result<_>>()?;
         alone.sort_unstable();
         lower.store().forget_cached();
         let begin = Instant::now();
         let mover = Arc::clone(self);
-        let get = move |name| mover.timed_get(&mover.below[number], &name, deadline);
-        for time in self.crew.share(names.to_vec(), get) {
-            time.ok_or(Error::Poisoned)??;
+        let get = move |probe| mover.timed_get(&mover.below[number], probe, deadline);
+        let mut num_read = 0;
+        for time in self.crew.share(probes, get) {
+            num_read += usize::from(time.ok_or(Error::Poisoned)??.is_some());
         }
-        Ok(self.speed(alone[alone.len() / 2], begin.elapsed(), names.len()))
+        let alone =
+            *alone.get(alone.len() / 2).ok_or_else(|| refused("no page is there to read"))?;
+        Ok(self.speed(alone, begin.elapsed(), num_read))
+    }
+
+    /// What is read to measure a tier: pages that are put for it, and where a full tier has no room
+    /// for all of them, pages that it has, the oldest first.
+    fn put_probes(
+        &self,
+        lower: &Lower,
+        names: &[PageIdentity],
+        deadline: Deadline,
+    ) -> Result<Vec<Probe>> {
+        let mut probes = Vec::with_capacity(names.len());
+        for &name in names {
+            let page = PageHeader { identity: name, parent: name, num_tokens: PAGE_TOKENS };
+            let bytes = probe_bytes(&name, self.layout.page_bytes());
+            match lower.store().put(&page, &bytes, self.call_by(deadline)) {
+                Ok(_) => probes.push(Probe { name, is_ours: true }),
+                Err(error) if is_full(&error) => {
+                    let held = lower.store().pages().into_iter().map(|page| page.identity);
+                    let held = held.filter(|name| !names.contains(name));
+                    let held = held.map(|name| Probe { name, is_ours: false });
+                    probes.extend(held.take(names.len() - probes.len()));
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(probes)
     }
 
     /// Latency is what a page alone takes beyond its share of the bandwidth.
@@ -157,22 +191,27 @@ impl Mover {
         TierSpeed { latency_us: u64::try_from(latency).unwrap_or(u64::MAX), bytes_per_s }
     }
 
+    /// None for a page of others that is gone.
     fn timed_get(
         &self,
         lower: &Lower,
-        name: &PageIdentity,
+        Probe { name, is_ours }: Probe,
         deadline: Deadline,
-    ) -> Result<Duration> {
+    ) -> Result<Option<Duration>> {
         let mut staged = self.staging.take(self.layout.page_bytes(), deadline)?;
         let begin = Instant::now();
-        let is_found = lower.store().get(name, &mut staged.bytes, self.call_by(deadline))?;
+        let is_found = lower.store().get(&name, &mut staged.bytes, self.call_by(deadline))?;
         let time = begin.elapsed();
-        if !is_found || staged.bytes != probe_bytes(name, staged.bytes.len()) {
-            let text = "a page that was just put is not there".into();
-            return Err(Error::TierIo { tier: "hierarchy", call: "measure", text });
+        let is_as_put = is_found && staged.bytes == probe_bytes(&name, staged.bytes.len());
+        if is_ours && !is_as_put {
+            return Err(refused("a page that was just put is not there"));
         }
-        Ok(time)
+        Ok(is_found.then_some(time))
     }
+}
+
+fn refused(text: &str) -> Error {
+    Error::TierIo { tier: "hierarchy", call: "measure", text: text.into() }
 }
 
 /// Names that no page has: hashes of this moment, without any tenant's key.

@@ -62,9 +62,10 @@ impl Hierarchy {
     }
 
     /// Moves every page down that may move, removes the copies that nobody wants any more, then
-    /// flushes: after it the process may end, and a restart finds what was `moved`.
+    /// flushes: after it the process may end, and a restart finds what was `moved`. Moving ends in
+    /// time for the flush.
     pub fn drain(&self, deadline: Deadline) -> Result<Drained> {
-        let moved = self.mover.move_all(deadline)?;
+        let moved = self.mover.move_all(Deadline::after(deadline.left() / 4 * 3))?;
         self.mover.tidy(&[], deadline)?;
         self.flush(deadline)?;
         let stats = self.mover.directory.stats()?;

@@ -154,15 +154,26 @@ impl Hierarchy {
         let mut num_found = 0;
         for asked in matched.chain()[num_known..].chunks(PAGES_PER_QUESTION) {
             let held = remote.store().count_held(asked, self.mover.call_by(deadline)).unwrap_or(0);
-            for page in (num_known + num_found..).take(held).map(|at| matched.header(at)) {
-                self.directory().found_below(&page, LowerTier::Remote, Some(matched.tenant()))?;
-            }
-            num_found += held;
-            if held < asked.len() {
+            let held = held.min(asked.len()); // a store may say anything
+            let num_noted = self.note_found(&matched, num_known + num_found, held)?;
+            num_found += num_noted;
+            if num_noted < asked.len() {
                 break;
             }
         }
         if num_found == 0 { Ok(matched) } else { manager.match_prompt(tenant, tokens) }
+    }
+
+    /// Tells the directory of pages of a prompt that the remote tier has, as far as entries are left.
+    fn note_found(&self, matched: &MatchedPrompt, first: usize, count: usize) -> Result<usize> {
+        for (num_noted, page) in (first..).take(count).map(|at| matched.header(at)).enumerate() {
+            let tenant = Some(matched.tenant());
+            match self.directory().found_below(&page, LowerTier::Remote, tenant) {
+                Err(Error::TierFull { .. }) => return Ok(num_noted),
+                noted => noted?,
+            }
+        }
+        Ok(count)
     }
 
     /// Pages of a match, from its first on, that are in the host pool in the end.

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::Deadline;
 use crate::error::{Error, Result, check_range};
 use crate::sync::{Mutex, lock};
 
@@ -51,6 +52,7 @@ struct Record {
     failed_at: VecDeque<Instant>, // the last `limits.failures`, oldest first
     state: State,
     next_probe: u64,
+    late_by: Option<Deadline>, // of the last call that came late
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +74,8 @@ impl Breaker {
     pub fn new(tier: &'static str, limits: BreakerLimits) -> Result<Self> {
         check_range("failures", limits.failures, 1, 1000)?;
         let failed_at = VecDeque::with_capacity(limits.failures as usize);
-        let record = Mutex::new(Record { failed_at, state: State::Closed, next_probe: 0 });
+        let record =
+            Mutex::new(Record { failed_at, state: State::Closed, next_probe: 0, late_by: None });
         Ok(Self { tier, limits, record })
     }
 
@@ -105,7 +108,17 @@ impl Breaker {
         Ok(())
     }
 
-    /// The call failed or was not answered in time.
+    /// The call was not answered by its deadline. Calls that one caller's deadline has ended
+    /// together count once: that it was short says little about the tier.
+    pub fn came_late(&self, admission: &Admission, by: Deadline, now: Instant) -> Result<()> {
+        let late_before = lock(&self.record)?.late_by.replace(by);
+        if admission.probe.is_none() && late_before == Some(by) {
+            return Ok(());
+        }
+        self.failed(admission, now)
+    }
+
+    /// The call failed.
     ///
     /// A call that was let through before the breaker opened changes nothing any more.
     pub fn failed(&self, admission: &Admission, now: Instant) -> Result<()> {

@@ -90,13 +90,28 @@ impl<T: PageTier + ?Sized + 'static> GuardedTier<T> {
     ) -> Result<R> {
         let inner = Arc::clone(&self.inner);
         let answer = self.workers.call(call, deadline, move || work(&inner)).and_then(identity);
-        if answer.as_ref().is_err_and(is_failure) {
-            self.failures.fetch_add(1, Ordering::Relaxed);
-            self.breaker.failed(admission, (self.clock)())?;
-        } else {
-            self.breaker.succeeded(admission)?;
+        match &answer {
+            Err(error) if is_failure(error) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                note_failure(&self.breaker, admission, error, deadline, (self.clock)())?;
+            }
+            _ => self.breaker.succeeded(admission)?,
         }
         answer
+    }
+}
+
+/// Tells the breaker of a call that was to end by `deadline`.
+pub(super) fn note_failure(
+    breaker: &Breaker,
+    admission: &Admission,
+    error: &Error,
+    deadline: Deadline,
+    now: Instant,
+) -> Result<()> {
+    match error {
+        Error::DeadlinePassed { .. } => breaker.came_late(admission, deadline, now),
+        _ => breaker.failed(admission, now),
     }
 }
 

@@ -137,14 +137,17 @@ pub struct TierUsage {
     pub failures: u64,
 }
 
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// When a call must have ended, by the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// So long from now.
+    /// So long from now; a limit beyond what the clock can count is a century.
     pub fn after(limit: Duration) -> Self {
-        Self(Instant::now() + limit)
+        let now = Instant::now();
+        Self(now.checked_add(limit).unwrap_or_else(|| now + CENTURY))
     }
 
     /// Time that is left; zero once it has passed.

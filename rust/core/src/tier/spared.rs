@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::breaker::{Breaker, BreakerLimits, BreakerState};
-use super::guarded::{Clock, is_failure};
+use super::guarded::{Clock, is_failure, note_failure};
 use super::{Deadline, PageHeader, PageIdentity, PageTier, Stored, TierUsage};
 use crate::error::Result;
 
@@ -48,10 +48,13 @@ impl<T: PageTier + ?Sized> SparedTier<T> {
         deadline.check(call)?; // a caller that comes late says nothing about the tier
         let admission = self.breaker.admit((self.clock)())?;
         let answer = work(&self.inner);
-        if answer.as_ref().map_or_else(is_failure, has_failed) {
-            self.breaker.failed(&admission, (self.clock)())?;
-        } else {
-            self.breaker.succeeded(&admission)?;
+        let now = (self.clock)();
+        match &answer {
+            Err(error) if is_failure(error) => {
+                note_failure(&self.breaker, &admission, error, deadline, now)?;
+            }
+            Ok(answer) if has_failed(answer) => self.breaker.failed(&admission, now)?,
+            _ => self.breaker.succeeded(&admission)?,
         }
         answer
     }

@@ -1,11 +1,14 @@
 //! The tier's directory: one process at a time, the names of its files, and durable renames.
+//!
+//! Files are named from the open directory on, never by its path: where somebody has removed it and
+//! another process made a new one, this one's calls fail, and the other's files are left alone.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -15,12 +18,11 @@ use super::failpoint::{Failpoint, Failpoints};
 
 const MANIFEST: &str = "manifest";
 const NEXT_MANIFEST: &str = "manifest.next";
-const OWNER_ONLY: u32 = 0o600;
+const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// The directory, locked while this lives.
 #[derive(Debug)]
 pub(super) struct Directory {
-    path: PathBuf,
     itself: File,
     _lock: File,
 }
@@ -32,9 +34,9 @@ impl Directory {
             make_durably(path).map_err(io_error("mkdir"))?;
         }
         let itself = File::open(path).map_err(io_error("open"))?;
-        let lock = new_file(&path.join("lock"), false).map_err(io_error("open"))?;
+        let lock = new_file(&itself, "lock", OFlags::empty()).map_err(io_error("open"))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), itself, _lock: lock }),
+            Ok(()) => Ok(Self { itself, _lock: lock }),
             Err(Errno::WOULDBLOCK) => {
                 let what = "processes that hold the file tier's directory";
                 Err(Error::WrongState { what, found: 1, needed: 0 })
@@ -45,21 +47,19 @@ impl Directory {
 
     /// The manifest's bytes; None if there is none.
     pub(super) fn read_manifest(&self) -> Result<Option<Vec<u8>>> {
-        match fs::read(self.path.join(MANIFEST)) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("read")(error)),
-        }
+        let Some(mut manifest) = self.open_file(MANIFEST, OFlags::RDONLY)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        manifest.read_to_end(&mut bytes).map_err(io_error("read"))?;
+        Ok(Some(bytes))
     }
 
     /// Puts a manifest in force; after an error either may be.
     pub(super) fn replace_manifest(&self, bytes: &[u8], failpoints: &Failpoints) -> io::Result<()> {
-        let next = self.path.join(NEXT_MANIFEST);
-        let mut file = new_file(&next, true)?;
+        let mut file = new_file(&self.itself, NEXT_MANIFEST, OFlags::TRUNC)?;
         file.write_all(bytes)?;
         file.sync_data()?;
         failpoints.pass(Failpoint::BeforeManifestRename)?;
-        fs::rename(&next, self.path.join(MANIFEST))?;
+        renameat(&self.itself, NEXT_MANIFEST, &self.itself, MANIFEST)?;
         failpoints.pass(Failpoint::AfterManifestRename)?;
         self.itself.sync_all()
     }
@@ -67,32 +67,36 @@ impl Directory {
     /// The segments that there are files of.
     pub(super) fn segments(&self) -> Result<Vec<u32>> {
         let mut segments = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(io_error("readdir"))? {
-            let name = entry.map_err(io_error("readdir"))?.file_name();
-            segments.extend(name.to_str().and_then(segment_of));
+        let refused = |error: Errno| io_error("readdir")(error.into());
+        for entry in Dir::read_from(&self.itself).map_err(refused)? {
+            let entry = entry.map_err(refused)?;
+            segments.extend(entry.file_name().to_str().ok().and_then(segment_of));
         }
         segments.sort_unstable();
         Ok(segments)
     }
 
     pub(super) fn create_segment(&self, segment: u32) -> io::Result<File> {
-        new_file(&self.path.join(segment_name(segment)), true)
+        new_file(&self.itself, &segment_name(segment), OFlags::TRUNC)
     }
 
     /// None if there is no such file.
     pub(super) fn open_segment(&self, segment: u32) -> Result<Option<File>> {
-        let path = self.path.join(segment_name(segment));
-        match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("open")(error)),
-        }
+        self.open_file(&segment_name(segment), OFlags::RDWR)
     }
 
     pub(super) fn unlink_segment(&self, segment: u32) -> io::Result<()> {
-        match fs::remove_file(self.path.join(segment_name(segment))) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        match unlinkat(&self.itself, segment_name(segment), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open_file(&self, name: &str, access: OFlags) -> Result<Option<File>> {
+        match openat(&self.itself, name, access | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(io_error("open")(error.into())),
         }
     }
 }
@@ -113,8 +117,7 @@ fn segment_of(name: &str) -> Option<u32> {
     (segment_name(number) == name).then_some(number)
 }
 
-fn new_file(path: &Path, truncate: bool) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(truncate).mode(OWNER_ONLY);
-    options.open(path)
+fn new_file(directory: &File, name: &str, more: OFlags) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | more;
+    Ok(openat(directory, name, flags, OWNER_ONLY)?.into())
 }

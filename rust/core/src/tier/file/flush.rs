@@ -56,8 +56,10 @@ impl State {
     fn end(&mut self, outcome: Result<()>) {
         self.ended = self.begun;
         if let Err(error) = outcome {
+            if self.failed.len() == MAX_FAILED {
+                self.failed.pop_front(); // never the newest: its callers would take it for a success
+            }
             self.failed.push_back((self.ended, error));
-            self.failed.truncate(MAX_FAILED);
         }
     }
 }

@@ -21,7 +21,7 @@ use super::store::Purpose;
 pub(super) struct Recovered {
     pub(super) index: Index,
     pub(super) report: Recovery,
-    /// Number of the next segment: beyond every file's.
+    /// Number of the next segment: beyond those of the manifest, or of all files without one.
     pub(super) next_segment: u32,
     /// The manifest on the disk says less than what was found.
     pub(super) list_is_old: bool,
@@ -88,7 +88,7 @@ impl Reader<'_> {
             self.directory.unlink_segment(orphan).map_err(io_error("unlink"))?;
         }
         let last = manifest.segments.iter().map(|listed| listed.segment.saturating_add(1)).max();
-        self.found.next_segment = self.found.next_segment.max(last.unwrap_or(0));
+        self.found.next_segment = last.unwrap_or(0); // no orphan's file is left
         Ok(manifest.segments)
     }
 

@@ -132,10 +132,11 @@ impl Store {
     fn begin_segment(&self, need: u64, purpose: Purpose) -> Result<()> {
         let mut files = lock(&self.files);
         if self.needs_segment(&files, need, purpose)? {
-            let segment = Arc::new(self.create_segment(&files)?);
             let (id, stamp) = files.next;
+            let next = id.checked_add(1).ok_or_else(no_number)?;
+            let segment = Arc::new(self.create_segment(&files)?);
             self.write_manifest(Some(Listed { segment: id, stamp, is_full: false }))?;
-            files.next = (id + 1, new_stamp());
+            files.next = (next, new_stamp());
             let mut index = lock(&self.index);
             index.segments.insert(id, Held::new(segment, FIRST_RECORD, Vec::new()));
             index.aim(purpose, id);
@@ -219,6 +220,10 @@ impl Store {
             Err(_) => index.counts.failures += 1, // opening reads its records instead
         }
     }
+}
+
+fn no_number() -> Error {
+    Error::TierIo { tier: TIER, call: "open", text: "no number is left for a segment".into() }
 }
 
 /// A number that nobody can guess: what a tenant writes in its pages never passes for a record.
