@@ -25,6 +25,12 @@ _SOAK_FAULTS = ("alloc", "io", "corrupt", "slow", "remote")
 _RUNS = ((1, FAULTS), (2, FAULTS), (3, FAULTS), (4, _SOAK_FAULTS))
 _DONE = ("seconds", "operations", "checked_promises")
 _MUST_BE_0 = ("pages_lost_acknowledged", "wrong_bytes", "leaked_pages", "leaked_leases")
+_SLOPED = {
+    "rss_mib": "RSS MiB",
+    "anonymous_mib": "anonymous MiB",
+    "malloc_mib": "malloc MiB in use",
+    "python_blocks": "Python objects",
+}
 _TIMED = ("open", "prefill", "decode", "preempt", "resume", "flush")
 
 
@@ -64,11 +70,11 @@ def _over_time(soak: dict[str, Any]) -> Iterator[tuple[str, float]]:
     server = longest(soak)
     if server is not None:
         yield "seconds measured of one server", server["measured_seconds"]
-        for name in ("rss", "anonymous"):
-            memory = server[f"{name}_mib"]
-            yield f"{name} MiB, max", memory["max"]
-            yield f"{name} MiB/h", memory["slope_per_hour"]
-            yield f"{name} MiB/h, standard error", memory["slope_error"]
+        for name, words in _SLOPED.items():
+            if server[name] is not None:
+                yield f"{words}, max", server[name]["max"]
+                yield f"{words}/h", server[name]["slope_per_hour"]
+                yield f"{words}/h, standard error", server[name]["slope_error"]
         for name in ("fds", "threads"):
             yield from ((f"{name}, {end}", server[name][end]) for end in ("min", "max"))
     yield "oldest lease s, at most", soak["oldest_lease_seconds"]

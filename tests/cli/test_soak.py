@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hisparse_sidecar.cli.stress.driver import Driver
 from hisparse_sidecar.cli.stress.footprint import Footprint, footprint
+from hisparse_sidecar.cli.stress.heap import Heap, heap
 from hisparse_sidecar.cli.stress.sampler import Opening, Sample
 from hisparse_sidecar.cli.stress.settings import StressSettings
 from hisparse_sidecar.cli.stress.soak import leaks, oldest_lease_seconds, to_json
@@ -20,11 +21,14 @@ pytestmark = pytest.mark.cpu_only
 
 MIB = 1 << 20
 STEADY = Footprint(400 * MIB, 300 * MIB, 40, 16)
+HEAP = Heap(90 * MIB, 700_000)
 Change = Callable[[int], Footprint]
 
 
 def seen(second: int, found: Footprint = STEADY, leases: int = 0, generation: int = 0) -> Sample:
-    return Sample(float(second), generation, found, leases, {"directory": 100, "file": second})
+    return Sample(
+        float(second), generation, found, HEAP, leases, {"directory": 100, "file": second}
+    )
 
 
 def seen_for(seconds: int, change: Change = lambda _: STEADY, generation: int = 0) -> list[Sample]:
@@ -165,6 +169,30 @@ def test_a_process_is_read_as_it_is() -> None:
     assert more.num_fds == before.num_fds + 5
     assert more.num_threads >= 1
     assert 0 < more.anonymous_bytes <= more.rss_bytes
+
+
+def test_what_is_in_use_is_counted_and_what_was_given_back_is_not() -> None:
+    before = heap()
+    taken = bytearray(MIB)
+    objects = [object() for _ in range(100_000)]
+    more = heap()
+    assert more.python_blocks >= before.python_blocks + 100_000
+    if before.malloc_bytes is not None and more.malloc_bytes is not None:
+        assert more.malloc_bytes >= before.malloc_bytes + MIB
+    del taken, objects
+    assert heap().python_blocks < more.python_blocks - 90_000
+
+
+def test_heaps_have_slopes_and_one_that_nobody_tells_of_is_left_out() -> None:
+    samples = [replace(one, heap=Heap(None, 700_000 + int(one.seconds))) for one in seen_for(361)]
+    soak = to_json(samples, [])
+    (server,) = soak["servers"]
+    assert server["malloc_mib"] is None
+    assert server["python_blocks"]["slope_per_hour"] == pytest.approx(3600.0)
+    table = words(soak_table(soak))
+    assert "700,120.0 to 700,360.0, +3,600.0 ± 0.0/h" in table
+    assert "malloc" not in table
+    assert "in use of malloc" in words(soak_table(to_json(seen_for(361), [])))
 
 
 def fake_process(proc: Path, memory: str, text: str) -> None:

@@ -10,7 +10,6 @@ from itertools import groupby
 from statistics import median
 from typing import Any
 
-from hisparse_sidecar.cli.stress.footprint import Footprint
 from hisparse_sidecar.cli.stress.sampler import INTERVAL_SECONDS, Opening, Sample
 from hisparse_sidecar.cli.stress.trends import LEAST_VALUES, grows, ratio_with_error, slope
 
@@ -83,10 +82,12 @@ def _server(seen: list[Sample]) -> dict[str, Any] | None:
         "generation": seen[0].generation,
         "warm_up_seconds": round(warm_up, 1),
         "measured_seconds": round(ended - began - warm_up, 1),
-        "rss_mib": _memory(rest, lambda found: found.rss_bytes),
-        "anonymous_mib": _memory(rest, lambda found: found.anonymous_bytes),
-        "fds": _number(rest, lambda found: found.num_fds),
-        "threads": _number(rest, lambda found: found.num_threads),
+        "rss_mib": _memory(rest, lambda one: one.footprint.rss_bytes),
+        "anonymous_mib": _memory(rest, lambda one: one.footprint.anonymous_bytes),
+        "malloc_mib": _memory(rest, lambda one: one.heap.malloc_bytes),
+        "python_blocks": _sloped(rest, [one.heap.python_blocks for one in rest]),
+        "fds": _number([one.footprint.num_fds for one in rest]),
+        "threads": _number([one.footprint.num_threads for one in rest]),
         "pages": {
             name: {"first": rest[0].num_pages[name], "last": rest[-1].num_pages[name]}
             for name in sorted(rest[0].num_pages)
@@ -94,19 +95,22 @@ def _server(seen: list[Sample]) -> dict[str, Any] | None:
     }
 
 
-def _memory(seen: list[Sample], of: Callable[[Footprint], int]) -> dict[str, float]:
-    sizes = [of(sample.footprint) / _MIB for sample in seen]
-    found = slope([sample.seconds for sample in seen], sizes)
+def _memory(seen: list[Sample], of: Callable[[Sample], int | None]) -> dict[str, float] | None:
+    sizes = [num_bytes / _MIB for num_bytes in map(of, seen) if num_bytes is not None]
+    return _sloped(seen, sizes) if len(sizes) == len(seen) else None
+
+
+def _sloped(seen: list[Sample], values: Sequence[float]) -> dict[str, float]:
+    found = slope([sample.seconds for sample in seen], values)
     return {
-        "min": round(min(sizes), 2),
-        "max": round(max(sizes), 2),
+        "min": round(min(values), 2),
+        "max": round(max(values), 2),
         "slope_per_hour": round(_HOUR_SECONDS * found.per_second, 2),
         "slope_error": round(_HOUR_SECONDS * found.error, 2),
     }
 
 
-def _number(seen: list[Sample], of: Callable[[Footprint], int]) -> dict[str, Any]:
-    found = [of(sample.footprint) for sample in seen]
+def _number(found: list[int]) -> dict[str, Any]:
     return {"min": min(found), "max": max(found), "grew": grows(found)}
 
 
