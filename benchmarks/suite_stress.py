@@ -25,12 +25,7 @@ _SOAK_FAULTS = ("alloc", "io", "corrupt", "slow", "remote")
 _RUNS = ((1, FAULTS), (2, FAULTS), (3, FAULTS), (4, _SOAK_FAULTS))
 _DONE = ("seconds", "operations", "checked_promises")
 _MUST_BE_0 = ("pages_lost_acknowledged", "wrong_bytes", "leaked_pages", "leaked_leases")
-_SLOPED = {
-    "rss_mib": "RSS MiB",
-    "anonymous_mib": "anonymous MiB",
-    "malloc_mib": "malloc MiB in use",
-    "python_blocks": "Python objects",
-}
+_MEMORY = {"rss_mib": "RSS MiB", "anonymous_mib": "anonymous MiB", "malloc_mib": "malloc MiB"}
 _TIMED = ("open", "prefill", "decode", "preempt", "resume", "flush")
 
 
@@ -70,7 +65,7 @@ def _over_time(soak: dict[str, Any]) -> Iterator[tuple[str, float]]:
     server = longest(soak)
     if server is not None:
         yield "seconds measured of one server", server["measured_seconds"]
-        for name, words in _SLOPED.items():
+        for name, words in _MEMORY.items():
             if server[name] is not None:
                 yield f"{words}, max", server[name]["max"]
                 yield f"{words}/h", server[name]["slope_per_hour"]

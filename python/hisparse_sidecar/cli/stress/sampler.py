@@ -6,7 +6,6 @@ from typing import Any
 
 from hisparse_sidecar.cli.stress.counts import Counts
 from hisparse_sidecar.cli.stress.footprint import Footprint, footprint
-from hisparse_sidecar.cli.stress.heap import Heap
 from hisparse_sidecar.cli.stress.server_process import ServerProcess
 from hisparse_sidecar.client import ServerUnavailable
 
@@ -21,7 +20,7 @@ class Sample:
         seconds: since the run began.
         generation: of the server.
         footprint: of its process.
-        heap: what of its memory is in use.
+        malloc_bytes: what malloc has given out; None where nobody tells.
         num_leases: leases of prompts, and host pages that are out on leases.
         num_pages: names of pages that are known, by who knows them: "directory", "file", "remote".
     """
@@ -29,7 +28,7 @@ class Sample:
     seconds: float
     generation: int
     footprint: Footprint
-    heap: Heap
+    malloc_bytes: int | None
     num_leases: int
     num_pages: dict[str, int]
 
@@ -87,9 +86,8 @@ class Sampler:
         leases = state["prefix"]["leases"] + state["core"]["host_pages_leased"]
         pages = {name: tier["pages"] for name, tier in state["tiers"].items()}
         pages["directory"] = state["prefix"]["pages"]
-        return Sample(
-            self._seconds(), self._server.generation, found, Heap(**state["heap"]), leases, pages
-        )
+        at, generation = self._seconds(), self._server.generation
+        return Sample(at, generation, found, state["malloc_bytes"], leases, pages)
 
     def note_opening(self, took_us: float, asked_pages: int, found_pages: int) -> None:
         """A prompt was opened just now."""

@@ -84,8 +84,7 @@ def _server(seen: list[Sample]) -> dict[str, Any] | None:
         "measured_seconds": round(ended - began - warm_up, 1),
         "rss_mib": _memory(rest, lambda one: one.footprint.rss_bytes),
         "anonymous_mib": _memory(rest, lambda one: one.footprint.anonymous_bytes),
-        "malloc_mib": _memory(rest, lambda one: one.heap.malloc_bytes),
-        "python_blocks": _sloped(rest, [one.heap.python_blocks for one in rest]),
+        "malloc_mib": _memory(rest, lambda one: one.malloc_bytes),
         "fds": _number([one.footprint.num_fds for one in rest]),
         "threads": _number([one.footprint.num_threads for one in rest]),
         "pages": {
@@ -97,14 +96,12 @@ def _server(seen: list[Sample]) -> dict[str, Any] | None:
 
 def _memory(seen: list[Sample], of: Callable[[Sample], int | None]) -> dict[str, float] | None:
     sizes = [num_bytes / _MIB for num_bytes in map(of, seen) if num_bytes is not None]
-    return _sloped(seen, sizes) if len(sizes) == len(seen) else None
-
-
-def _sloped(seen: list[Sample], values: Sequence[float]) -> dict[str, float]:
-    found = slope([sample.seconds for sample in seen], values)
+    if len(sizes) < len(seen):
+        return None
+    found = slope([sample.seconds for sample in seen], sizes)
     return {
-        "min": round(min(values), 2),
-        "max": round(max(values), 2),
+        "min": round(min(sizes), 2),
+        "max": round(max(sizes), 2),
         "slope_per_hour": round(_HOUR_SECONDS * found.per_second, 2),
         "slope_error": round(_HOUR_SECONDS * found.error, 2),
     }

@@ -7,11 +7,10 @@ from rich.table import Table
 from hisparse_sidecar.cli.output import simple_table
 from hisparse_sidecar.cli.stress.soak import longest
 
-_SLOPED = {
-    "rss_mib": ("RSS", " MiB"),
-    "anonymous_mib": ("of it anonymous", " MiB"),
-    "malloc_mib": ("in use of malloc", " MiB"),
-    "python_blocks": ("objects of Python", ""),
+_MEMORY = {
+    "rss_mib": "RSS",
+    "anonymous_mib": "of it anonymous",
+    "malloc_mib": "given out by malloc",
 }
 
 
@@ -35,9 +34,9 @@ def _add_server(table: Table, server: dict[str, Any]) -> None:
     measured, warm_up = server["measured_seconds"], server["warm_up_seconds"]
     what = f"server {server['generation']}, seconds measured"
     table.add_row(what, f"{measured:g}, after {warm_up:g} of warm-up")
-    for name, (words, unit) in _SLOPED.items():
+    for name, words in _MEMORY.items():
         if server[name] is not None:
-            table.add_row(words, _sloped(server[name], unit))
+            table.add_row(words, _memory(server[name]))
     for name in ("fds", "threads"):
         found, style = server[name], "red" if server[name]["grew"] else None
         grew = ", growing" if found["grew"] else ""
@@ -46,9 +45,9 @@ def _add_server(table: Table, server: dict[str, Any]) -> None:
         table.add_row(f"pages known to {name}", f"{found['first']:,}, then {found['last']:,}")
 
 
-def _sloped(found: dict[str, float], unit: str) -> str:
-    rate = f"{found['slope_per_hour']:+,.1f} ± {found['slope_error']:,.1f}{unit}/h"
-    return f"{found['min']:,.1f} to {found['max']:,.1f}{unit}, {rate}"
+def _memory(found: dict[str, float]) -> str:
+    rate = f"{found['slope_per_hour']:+,.1f} ± {found['slope_error']:,.1f} MiB/h"
+    return f"{found['min']:,.1f} to {found['max']:,.1f} MiB, {rate}"
 
 
 def _add_drifts(table: Table, soak: dict[str, Any]) -> None:
