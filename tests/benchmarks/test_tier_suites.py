@@ -23,6 +23,10 @@ from benchmarks.eviction.record import PAGE_BYTES, read_requests, record, trace_
 from benchmarks.remote.overhead import BatchContest, Contest, local_store
 from hisparse_sidecar._core import InvalidArgument
 from hisparse_sidecar.cli.bench.rows import Environment, Measurement, make_row
+from hisparse_sidecar.cli.stress.footprint import Footprint
+from hisparse_sidecar.cli.stress.sampler import Opening, Sample
+from hisparse_sidecar.cli.stress.settings import FAULTS
+from hisparse_sidecar.cli.stress.soak import to_json
 
 ENVIRONMENT = Environment("cpu: A Fine CPU (2 cores)", "", "2.15.0", "3.9.0", "abc1234")
 
@@ -59,12 +63,23 @@ def test_a_run_of_stress_is_its_faults_its_losses_and_its_times() -> None:
     times = {name: {"p50": 1.0, "p99": 2.0} for name in suite_stress._TIMED}
     names = (*suite_stress._DONE, *suite_stress._MUST_BE_0)
     report: dict[str, Any] = dict.fromkeys(names, 0)
+    seen = [Sample(float(at), 0, Footprint(at << 20, 0, 40, 16), None, 0, {}) for at in range(241)]
+    soak = to_json(seen, [Opening(float(at), 2.0, 4, 1) for at in range(241)])
     report |= {"seed": 7, "checked_bytes": 2e9, "recovery_ms": 3.0, "latency_us": times}
-    report |= {"faults_injected": {"slow": 4}, "clients": {"slow": 5}}
+    report |= {"faults_injected": {"slow": 4}, "clients": {"slow": 5}, "soak": soak}
     found = {one.metric: one.ours for one in suite_stress.to_measurements(report)}
     assert (found["faults: slow"], found["slow clients"], found["GB compared"]) == (4, 5, 2.0)
     assert (found["pages lost acknowledged"], found["max recovery ms"]) == (0, 3.0)
     assert (found["open, p50 us"], found["flush, p99 us"]) == (1.0, 2.0)
+    assert (found["RSS MiB, max"], found["RSS MiB/h"], found["fds, max"]) == (240, 3600, 40)
+    assert (found["oldest lease s, at most"], found["open p50 drift %"]) == (0.0, 0.0)
+
+
+def test_a_run_whose_servers_are_killed_has_no_rows_of_a_process() -> None:
+    soak = to_json([Sample(0.0, 0, Footprint(1, 1, 1, 1), None, 0, {})], [])
+    assert list(suite_stress._over_time(soak)) == [("oldest lease s, at most", 0.0)]
+    assert "every fault" in suite_stress._case(1, FAULTS)
+    assert "faults alloc io corrupt slow remote" in suite_stress._case(4, suite_stress._SOAK_FAULTS)
 
 
 def test_lru_is_the_peer_of_the_other_policies() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from hisparse_sidecar.cli.stress.footprint import Footprint
+
 _MOST_REMARKS = 20
 
 
@@ -24,6 +26,7 @@ class Counts:
         pages_lost: pages that a flush had acknowledged and nobody finds.
         leaked_pages: host pages in use at the end, when nobody uses one; None = not known yet.
         leaked_leases: leases, pins, holds and leased pages that are left at the end; None as well.
+        footprint: of the server's process, as last seen; None = not yet.
         remarks: what was wrong, in words.
     """
 
@@ -37,6 +40,7 @@ class Counts:
     pages_lost: int = 0
     leaked_pages: int | None = None
     leaked_leases: int | None = None
+    footprint: Footprint | None = None
     remarks: list[str] = field(default_factory=list)
     recovery_ms: list[float] = field(default_factory=list)
     restart_ms: list[float] = field(default_factory=list)
@@ -58,6 +62,10 @@ class Counts:
         began = time.perf_counter()
         yield
         self._latency_us.setdefault(name, []).append(1e6 * (time.perf_counter() - began))
+
+    def last_us(self, name: str) -> float:
+        """How long the last call of the kind took that ended well."""
+        return self._latency_us[name][-1]
 
     def latency_us(self) -> dict[str, dict[str, float]]:
         """p50 and p99 of each kind of call."""

@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hisparse_sidecar.cli.stress import fault_operations as faults
 from hisparse_sidecar.cli.stress import sequence_operations as sequences
@@ -14,6 +15,7 @@ from hisparse_sidecar.cli.stress.dealer import Dealer, Operation
 from hisparse_sidecar.cli.stress.endings import end_run, recover
 from hisparse_sidecar.cli.stress.run import Run
 from hisparse_sidecar.cli.stress.settings import StressSettings
+from hisparse_sidecar.cli.stress.soak import leaks, to_json
 from hisparse_sidecar.errors import (
     DeadlinePassed,
     DeviceArenaFull,
@@ -99,6 +101,7 @@ class Driver:
             began = time.monotonic()
             for operation in self._drawn(began) if given is None else given:
                 self._perform(operation)
+                self._look()
                 show(self.run.counts, time.monotonic() - began)
                 if not self.run.counts.holds:
                     break
@@ -109,7 +112,14 @@ class Driver:
             self.run.server.stop()
         for line in self.run.server.panics():
             self.run.counts.remark(f"in the server's log: {line}")
+        for leak in leaks(self.soak()):
+            self.run.counts.remark(leak)
         return self.run.counts
+
+    def soak(self) -> dict[str, Any]:
+        """What the servers did over time; see `soak.to_json`."""
+        sampler = self.run.sampler
+        return to_json(sampler.samples, sampler.openings)
 
     def _drawn(self, began: float) -> Iterator[Operation]:
         dealer = Dealer(self.run.settings)
@@ -150,6 +160,12 @@ class Driver:
         except Exception as failure:
             self._remark("after a kill", failure)
         return "cut short"
+
+    def _look(self) -> None:
+        try:
+            self.run.sampler.look()
+        except _GONE as error:
+            self._server_gone("between two operations", error)
 
     def _recover(self) -> None:
         recover(self.run)

@@ -15,6 +15,7 @@ from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import FaultTier, FileTier, Manager, PageLease
+from hisparse_sidecar.cli.stress.heap import malloc_bytes
 from hisparse_sidecar.cli.stress.rows import digest
 from hisparse_sidecar.cli.stress.settings import ERROR_NUMBERS
 from hisparse_sidecar.errors import HisparseError, WrongState
@@ -133,6 +134,7 @@ class Probe:
             "prefix": sidecar.prefix_stats().as_dict(),
             "tiers": tiers,
             "faults": self._faults(sidecar),
+            "malloc_bytes": malloc_bytes(),
             "start_ms": self._start_ms,
         }
 

@@ -43,4 +43,8 @@ def _words(counts: Counts) -> str:
         f"{counts.pages_lost} lost",
         f"faults: {faults or 'none'}",
     ]
+    seen = counts.footprint
+    if seen is not None:
+        memory = f"RSS {seen.rss_bytes / (1 << 20):,.0f} MiB"
+        parts.append(f"{memory}, {seen.num_fds} fds, {seen.num_threads} threads")
     return ", ".join(parts)

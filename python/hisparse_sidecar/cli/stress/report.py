@@ -9,12 +9,15 @@ from rich.text import Text
 from hisparse_sidecar.cli.output import simple_table
 from hisparse_sidecar.cli.stress.counts import Counts
 from hisparse_sidecar.cli.stress.settings import StressSettings
+from hisparse_sidecar.cli.stress.soak_table import soak_table
 
 _LOSSES = ("pages_lost_acknowledged", "wrong_bytes", "leaked_pages", "leaked_leases")
 
 
-def to_json(settings: StressSettings, counts: Counts, seconds: float) -> dict[str, Any]:
-    """The keys that the command line promises, and more."""
+def to_json(
+    settings: StressSettings, counts: Counts, soak: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """The keys that the command line promises, and more; `soak` as `soak.to_json` gives it."""
     return {
         "seed": settings.seed,
         "operations": sum(counts.operations.values()),
@@ -35,14 +38,15 @@ def to_json(settings: StressSettings, counts: Counts, seconds: float) -> dict[st
         "checked_bytes": counts.checked_bytes,
         "checked_promises": counts.checked_promises,
         "found_tokens": counts.hits,
+        "soak": soak,
         "remarks": counts.remarks,
         "holds": counts.holds,
     }
 
 
 def tables(report: dict[str, Any]) -> list[RenderableType]:
-    """Operations, faults, and the verdict."""
-    return [_operations(report), _faults(report), _verdict(report)]
+    """Operations, faults, what the server did over time, and the verdict."""
+    return [_operations(report), _faults(report), soak_table(report["soak"]), _verdict(report)]
 
 
 def _operations(report: dict[str, Any]) -> Table:

@@ -11,6 +11,7 @@ from hisparse_sidecar.cli.stress.bystanders import Bystanders
 from hisparse_sidecar.cli.stress.counts import Counts
 from hisparse_sidecar.cli.stress.lives import Life
 from hisparse_sidecar.cli.stress.oracle import Oracle
+from hisparse_sidecar.cli.stress.sampler import Sampler
 from hisparse_sidecar.cli.stress.segments import SegmentReader
 from hisparse_sidecar.cli.stress.server_process import ServerProcess
 from hisparse_sidecar.cli.stress.settings import StressSettings
@@ -30,6 +31,7 @@ class Run:
         counts: what was done and found.
         oracle: what bytes have to be, and what was promised.
         lives: every open sequence, by the number that operations name it by.
+        sampler: what was seen of the server over time.
         files: the file tier's directory, read from outside.
         may_evict: pages may have left the file tier for want of room since the last promise.
         evicts: failpoints make the file tier believe that the disk is full.
@@ -49,6 +51,7 @@ class Run:
         self.files = SegmentReader(directory / "pages", stored_page_bytes(self.config))
         self.server = ServerProcess(settings, directory)
         self.bystanders = Bystanders(self.server, self.counts)
+        self.sampler = Sampler(self.server, self.counts)
         self.may_evict = self.evicts = False
         self.pages_left = self.late_until = 0.0
         self.bytes_per_token = stored_page_bytes(self.config) // PAGE_TOKENS

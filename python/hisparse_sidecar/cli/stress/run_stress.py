@@ -42,7 +42,7 @@ def run_stress(
     with _fresh(directory) as folder:
         driver = Driver(settings, folder)
         counts = driver.drive(operations, progress.show)
-    report = to_json(settings, counts, time.monotonic() - began)
+    report = to_json(settings, counts, driver.soak(), time.monotonic() - began)
     report["replay"] = None
     if not counts.holds:
         write_replay(replay_path, settings, driver.performed, counts)

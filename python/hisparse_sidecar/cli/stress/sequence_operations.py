@@ -13,9 +13,10 @@ def open_prompt(run: Run, operation: Operation) -> None:
     """A prompt of a text; what is found of it must be right."""
     words, prompt = text(operation["text"]), prompt_tokens(operation["text"])
     client, tenant, new = operation["client"], operation["tenant"], operation["max_new_tokens"]
-    session = run.session(client)
+    session, tokens = run.session(client), words.tokens(0, prompt)
     with run.timed("open"):
-        handle, cached = session.open_prompt(words.tokens(0, prompt), new, tenant=tenant)
+        handle, cached = session.open_prompt(tokens, new, tenant=tenant)
+    run.sampler.note_opening(run.counts.last_us("open"), (prompt - 1) // 64, cached // 64)
     life = Life(operation["life"], client, handle, tenant, words, prompt, prompt + new, cached)
     run.lives[life.number] = life
     run.counts.hits += cached

@@ -52,6 +52,13 @@ class ServerProcess:
         self.is_killed = False
         self.generation = -1
 
+    @property
+    def pid(self) -> int:
+        """Of the present server's process."""
+        assert self._process is not None
+        assert self._process.pid is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Starts a server and waits until it answers.
 
