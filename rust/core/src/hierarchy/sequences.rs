@@ -155,7 +155,7 @@ impl Hierarchy {
         for asked in matched.chain()[num_known..].chunks(PAGES_PER_QUESTION) {
             let held = remote.store().count_held(asked, self.mover.call_by(deadline)).unwrap_or(0);
             for page in (num_known + num_found..).take(held).map(|at| matched.header(at)) {
-                self.directory().found_below(&page, LowerTier::Remote, Some(matched.tenant()))?;
+                self.directory().found_elsewhere(&page, LowerTier::Remote, matched.tenant())?;
             }
             num_found += held;
             if held < asked.len() {
