@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,7 +93,8 @@ class Server:
     def ask(self, do: str, **arguments: Any) -> Any:
         if do == "holds":
             return [name in self.held for name in arguments["names"]]
-        return {"host_pages": self.host, "state": {"tiers": {"file": {}}}}[do]
+        answers = {"host_pages": self.host, "state": {"tiers": {"file": {}}}, "flush": None}
+        return answers[do]
 
 
 @pytest.fixture
@@ -115,6 +117,8 @@ def run(tmp_path: Path) -> SimpleNamespace:
         given_up=0,
         may_lose=False,
         note_state=lambda: None,
+        timed=lambda _name: nullcontext(),
+        late_until=0.0,
     )
 
 
@@ -131,6 +135,13 @@ def test_bytes_under_a_private_name_are_no_promise(run: SimpleNamespace) -> None
     run.stored[PRIVATE] = first
     assert first not in run.oracle.findable(run.stored)
     assert name not in run.stored
+
+
+def test_a_page_that_could_not_be_marked_dead_is_no_promise(run: SimpleNamespace) -> None:
+    kept, *_ = run.stored  # the others were given up while nothing could be written
+    run.server.held.add(kept.hex())
+    assert promises.checkpoint(run) == "done"
+    assert run.oracle.acknowledged == {run.stored[kept]}
 
 
 def test_a_page_that_was_given_up_for_want_of_room_is_not_lost(run: SimpleNamespace) -> None:
