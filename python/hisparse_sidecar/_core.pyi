@@ -699,6 +699,9 @@ class FileTier:
     def num_injected(self, error_number: SupportsIndex | None) -> int:
         """Calls that failpoints have made to fail with this errno so far; None: to sleep."""
 
+    def holds(self, name: bytes) -> bool:
+        """Whether it thinks that it has the page of this name, 32 bytes; no file is read."""
+
     def disarm(self) -> None:
         """Ends every failpoint."""
 

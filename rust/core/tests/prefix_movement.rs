@@ -262,3 +262,18 @@ fn a_promotion_of_many_pages_takes_all_or_none() {
         assert_eq!(directory.take(tenant, num_pages as usize).unwrap().len(), num_pages as usize);
     }
 }
+
+#[test]
+fn a_page_that_is_here_goes_down_whatever_others_have_put_under_its_name() {
+    let three = three();
+    for page in &three.pages {
+        let (remote, tenant) = (LowerTier::Remote, three.tenant);
+        three.directory.found_elsewhere(page, remote, tenant).expect("its own tenant's");
+    }
+    let pressure = three.directory.demote(9).expect("nobody has panicked");
+    assert_eq!((pressure.freed, pressure.demotions.len()), (0, 3));
+    for demotion in pressure.demotions {
+        let held = demotion.enqueued().completed(LowerTier::File).expect("a page in motion");
+        assert_eq!(held, Held::Lower(FILE));
+    }
+}

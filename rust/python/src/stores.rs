@@ -7,8 +7,8 @@ use hisparse_core::tier::file::{
     FailAction, Failpoint, Failpoints, FileTierOptions, Occasion, RecoveryMode,
 };
 use hisparse_core::tier::{
-    DrawBy, FaultCounts, FaultPlan, MemoryTier as CoreMemoryTier, PageTier, SharedTier,
-    VerifiedTier,
+    DrawBy, FaultCounts, FaultPlan, MemoryTier as CoreMemoryTier, PageIdentity, PageTier,
+    SharedTier, VerifiedTier,
 };
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -100,6 +100,12 @@ impl FileTier {
         };
         let acted = self.failpoints.acted();
         Ok(acted.iter().filter(|(action, _)| is_wanted(action)).map(|(_, count)| count).sum())
+    }
+
+    /// Whether the tier thinks that it has a page; nothing is read from the disk.
+    fn holds(&self, name: &[u8]) -> PyResult<bool> {
+        let identity = PageIdentity::from_bytes(bytes32(name)?);
+        Ok(self.core.page_bytes(&identity).is_some())
     }
 
     /// Disarms every failpoint.

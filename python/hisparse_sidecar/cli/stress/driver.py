@@ -9,10 +9,11 @@ from typing import Any
 
 from hisparse_sidecar.cli.stress import fault_operations as faults
 from hisparse_sidecar.cli.stress import sequence_operations as sequences
-from hisparse_sidecar.cli.stress.checks import audit, checkpoint
+from hisparse_sidecar.cli.stress.checks import audit
 from hisparse_sidecar.cli.stress.counts import Counts
 from hisparse_sidecar.cli.stress.dealer import Dealer, Operation
 from hisparse_sidecar.cli.stress.endings import end_run, recover
+from hisparse_sidecar.cli.stress.promises import checkpoint
 from hisparse_sidecar.cli.stress.run import Run
 from hisparse_sidecar.cli.stress.settings import StressSettings
 from hisparse_sidecar.cli.stress.soak import leaks, to_json
@@ -174,7 +175,7 @@ class Driver:
     def _end(self) -> None:
         if not self.run.counts.holds:
             with contextlib.suppress(Exception):  # the server may be what has failed
-                self.run.note_faults(self.run.server.ask("state")["faults"])
+                self.run.note_state()
             return
         try:
             if self.run.server.is_killed:

@@ -1,17 +1,17 @@
 """How servers end: killed, and found again by the next; or in order, with nothing left."""
 
+import math
 import time
 
-from hisparse_sidecar.cli.stress.checks import (
-    audit,
+from hisparse_sidecar.cli.stress.checks import audit, compare
+from hisparse_sidecar.cli.stress.fault_operations import disarm
+from hisparse_sidecar.cli.stress.lives import Life
+from hisparse_sidecar.cli.stress.promises import (
     check_files,
     check_promises,
     check_saved,
     checkpoint,
-    compare,
 )
-from hisparse_sidecar.cli.stress.fault_operations import disarm
-from hisparse_sidecar.cli.stress.lives import Life
 from hisparse_sidecar.cli.stress.run import Run
 from hisparse_sidecar.cli.stress.sequence_operations import resume
 from hisparse_sidecar.errors import DeadlinePassed, DeviceArenaFull, HostPoolFull, TierDown
@@ -26,9 +26,11 @@ def recover(run: Run) -> None:
     run.server.wait_until_dead()
     run.end_sessions()
     run.oracle.restart()
-    run.evicts, run.pages_left, run.late_until = False, 0.0, 0.0
+    if run.evicts:
+        run.given_up = math.inf  # nobody has asked since
     if "file" in run.settings.tiers:
-        check_files(run, run.files.live_pages())
+        check_files(run)
+    run.evicts, run.pages_left, run.given_up, run.late_until = False, 0.0, 0.0, 0.0
     run.server.start()
     run.counts.restart_ms.append(1e3 * (time.monotonic() - began))
     run.counts.recovery_ms.append(run.server.ask("state")["start_ms"])
@@ -46,13 +48,12 @@ def end_run(run: Run) -> None:
         disarm(run, {"do": "disarm"})
     audit(run)
     _save_all(run)
-    left, shared = run.pages_left, _close_all(run)
+    shared = _close_all(run)
     _save_all(run)
-    if run.pages_left == left:
-        check_saved(run, shared)
+    check_saved(run, shared)
     run.end_sessions()
     _check_leaks(run)
-    run.note_faults(run.server.ask("state")["faults"], is_last=True)
+    run.note_state(is_last=True)
     run.server.kill_after(0.0)
     recover(run)
     code = run.server.stop()

@@ -4,8 +4,8 @@ import math
 import time
 from pathlib import Path
 
-from hisparse_sidecar.cli.stress.checks import checkpoint
 from hisparse_sidecar.cli.stress.dealer import Operation
+from hisparse_sidecar.cli.stress.promises import checkpoint
 from hisparse_sidecar.cli.stress.run import Run
 from hisparse_sidecar.cli.stress.segments import StoredPage
 
@@ -36,7 +36,7 @@ def arm(run: Run, operation: Operation) -> None:
     """Failpoints of the file tier, some calls of which fail or take long from now on."""
     kind, fault = operation["do"], {key: operation[key] for key in operation if key != "do"}
     if kind == "enospc":
-        run.evicts = run.may_evict = True
+        run.evicts = True
     if kind == "slow":
         run.late_until = math.inf
     run.server.ask("arm", points=fault.pop("points"), fault=fault)
@@ -45,7 +45,7 @@ def arm(run: Run, operation: Operation) -> None:
 def disarm(run: Run, _operation: Operation) -> None:
     """The disk is well again."""
     run.server.ask("disarm")
-    run.note_faults(run.server.ask("state")["faults"])
+    run.note_state()
     run.evicts = False
     if run.late_until == math.inf:
         run.late_until = time.monotonic() + _LATE_SECONDS
@@ -53,7 +53,7 @@ def disarm(run: Run, _operation: Operation) -> None:
 
 def kill(run: Run, operation: Operation) -> None:
     """SIGKILL, while the operations that follow are under way."""
-    run.note_faults(run.server.ask("state")["faults"], is_last=True)
+    run.note_state(is_last=True)
     run.server.kill_after(operation["after_seconds"])
 
 
@@ -87,11 +87,11 @@ def flip(run: Run, operation: Operation) -> str:
 
 def lose(run: Run, _operation: Operation) -> str:
     """For the self check: a file goes that has a page which a flush has acknowledged."""
-    if checkpoint(run, drains=True) != "done" or run.may_evict:
+    if checkpoint(run, drains=True) != "done":
         return "skipped"
-    promised = run.oracle.acknowledged
+    promised = {*run.oracle.identities(run.oracle.acknowledged).values()}
     for path in run.files.paths():
-        if any(page.payload in promised and page.is_live for page in run.files.pages(path)):
+        if any(page.identity in promised and page.is_live for page in run.files.pages(path)):
             path.unlink()
             return "done"
     return "skipped"

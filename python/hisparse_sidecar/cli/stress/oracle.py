@@ -1,9 +1,11 @@
 """What the sidecar must still know, and what its bytes must be: made from the texts alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.cli.stress.lives import Life
+from hisparse_sidecar.cli.stress.page_names import PageNames
 from hisparse_sidecar.cli.stress.rows import digest, page_bytes
 from hisparse_sidecar.cli.stress.texts import Text
 from hisparse_sidecar.config import SidecarConfig
@@ -20,12 +22,14 @@ class KnownPage:
         text: of its sequence, true up to the end of the page.
         number: of the page in it.
         parent: digest of the page before it; None for the first.
+        identity: [32] bytes, the name that prompts find it by.
     """
 
     tenant: str
     text: Text
     number: int
     parent: str | None
+    identity: bytes
 
     @property
     def end(self) -> int:
@@ -41,8 +45,9 @@ class Oracle:
         damaged: digests of pages whose stored bytes were changed from outside.
     """
 
-    def __init__(self, config: SidecarConfig) -> None:
+    def __init__(self, config: SidecarConfig, names: PageNames) -> None:
         self._config = config
+        self._names = names
         self._digests: dict[tuple[int, int], str] = {}
         self._known: dict[str, KnownPage] = {}
         self.acknowledged: set[str] = set()
@@ -57,9 +62,13 @@ class Oracle:
         """Of each page that the sequence has."""
         return [self._digest(links) for links in life.page_links()]
 
+    def full_pages(self, life: Life) -> list[str]:
+        """Digests of the pages of the sequence that have 64 tokens."""
+        return self.digests(life)[: life.length // PAGE_TOKENS]
+
     def shared(self, life: Life) -> list[str]:
         """Digests of the pages of the sequence that prompts may find."""
-        return self.digests(life)[: life.length // PAGE_TOKENS] if life.is_shared else []
+        return self.full_pages(life) if life.is_shared else []
 
     def expect(self, life: Life, rows: int) -> None:
         """The sequence is about to compute so many rows.
@@ -78,14 +87,35 @@ class Oracle:
         """Full pages of the sequence can be found from now on."""
         parent: str | None = None
         for number, name in enumerate(self.shared(life)):
-            self._known.setdefault(name, KnownPage(life.tenant, life.text, number, parent))
+            if name not in self._known:
+                self._known[name] = self._page(life, number, parent)
             parent = name
 
-    def acknowledge(self, stored: set[str]) -> None:
-        """A flush has ended: these pages were in the files before it began."""
-        self._replaced &= stored  # until an old copy is gone, it may go at any time
-        self.acknowledged = (stored & self._known.keys()) - self._replaced
-        self.damaged = set()  # what was damaged before is not among `stored`, or was put again
+    def _page(self, life: Life, number: int, parent: str | None) -> KnownPage:
+        before = None if parent is None else self._known[parent].identity
+        tokens = life.text.tokens(number * PAGE_TOKENS, PAGE_TOKENS)
+        identity = self._names.after(life.tenant, before, tokens)
+        return KnownPage(life.tenant, life.text, number, parent, identity)
+
+    def findable(self, stored: dict[bytes, str]) -> set[str]:
+        """Digests of the pages that prompts find in the files.
+
+        Args:
+            stored: digest of the bytes under each name. The same bytes under the private name of a
+                sequence that rests are that sequence's alone, and go with it.
+        """
+        pages = self._known.items()
+        return {digest for digest, page in pages if stored.get(page.identity) == digest}
+
+    def identities(self, digests: Iterable[str]) -> dict[str, bytes]:
+        """The names that prompts find these pages by."""
+        return {digest: self._known[digest].identity for digest in digests}
+
+    def acknowledge(self, found: set[str]) -> None:
+        """A flush has ended: prompts found these pages in the files before it began."""
+        self._replaced &= found  # until an old copy is gone, it may go at any time
+        self.acknowledged = found - self._replaced
+        self.damaged = set()  # what was damaged before is not among `found`, or was put again
 
     def restart(self) -> None:
         """Nobody is left who would remove old copies of pages that were computed again."""

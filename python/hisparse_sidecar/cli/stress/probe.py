@@ -62,6 +62,10 @@ class Probe:
             "evict": lambda sidecar: sidecar.evict_idle(sidecar.config.host_pages),
             "flip": self._flip,
             "leak": self._leak,
+            "holds": lambda sidecar, names: [
+                _files(sidecar).holds(bytes.fromhex(name)) for name in names
+            ],
+            "host_pages": _host_pages,
             "flush": lambda sidecar, seconds: sidecar.flush(seconds),
             "lease": self._take,
             "release": self._release,
@@ -162,12 +166,23 @@ def _files(sidecar: Sidecar) -> FileTier:
     return files
 
 
+def _host_pages(sidecar: Sidecar) -> list[str]:
+    """Digests of what every page of the host pool holds, whoever has it."""
+    return [
+        digest(_rows(sidecar, page, 0, PAGE_TOKENS)) for page in range(sidecar.config.host_pages)
+    ]
+
+
 def _page(sidecar: Sidecar, sequence: int, number: int) -> bytes:
     """The bytes of the rows that a sequence has in its page; see `rows.page_bytes`."""
     first = number * PAGE_TOKENS
     count = min(PAGE_TOKENS, sidecar.length(sequence) - first)
     row = sidecar.host_row_id(sequence, first)
-    page, host = row // PAGE_TOKENS, sidecar.host.on_cpu()
+    return _rows(sidecar, row // PAGE_TOKENS, row % PAGE_TOKENS, count)
+
+
+def _rows(sidecar: Sidecar, page: int, first: int, count: int) -> bytes:
+    row, host = page * PAGE_TOKENS + first, sidecar.host.on_cpu()
     parts = [rows[row : row + count] for rows in host.kv_rows]
     parts += [rows[page, : count * sidecar.config.index.row_bytes] for rows in host.index_pages]
     if count == PAGE_TOKENS:

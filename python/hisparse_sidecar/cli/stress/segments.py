@@ -45,7 +45,7 @@ class StoredPage:
 
 
 class SegmentReader:
-    """Reads the segments of a directory. What is damaged is left out."""
+    """Reads the segments of a directory. What is damaged or torn is left out."""
 
     def __init__(self, directory: Path, page_bytes: int) -> None:
         self._directory = directory
@@ -58,13 +58,15 @@ class SegmentReader:
         """The files there are now, by name."""
         return sorted(self._directory.glob("segment-*"))
 
-    def live_pages(self) -> set[str]:
-        """Digests of all full pages that are there: by the last record of each, if it is sound."""
-        last: dict[bytes, StoredPage] = {}
-        for page in (page for path in self.paths() for page in self.pages(path)):
-            if page.sequence > last.get(page.identity, page).sequence or page.identity not in last:
-                last[page.identity] = page
-        return {page.payload for page in last.values() if page.is_live and self._is_sound(page)}
+    def live_pages(self) -> dict[bytes, str]:
+        """Digest of each full page that a restart would find, by name.
+
+        That is the last whole record of a name: a later one may have been cut short, or given up,
+        while the page was moved.
+        """
+        live = (page for path in self.paths() for page in self.pages(path) if page.is_live)
+        ordered = sorted(live, key=lambda page: page.sequence)
+        return {page.identity: page.payload for page in ordered if self._is_sound(page)}
 
     def pages(self, path: Path) -> list[StoredPage]:
         """The full pages of one file; none if it is gone by now."""
@@ -96,18 +98,19 @@ class SegmentReader:
                 at += _BLOCK_BYTES
                 continue
             length = _record_bytes(header[11])
-            if header[3] == PAGE_TOKENS and header[11] == self._page_bytes:
+            payload = content[at + _HEADER_BYTES :][: header[11]]
+            is_full = header[3] == PAGE_TOKENS and header[11] == self._page_bytes
+            if is_full and zlib.crc32(payload) == header[12]:
                 is_live = header[1] == _LIVE and at // _BLOCK_BYTES not in dead
-                payload = self._payload(name, content, at)
-                yield StoredPage(at, at + length, header[5], header[7], payload, is_live)
+                # a header holds its place, its number in the directory and that checksum
+                key = name, at, content[at + _CHECKED_FROM : at + _HEADER_BYTES]
+                found = self._digest(key, payload)
+                yield StoredPage(at, at + length, header[5], header[7], found, is_live)
             at += length
 
-    def _payload(self, name: str, content: bytes, at: int) -> str:
-        # a header holds its place, its number in the directory and a checksum of the payload
-        key = (name, at, content[at + 16 : at + _HEADER_BYTES])
+    def _digest(self, key: tuple[str, int, bytes], payload: bytes) -> str:
         if key not in self._payloads:
-            start = at + _HEADER_BYTES
-            self._payloads[key] = digest(content[start : start + self._page_bytes])
+            self._payloads[key] = digest(payload)
         return self._payloads[key]
 
     def _is_sound(self, page: StoredPage) -> bool:

@@ -37,15 +37,10 @@ def server_config(settings: StressSettings, directory: Path) -> SidecarConfig:
     )
 
 
-def has_room(settings: StressSettings) -> bool:
-    """Whether the file tier gives pages up only if failpoints tell it that the disk is full."""
-    return "kill" in settings.faults
-
-
 def _tiers(settings: StressSettings, directory: Path) -> TiersConfig:
     return TiersConfig(
         file_directory=str(directory / "pages") if "file" in settings.tiers else None,
-        file_bytes=_FILE_BYTES if has_room(settings) else _FEW_FILE_BYTES,
+        file_bytes=_FILE_BYTES if "kill" in settings.faults else _FEW_FILE_BYTES,
         segment_bytes=_SEGMENT_BYTES,
         secret_file=str(directory / "secret"),
         model_name="stress",

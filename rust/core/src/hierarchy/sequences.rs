@@ -167,8 +167,7 @@ impl Hierarchy {
     /// Tells the directory of pages of a prompt that the remote tier has, as far as entries are left.
     fn note_found(&self, matched: &MatchedPrompt, first: usize, count: usize) -> Result<usize> {
         for (num_noted, page) in (first..).take(count).map(|at| matched.header(at)).enumerate() {
-            let tenant = Some(matched.tenant());
-            match self.directory().found_below(&page, LowerTier::Remote, tenant) {
+            match self.directory().found_elsewhere(&page, LowerTier::Remote, matched.tenant()) {
                 Err(Error::TierFull { .. }) => return Ok(num_noted),
                 noted => noted?,
             }

@@ -61,6 +61,22 @@ impl PrefixTable {
         if was_lost { self.settle_below(entry) } else { Ok(()) }
     }
 
+    /// As [`found_below`](Self::found_below), of a page that another may have put there: by other
+    /// bytes perhaps, or to be gone soon. One that is known keeps the copies that it has.
+    pub(crate) fn found_elsewhere(
+        &mut self,
+        pool: &mut PageAllocator,
+        page: &PageHeader,
+        tier: LowerTier,
+        tenant: TenantId,
+    ) -> Result<()> {
+        let known = self.find(&page.identity);
+        if known.is_some_and(|entry| !self.entries.at(entry).is_lost()) {
+            return Ok(());
+        }
+        self.found_below(pool, page, tier, Some(tenant))
+    }
+
     /// Notes that `tier` has a page no longer; false if the directory did not know that it had it.
     pub(crate) fn lost_below(&mut self, identity: &PageIdentity, tier: LowerTier) -> Result<bool> {
         let found = self.find(identity);

@@ -173,7 +173,13 @@ impl<T> Answer<T> {
         is_awaited
     }
 
-    fn wait(&self, deadline: Deadline) -> Option<T> {
+    /// Acts in one step with the caller's waiting; None, and nothing done, if it has left.
+    pub(super) fn while_awaited<R>(&self, act: impl FnOnce() -> R) -> Option<R> {
+        let state = lock(&self.state);
+        matches!(*state, State::Awaited).then(act)
+    }
+
+    pub(super) fn wait(&self, deadline: Deadline) -> Option<T> {
         let mut state = lock(&self.state);
         while matches!(*state, State::Awaited) {
             let left = deadline.left();

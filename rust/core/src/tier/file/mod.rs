@@ -18,6 +18,7 @@ mod options;
 mod page_header;
 mod put;
 mod recovery;
+mod remove;
 mod scan;
 mod segment;
 mod spares;
@@ -207,13 +208,7 @@ impl PageTier for FileTier {
             return Ok(false);
         }
         let (store, identity) = (Arc::clone(&self.store), *identity);
-        let work = move |answer: &Answer<bool>| {
-            let hidden = lock(&store.index).hide(&identity);
-            if let Some((place, segment)) = &hidden {
-                store.bury(segment, place);
-            }
-            answer.give(|| hidden.is_some());
-        };
+        let work = move |answer: &Answer<_>| store.remove(&identity, answer);
         self.counted(self.pool.call("remove", deadline, work))
     }
 
