@@ -163,7 +163,9 @@ class PlanContract:
             asked = "basee" if is_e else "base2"
         message = f"lse_mode of the plan is {self.lse_mode!r}, the run asks for {asked!r}"
         require(self.lse_mode in (None, asked), message)
-        return {"none": None, "base2": 2, "basee": "e"}[asked]  # type: ignore[return-value]
+        if asked == "none":
+            return None
+        return "e" if is_e else 2
 
     def check_sinks(self, sinks: torch.Tensor | None, device: torch.device) -> None:
         """Raises InvalidArgument unless a run may have these sinks."""

@@ -80,7 +80,7 @@ def paged_rows(contract: PlanContract, kv_cache: Tensors, device: torch.device) 
             how = "needs both as views of one [pages, page_size, 576] tensor: its [..., :512]"
             raise InvalidArgument(f"ckv_cache and kpe_cache lie apart, {how} and [..., 512:]")
         kv_cache = joined
-    width = layout.row_bytes // kv_cache.element_size()
+    width = layout.row_bytes // contract.kv_data_type.itemsize
     shape = -1, contract.page_size, width
     check_tensor("kv_cache", kv_cache, shape, contract.kv_data_type, device=device)
     between_pages, between_rows, within = _strides(kv_cache)

@@ -116,15 +116,16 @@ class BatchArrays:
             InvalidArgument: an array is missing, or a dtype, a shape or a reserved size does not
                 fit.
         """
-        is_dense = getattr(metadata, "block_tables", None) is not None
-        names = _DENSE if is_dense else _CSR
-        arrays = [getattr(metadata, name, None) for name in names]
-        if any(array is None for array in arrays):
-            given = [name for name, one in zip(names, arrays, strict=True) if one is not None]
-            raise InvalidArgument(f"metadata has {given}, needs {list(names)}")
-        batch = arrays[1].size(0)
+        names = self._form(metadata)
+        given = {name: getattr(metadata, name, None) for name in names}
+        arrays = [array for array in given.values() if array is not None]
+        if len(arrays) < len(names):
+            present = [name for name, array in given.items() if array is not None]
+            raise InvalidArgument(f"metadata has {present}, needs {list(names)}")
         for name, array in zip(names, arrays, strict=True):
             _check(name, array, 2 if name in _TABLES else 1)
+        batch = arrays[1].size(0)
+        for name, array in zip(names, arrays, strict=True):
             entries = batch + 1 if name in _STARTS else batch
             if array.size(0) != entries and name != "kv_indices":
                 found = f"{name} has {len(array)} entries for {batch} lengths"
@@ -159,7 +160,16 @@ class BatchArrays:
     def batch(self, checked: CheckedArrays, page_size: int, *, causal: bool) -> PagedBatch:
         """The batch, its arrays put where they belong."""
         starts, lens, pages, *page_starts = self.put(checked)
-        return PagedBatch(starts, lens, pages, *(page_starts or [None]), page_size, causal)
+        indptr = page_starts[0] if page_starts else None
+        return PagedBatch(starts, lens, pages, indptr, page_size, causal)
+
+    def _form(self, metadata: object) -> tuple[str, ...]:
+        """The dense form if it is there, and has a place where the other one has."""
+        if getattr(metadata, "block_tables", None) is None:
+            return _CSR
+        has_place = self._reserved is None or "block_tables" in self._reserved
+        has_both = getattr(metadata, "kv_indptr", None) is not None
+        return _CSR if has_both and not has_place else _DENSE
 
     def _place(self, name: str, array: torch.Tensor) -> torch.Tensor:
         assert self._reserved is not None
@@ -179,6 +189,8 @@ class BatchArrays:
 
 def _check(name: str, array: torch.Tensor, rank: int) -> None:
     # messages are made where they are wanted alone: a plan should take a few microseconds
+    if not isinstance(array, torch.Tensor):
+        raise InvalidArgument(f"{name} is a {type(array).__name__}, needs a tensor")
     if array.dtype != torch.int32:
         raise InvalidArgument(f"{name} is {array.dtype}, needs torch.int32")
     if array.dim() != rank:

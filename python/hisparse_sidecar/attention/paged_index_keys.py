@@ -1,6 +1,6 @@
 """Index keys in an engine's own pages, as selectors ask for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,11 +36,16 @@ class PlannedRows:
     @staticmethod
     def empty(max_rows: int, num_seqs: int, max_pages: int, device: torch.device) -> "PlannedRows":
         """Room for so many, all of it padding."""
-        numbers = torch.full((2, max_rows), -1, dtype=torch.int32, device=device)
+        row_seq, row_pos = torch.full((2, max_rows), -1, dtype=torch.int32, device=device)
         table = torch.full((num_seqs, max_pages), -1, dtype=torch.int32, device=device)
         bases = torch.arange(num_seqs, dtype=torch.int64, device=device) * max_pages
         arrivals = torch.zeros(COUNTED_ROWS, dtype=torch.int32, device=device)
-        return PlannedRows(*numbers, table, bases, torch.zeros_like(bases), arrivals)
+        return PlannedRows(row_seq, row_pos, table, bases, torch.zeros_like(bases), arrivals)
+
+    def of(self, num_seqs: int) -> "PlannedRows":
+        """The same memory for so many sequences, of those that there is room for."""
+        names = ("page_table", "table_base", "no_base")
+        return replace(self, **{name: getattr(self, name)[:num_seqs] for name in names})
 
 
 class PagedIndexKeys(IndexKeyChoices):

@@ -35,6 +35,7 @@ class PagedSelection:
         self._ops, self._device, self._is_fixed = ops, device, is_fixed
         self._pooled_table: torch.Tensor | None = None
         self._num_rows = 0
+        self._room: PlannedRows | None = None
         self.planned: PlannedRows | None = None
 
     def make_room(self, contract: PlanContract, num_seqs: int, max_rows: int) -> None:
@@ -46,15 +47,22 @@ class PagedSelection:
         assert contract.max_seq_len is not None
         require(max_rows >= 1, f"max_rows is {max_rows}, needs >= 1")
         blocks = -(-contract.max_seq_len // contract.block_tokens)
-        needed = num_seqs, blocks * contract.block_tokens // PAGE_TOKENS
-        if self.planned is not None:
-            rows, shape = len(self.planned.row_seq), tuple(self.planned.page_table.shape)
-            if max_rows <= rows and needed == shape:
-                return
-            found = f"{max_rows} rows and a page table of {needed}"
-            message = f"the plan has {found}, the first one reserved {rows} and {shape}"
-            require(not self._is_fixed, message)
-        self.planned = PlannedRows.empty(max_rows, *needed, self._device)
+        pages = blocks * contract.block_tokens // PAGE_TOKENS
+        if self._room is None or not _fits(self._room, max_rows, num_seqs, pages):
+            self._room = self._made_room(max_rows, num_seqs, pages)
+            self.planned = None
+        if self.planned is None or len(self.planned.page_table) != num_seqs:
+            self.planned = self._room.of(num_seqs)
+
+    def _made_room(self, max_rows: int, num_seqs: int, pages: int) -> PlannedRows:
+        if self._room is not None and self._is_fixed:
+            rows, reserved = len(self._room.row_seq), tuple(self._room.page_table.shape)
+            found = f"{max_rows} rows and a page table of {(num_seqs, pages)}"
+            message = f"the plan has {found}, the first one reserved {rows} and {reserved}"
+            raise InvalidArgument(message)
+        if not self._is_fixed:  # so that few of the next plans need more
+            max_rows, num_seqs = _next_power(max_rows), _next_power(num_seqs)
+        return PlannedRows.empty(max_rows, num_seqs, pages, self._device)
 
     def lay_out(
         self,
@@ -132,8 +140,8 @@ class PagedSelection:
             found = f"{pages.dtype} of shape {tuple(pages.shape)}, strides {pages.stride()}"
             known = " or ".join(map(str, widths))
             raise InvalidArgument(f"{name} is {found}, needs contiguous uint8 pages of {known} B")
-        found, needed = pages.device, self._device
-        require(found == needed, f"{name} is on {found}, needs {needed}")
+        device = self._device
+        require(pages.device == device, f"{name} is on {pages.device}, needs {device}")
         return layout, pages.view(len(pages), page_bytes)
 
     def _pooled(
@@ -168,6 +176,15 @@ class PagedSelection:
         sizes = selection.num_kept_blocks, contract.block_tokens, contract.topk
         call = selection, Setting(heads, *sizes), contract.max_seq_len, query.num_rows
         return FlatSelector() if self._gate.prefers_flat(*call) else selector_for(selection)
+
+
+def _fits(room: PlannedRows, rows: int, num_seqs: int, pages: int) -> bool:
+    sequences, width = room.page_table.shape
+    return rows <= len(room.row_seq) and num_seqs <= sequences and pages == width
+
+
+def _next_power(count: int) -> int:
+    return 1 << max(0, count - 1).bit_length()
 
 
 def check_pooled_table(contract: PlanContract, table: torch.Tensor, num_seqs: int) -> None:
