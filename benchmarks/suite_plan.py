@@ -50,7 +50,7 @@ def _wrapper(
     metadata = _metadata(device, batch)
     reserved = {name: torch.empty_like(array) for name, array in metadata.items()}
     workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
-    arrays = reserved if use_cuda_graph else {}
+    arrays: dict[str, Any] = dict(reserved) if use_cuda_graph else {}
     wrapper = BatchHiSparseMLAPagedAttentionWrapper(workspace, use_cuda_graph, **arrays)
     starts, lens = metadata["qo_indptr"], metadata["kv_len_arr"]
     dense = MLAPlanMetadata.dense(starts, metadata["block_tables"], lens, 1)
@@ -93,7 +93,7 @@ def _selection(pooled_table: torch.Tensor) -> dict[str, Any]:
     return bounds | {"index_source": _HISA, "pooled_table": pooled_table}
 
 
-def _inputs(device: str, batch: int, *, selects: bool) -> dict[str, torch.Tensor]:
+def _inputs(device: str, batch: int, *, selects: bool) -> dict[str, Any]:
     pages = batch * _PAGES_EACH
     query = torch.zeros(batch, _HEADS, 576, dtype=torch.bfloat16, device=device)
     cache = torch.zeros(pages, _PAGE, 576, dtype=torch.bfloat16, device=device)
