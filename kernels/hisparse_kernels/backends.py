@@ -10,7 +10,9 @@ from hisparse_kernels import (
     index_logits,
     index_rows,
     kv_rows,
+    locate_rows,
     look_up_blocks,
+    paged_batch,
     pool_keys,
     prefix_positions,
     refine_logits,
@@ -52,6 +54,8 @@ class Ops:
     topk: _Op
     candidate_positions: _Op
     prefix_positions: _Op
+    lay_out_batch: _InPlaceOp
+    locate_rows: _Op
     select_blocks: _Op
     look_up_blocks: _Op
     select_tokens: _Op
@@ -86,6 +90,8 @@ def reference_ops() -> Ops:
         topk=topk.topk_ref,
         candidate_positions=topk.candidate_positions_ref,
         prefix_positions=prefix_positions.prefix_positions_ref,
+        lay_out_batch=paged_batch.lay_out_batch_ref,
+        locate_rows=locate_rows.locate_rows_ref,
         select_blocks=select_blocks.select_blocks_ref,
         look_up_blocks=look_up_blocks.look_up_blocks_ref,
         select_tokens=select_tokens.select_tokens_ref,

@@ -67,9 +67,18 @@ def choose_ops(config: SidecarConfig) -> Ops:
     Raises:
         InvalidArgument: the Triton backend on the CPU, outside Triton's interpreter.
     """
-    if backend_name(config) == "reference":
+    return ops_of(backend_name(config), config.device)
+
+
+def ops_of(backend: BackendName, device: str) -> Ops:
+    """The ops of a backend, for tensors on a device "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        InvalidArgument: the Triton backend on the CPU, outside Triton's interpreter.
+    """
+    if backend == "reference":
         return reference_ops()
-    if config.device == "cpu" and not _interpreting():
+    if device == "cpu" and not _interpreting():
         needed = "set TRITON_INTERPRET=1 before Python starts, or use device 'cuda'"
         raise InvalidArgument(
             f"backend is 'triton' on device 'cpu', needs the interpreter: {needed}"

@@ -19,6 +19,7 @@ MODULE_OF = {
     "rebuild_pooled_keys": "pool_keys",
     "resum_open_blocks": "pool_keys",
     "paged_index_logits": "index_logits",
+    "lay_out_batch": "paged_batch",
     "candidate_positions": "topk",
     "release_items": "resolve",
     "swap_in_blocks": "swap_in",

@@ -6,7 +6,9 @@ import torch
 
 from hisparse_kernels.gpu.block_topm import block_topm_triton
 from hisparse_kernels.gpu.index_logits import index_logits_triton, paged_index_logits_triton
+from hisparse_kernels.gpu.locate_rows import locate_rows_triton
 from hisparse_kernels.gpu.look_up_blocks import look_up_blocks_triton
+from hisparse_kernels.gpu.paged_batch import lay_out_batch_triton
 from hisparse_kernels.gpu.prefix_positions import prefix_positions_triton
 from hisparse_kernels.gpu.refine_logits import refine_logits_triton
 from hisparse_kernels.gpu.route_heads import route_heads_triton
@@ -17,6 +19,7 @@ from hisparse_kernels.gpu.tail_share import tail_share_triton
 from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
 from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import INDEX_LAYOUTS, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.select_blocks import BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
@@ -97,6 +100,7 @@ def cases() -> list[Case]:
             Case("block_topm", _block_topm),
             Case("candidate_positions", _candidates),
             Case("look_up_blocks", _look_up_blocks),
+            Case("paged_batch", _paged_batch),
             Case("prefix_positions", _prefix_positions),
             Case("tail_share", _tail_share),
         ]
@@ -277,6 +281,20 @@ def _look_up_blocks() -> None:
             table, base = torch.empty(8192, dtype=dtype), torch.empty(rows, dtype=torch.int64)
             slots = WindowSlots(table, base, base, int32(rows, 64))
             look_up_blocks_triton(int32(rows, 64), int32(rows), slots)
+
+
+def _paged_batch() -> None:
+    for rows in ROWS:
+        lists, lens, entries = int32(rows + 1), int32(rows), int32(rows * 64)
+        for causal in (True, False):
+            packed = PagedBatch(lists, lens, entries, lists, PAGE_TOKENS, causal)
+            dense = PagedBatch(lists, lens, entries.view(rows, 64), None, 1, causal)
+            for batch in (packed, dense):
+                table = None if batch is dense else int32(rows, 64)
+                lay_out_batch_triton(batch, 4096, int32(rows), int32(rows), table)
+                for counts in (None, int32(rows)):
+                    positions = int32(rows, 2048), batch, 4096, PAGE_TOKENS, counts
+                    locate_rows_triton(*positions, out=int32(rows, 2048))
 
 
 def _prefix_positions() -> None:

@@ -11,7 +11,9 @@ from hisparse_kernels.gpu.index_rows import (
     write_index_rows_triton,
 )
 from hisparse_kernels.gpu.kv_rows import pack_kv_rows_triton, unpack_kv_rows_triton
+from hisparse_kernels.gpu.locate_rows import locate_rows_triton
 from hisparse_kernels.gpu.look_up_blocks import look_up_blocks_triton
+from hisparse_kernels.gpu.paged_batch import lay_out_batch_triton
 from hisparse_kernels.gpu.pool_keys import (
     append_index_rows_triton,
     rebuild_pooled_keys_triton,
@@ -51,6 +53,8 @@ def triton_ops() -> Ops:
         topk=topk_triton,
         candidate_positions=candidate_positions_triton,
         prefix_positions=prefix_positions_triton,
+        lay_out_batch=lay_out_batch_triton,
+        locate_rows=locate_rows_triton,
         select_blocks=select_blocks_triton,
         look_up_blocks=look_up_blocks_triton,
         select_tokens=select_tokens_triton,

@@ -1,0 +1,175 @@
+"""Index keys in an engine's own pages, as selectors ask for them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from hisparse_kernels.backends import Ops
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+from hisparse_kernels.refine_logits import HostBlocks
+from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
+from hisparse_kernels.window_slots import WindowSlots
+from hisparse_sidecar.index_key_choices import IndexKeyChoices
+from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
+
+
+@dataclass(frozen=True)
+class PlannedRows:
+    """What a plan lays out for selection; made once, written by each plan.
+
+    Attributes:
+        row_seq: [max_rows] int32, sequence of each row; -1 = padding row.
+        row_pos: [max_rows] int32, last position that the row sees; -1 = padding row.
+        page_table: [num_seqs, max_pages] int32, -1 beyond a sequence's end.
+        table_base: [num_seqs] int64, the sequence's first entry of `page_table`.
+        no_base: [num_seqs] int64 of 0.
+        arrivals: int32 of 0 for `BlockScratch`.
+    """
+
+    row_seq: torch.Tensor
+    row_pos: torch.Tensor
+    page_table: torch.Tensor
+    table_base: torch.Tensor
+    no_base: torch.Tensor
+    arrivals: torch.Tensor
+
+    @staticmethod
+    def empty(max_rows: int, num_seqs: int, max_pages: int, device: torch.device) -> "PlannedRows":
+        """Room for so many, all of it padding."""
+        row_seq, row_pos = torch.full((2, max_rows), -1, dtype=torch.int32, device=device)
+        table = torch.full((num_seqs, max_pages), -1, dtype=torch.int32, device=device)
+        bases = torch.arange(num_seqs, dtype=torch.int64, device=device) * max_pages
+        arrivals = torch.zeros(COUNTED_ROWS, dtype=torch.int32, device=device)
+        return PlannedRows(row_seq, row_pos, table, bases, torch.zeros_like(bases), arrivals)
+
+    def of(self, num_seqs: int) -> "PlannedRows":
+        """The same memory for so many sequences, of those that there is room for."""
+        names = ("page_table", "table_base", "no_base")
+        return replace(self, **{name: getattr(self, name)[:num_seqs] for name in names})
+
+
+class PagedIndexKeys(IndexKeyChoices):
+    """Implements `selection.IndexKeys` over pages anywhere in device memory.
+
+    A block of one page is a slot of its page's number; the pages of a longer one may lie apart, so
+    it is read as blocks without a slot are: page by page, where they lie.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        layout: IndexLayout,
+        block_tokens: int,
+        pooled: tuple[torch.Tensor, torch.Tensor],
+        index_pages: torch.Tensor,
+        planned: PlannedRows,
+        num_tokens: int,
+    ) -> None:
+        """Keys of one layer.
+
+        Args:
+            ops: the ops to use.
+            layout: how index rows are stored.
+            block_tokens: tokens of one block.
+            pooled: pages of pooled keys, and their table.
+            index_pages: [num_pages, page_bytes] uint8.
+            planned: the plan's rows and page table.
+            num_tokens: most tokens of a sequence.
+        """
+        super().__init__(ops, layout, block_tokens, *pooled)
+        self._index_pages, self._planned = index_pages, planned
+        self.num_tokens, self.num_blocks = num_tokens, -(-num_tokens // block_tokens)
+
+    @property
+    def all_resident(self) -> bool:
+        """They are."""
+        return True
+
+    @property
+    def scores_positions(self) -> bool:
+        """They can be."""
+        return True
+
+    def is_resident(self, row: int) -> bool:
+        """It is, if it is a row at all."""
+        return row >= 0
+
+    def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
+        """See `selection.IndexKeys`."""
+        rows = query.num_rows
+        logits = query.index_weights.new_empty(rows, self.pooled_columns)
+        arrivals = None if rows >= COUNTED_ROWS else self._planned.arrivals[:rows]
+        slots = self._slots_to_find(rows, kept) if self._has_slots else None
+        pooled = *self._pooled(query), self._block_of(query.row_pos)
+        scratch = BlockScratch(logits, arrivals)
+        ids = self._ops.select_blocks(*pooled, kept, self._layout, scratch, slots=slots)
+        return KeptBlocks(ids, logits, None if slots is None else slots.out)
+
+    def best_of_all(
+        self, query: SelectionQuery, topk: int, heads: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        keys = self._index_pages, self._planned.page_table, query.row_seq, query.row_pos + 1
+        queries = query.index_q, query.index_weights
+        logits = self._ops.paged_index_logits(*queries, *keys, self._layout, heads=heads)
+        return self._ops.topk(logits, topk)
+
+    def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        logits = self._empty_logits(query, blocks.ids)
+        lists = *self._blocks(query, blocks), query.row_pos
+        how = self.block_tokens, topk, self._layout, logits
+        host = self._pages(query)
+        return self._ops.select_tokens(query.index_q, query.index_weights, *lists, *how, host=host)
+
+    def token_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        logits = self._empty_logits(query, block_ids).fill_(float("-inf"))
+        lists = *self._blocks(query, KeptBlocks(block_ids)), query.row_pos
+        queries, host = (query.index_q, query.index_weights), self._pages(query)
+        return self._ops.refine_logits(
+            *queries, *lists, self.block_tokens, self._layout, logits, host
+        )
+
+    def position_logits(self, query: SelectionQuery, positions: torch.Tensor) -> torch.Tensor:
+        """See `selection.IndexKeys`."""
+        lists = self._index_pages, self._planned.page_table, query.row_seq, positions
+        return self._ops.score_positions(query.index_q, query.index_weights, *lists, self._layout)
+
+    def count(self, what: str, amounts: torch.Tensor | int) -> None:
+        """Nobody reads the counts of a wrapper."""
+
+    # -- blocks -------------------------------------------------------------------------------
+
+    @property
+    def _has_slots(self) -> bool:
+        return self.block_tokens == PAGE_TOKENS
+
+    def _blocks(
+        self, query: SelectionQuery, blocks: KeptBlocks
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The window, the slot of each block in it, and the blocks."""
+        ids = blocks.ids.contiguous()
+        if not self._has_slots:
+            window = self._index_pages[: self.block_tokens // PAGE_TOKENS]
+            return window, torch.full_like(ids, -1), ids
+        slots = blocks.slots
+        if slots is None:
+            places = self._slots_to_find(*ids.shape)
+            slots = self._ops.look_up_blocks(ids, query.row_seq, places)
+        return self._index_pages, slots, ids
+
+    def _slots_to_find(self, rows: int, kept: int) -> WindowSlots:
+        planned = self._planned
+        out = planned.row_seq.new_empty(rows, kept)
+        table = planned.page_table.view(-1)
+        return WindowSlots(table, planned.table_base, planned.no_base, out)
+
+    def _pages(self, query: SelectionQuery) -> HostBlocks | None:
+        if self._has_slots:
+            return None
+        return HostBlocks(self._index_pages, self._planned.page_table, query.row_seq)
+
+    def _empty_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
+        columns = block_ids.shape[1] * self.block_tokens
+        return query.index_weights.new_empty(query.num_rows, columns)

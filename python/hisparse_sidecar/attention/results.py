@@ -1,0 +1,29 @@
+"""Where a run writes its results."""
+
+import torch
+
+from hisparse_sidecar.attention.contract import PlanContract
+from hisparse_sidecar.attention.tensor_checks import check_place
+
+
+def result_places(
+    contract: PlanContract,
+    query: torch.Tensor,
+    out: torch.Tensor | None,
+    lse: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [rows, heads, 512] and lse [rows, heads] fp32: the caller's places, or new ones.
+
+    Raises:
+        InvalidArgument: a place has another shape, dtype or device, or gaps.
+    """
+    shape = len(query), contract.num_heads
+    if out is None:
+        out = query.new_empty(*shape, contract.head_dim_ckv)
+    else:
+        check_place("out", out, (*shape, contract.head_dim_ckv), query.dtype, query.device)
+    if lse is None:
+        lse = query.new_empty(shape, dtype=torch.float32)
+    else:
+        check_place("lse", lse, shape, torch.float32, query.device)
+    return out, lse

@@ -1,0 +1,322 @@
+"""`BatchHiSparseMLAPagedAttentionWrapper`: sparse MLA in the form of FlashInfer's wrappers."""
+
+from typing import cast
+
+import torch
+from typing_extensions import Unpack
+
+from hisparse_kernels.backends import Ops
+from hisparse_kernels.paged_batch import PagedBatch
+from hisparse_sidecar.attention.contract import FlashInferOptions, PlanContract, contract_of
+from hisparse_sidecar.attention.inputs import Tensors, one_of, packed_query, paged_rows
+from hisparse_sidecar.attention.lists import given_lists, located_lists
+from hisparse_sidecar.attention.metadata import BatchArrays
+from hisparse_sidecar.attention.paged_selection import PagedSelection, check_pooled_table
+from hisparse_sidecar.attention.results import result_places
+from hisparse_sidecar.backends import BackendName, ops_of, runs_on_its_device
+from hisparse_sidecar.config import IndexSource, SelectionConfig, require, require_one_of
+from hisparse_sidecar.errors import WrongState
+
+_BACKENDS = ("auto", "reference", "triton")
+_LOG2_E = 1.4426950408889634
+_ALIGN = 16
+
+
+class BatchHiSparseMLAPagedAttentionWrapper:
+    """Multi-head latent attention (absorbed) to selected tokens of paged KV, prefill and decode.
+
+    As with FlashInfer's `BatchMLAPagedAttentionWrapper`: made once with a workspace, `plan` before
+    each step, `run` in each layer. What differs: each query row attends to its own list of tokens,
+    which a run is given, or chooses by index keys (flat, HISA, MISA). Neither `plan` nor `run` ever
+    looks at what the device holds, so both may run ahead of it, and a `run` may be captured in a
+    CUDA graph. FlashInfer need not be installed.
+
+    Attributes:
+        device: the workspace's.
+    """
+
+    def __init__(  # noqa: PLR0913 - FlashInfer's arguments
+        self,
+        float_workspace_buffer: torch.Tensor,
+        use_cuda_graph: bool = False,
+        qo_indptr: torch.Tensor | None = None,
+        kv_indptr: torch.Tensor | None = None,
+        kv_indices: torch.Tensor | None = None,
+        kv_len_arr: torch.Tensor | None = None,
+        backend: str = "auto",
+        *,
+        block_tables: torch.Tensor | None = None,
+        pooled_table: torch.Tensor | None = None,
+    ) -> None:
+        """Makes a wrapper; nothing but the first plan that selects allocates.
+
+        Args:
+            float_workspace_buffer: contiguous memory, 128 MiB or so, for parts of results; its
+                device is the wrapper's. Runs of wrappers that share it must not overlap.
+            use_cuda_graph: plans copy their metadata to the arrays below, which never move, and
+                nothing that a plan writes does: a captured run, replayed, does what the last plan
+                says. Number of sequences, bounds and options must stay as they were.
+            qo_indptr: [batch + 1] int32, reserved for the metadata of that name.
+            kv_indptr: the same.
+            kv_indices: [most pages of a plan] int32.
+            kv_len_arr: [batch] int32.
+            backend: "auto", "reference" (plain PyTorch) or "triton".
+            block_tables: [batch, max_pages] int32, reserved for dense metadata, beside `qo_indptr`
+                and `kv_len_arr`, and in place of the others.
+            pooled_table: [batch, n] int32, reserved for that argument of `plan`.
+
+        Raises:
+            InvalidArgument: no such backend, or not here; or an array does not fit.
+        """
+        require_one_of("backend", backend, _BACKENDS)
+        self.device = float_workspace_buffer.device
+        self._ops = _ops_for(backend, self.device)
+        self._workspace = _as_floats(float_workspace_buffer)
+        given = {
+            "qo_indptr": qo_indptr,
+            "kv_indptr": kv_indptr,
+            "kv_indices": kv_indices,
+            "kv_len_arr": kv_len_arr,
+            "block_tables": block_tables,
+            "pooled_table": pooled_table,
+        }
+        reserved = {name: array for name, array in given.items() if array is not None}
+        self._arrays = BatchArrays(self.device, reserved if use_cuda_graph else None)
+        self._selection = PagedSelection(self._ops, self.device, is_fixed=use_cuda_graph)
+        self._plan: tuple[PlanContract, PagedBatch | None] | None = None
+
+    @runs_on_its_device
+    def plan(  # noqa: PLR0913 - FlashInfer's arguments, and ours
+        self,
+        *,
+        num_heads: int,
+        sm_scale: float,
+        q_data_type: torch.dtype,
+        kv_data_type: torch.dtype,
+        metadata: object | None = None,
+        head_dim_ckv: int = 512,
+        head_dim_kpe: int = 64,
+        page_size: int = 64,
+        causal: bool = True,
+        index_source: IndexSource | SelectionConfig = "given",
+        topk: int = 2048,
+        max_seq_len: int | None = None,
+        max_rows: int | None = None,
+        block_tokens: int = 128,
+        pooled_table: torch.Tensor | None = None,
+        split_keys: int | None = None,
+        **options: Unpack[FlashInferOptions],
+    ) -> None:
+        """Says what the next runs are; reads nothing from the device.
+
+        Until the plan's last run, its metadata must stay as they are. Copies are asynchronous, also
+        from pinned memory of the host.
+
+        Args:
+            num_heads: query heads, 1 to 128.
+            sm_scale: factor of the logits.
+            q_data_type: bf16, fp16 or fp32; the output has it too.
+            kv_data_type: bf16, fp32, or uint8 (or e4m3) for packed rows: 656 B with a rope part,
+                528 B without one.
+            metadata: `MLAPlanMetadata`, FlashInfer's or ours, packed (csr) or dense; None = runs
+                are given row ids alone.
+            head_dim_ckv: 512.
+            head_dim_kpe: 64; 0 for rows of 528 B.
+            page_size: tokens of a page; 64 for a plan that selects.
+            causal: whether a row sees tokens up to its own alone: query rows are the last tokens
+                of their sequence.
+            index_source: where lists come from: "given", or a selection of that name, or one with
+                all its settings.
+            topk: tokens that a selection yields for a row.
+            max_seq_len: for a selection: most tokens of a sequence. Rows that see more get no
+                tokens.
+            max_rows: for a selection: most rows of a run; None = max_q_len of the metadata for each
+                sequence, or one.
+            block_tokens: for a selection: tokens of a block, a multiple of 64.
+            pooled_table: for HISA and MISA: [batch, n] int32, page of each 64 pooled keys.
+            split_keys: keys of a split, a multiple of 64, 0 = all: whether splits are made changes
+                the last bits. None = 256 where rows alone leave the GPU idle.
+            options: further options of FlashInfer; see `FlashInferOptions`.
+
+        Raises:
+            InvalidArgument: something does not fit; says what was found and needed. The last plan
+                stands.
+        """
+        contract = contract_of(
+            (num_heads, head_dim_ckv, head_dim_kpe, page_size),
+            (q_data_type, kv_data_type),
+            causal,
+            sm_scale,
+            index_source,
+            (topk, max_seq_len, block_tokens, split_keys),
+            tuple(options.items()),
+        )
+        if metadata is None:
+            require(not contract.selects, "metadata is None, a selection needs metadata")
+            self._plan = contract, None
+            return
+        checked = self._arrays.check(metadata)
+        if not contract.selects:
+            self._plan = contract, self._arrays.batch(checked, page_size, causal=causal)
+            return
+        num_seqs, tables = checked.num_seqs, None
+        if pooled_table is not None:
+            check_pooled_table(contract, pooled_table, num_seqs)
+            tables = self._arrays.check_table("pooled_table", pooled_table)
+        if max_rows is None:
+            max_rows = max(1, num_seqs * (getattr(metadata, "max_q_len", None) or 1))
+        self._selection.make_room(contract, num_seqs, max_rows)
+        batch = self._arrays.batch(checked, page_size, causal=causal)
+        pooled = None if tables is None else self._arrays.put(tables)[0]
+        self._selection.lay_out(contract, batch, max_rows, pooled)
+        self._plan = contract, batch
+
+    @runs_on_its_device
+    def select(
+        self,
+        *,
+        index_q: torch.Tensor | None = None,
+        index_weights: torch.Tensor | None = None,
+        index_k_cache: torch.Tensor | None = None,
+        pooled_k_cache: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The planned selection alone: lists for several layers that share it.
+
+        Args:
+            index_q: [rows, index_heads, 128] fp32, bf16 or e4m3.
+            index_weights: [rows, index_heads] fp32, all scales but the key's folded in.
+            index_k_cache: [pages, page_bytes] uint8, or any shape of as many bytes, contiguous:
+                pages of 64 keys, 64 x 128 e4m3 codes, then 64 fp32 scales (or 64 x 128 fp32),
+                under the page ids of the metadata.
+            pooled_k_cache: the same of pooled keys, by `pooled_table`; unused by "flat".
+
+        Returns:
+            [rows, topk] int32, token positions, ascending; -1 pads the tail.
+
+        Raises:
+            WrongState: before a plan, or with a plan of given lists.
+            InvalidArgument: something is missing or does not fit.
+        """
+        contract, _ = self._planned()
+        if not contract.selects:
+            raise WrongState("index_source is 'given', a selection needs a plan with another")
+        inputs = index_q, index_weights, index_k_cache, pooled_k_cache
+        return self._selection.select(contract, *inputs)
+
+    @runs_on_its_device
+    def run(  # noqa: PLR0913 - FlashInfer's arguments, and ours
+        self,
+        *,
+        query: Tensors | None = None,
+        kv_cache: Tensors | None = None,
+        q_nope: torch.Tensor | None = None,
+        q_pe: torch.Tensor | None = None,
+        ckv_cache: torch.Tensor | None = None,
+        kpe_cache: torch.Tensor | None = None,
+        topk_indices: torch.Tensor | None = None,
+        row_ids: torch.Tensor | None = None,
+        valid_counts: torch.Tensor | None = None,
+        index_q: torch.Tensor | None = None,
+        index_weights: torch.Tensor | None = None,
+        index_k_cache: torch.Tensor | None = None,
+        pooled_k_cache: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+        lse: torch.Tensor | None = None,
+        return_lse: bool = False,
+        return_lse_base_on_e: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Attends, each row to its list: of the three kinds of lists a run has one.
+
+        A row without a token to see, of a padding row for one, has output 0 and lse -inf.
+
+        Args:
+            query: [rows, num_heads, 576], or a pair of [.., 512] and [.., 64]. A pair that does not
+                lie side by side is copied together.
+            kv_cache: [pages, page_size, 576] bf16 or fp32, or [pages, page_size, 656 or 528] uint8
+                or e4m3; or a pair of views of one such tensor, at 0 and 512. Pages may lie apart.
+            q_nope: with `q_pe`, stands for a pair `query`.
+            q_pe: see `q_nope`.
+            ckv_cache: with `kpe_cache`, stands for a pair `kv_cache`.
+            kpe_cache: see `ckv_cache`.
+            topk_indices: [rows, any] int32, token positions; -1, anywhere, = nothing; those that
+                the row does not see do not count.
+            row_ids: [rows, any] int32, rows of the cache: page id * (rows from page to page) +
+                place; -1, anywhere, = nothing. Not looked at on the host: the rows must exist.
+            valid_counts: [rows] int32, only so many leading entries of a list count; None = all.
+            index_q: index inputs: see `select`.
+            index_weights: see `select`.
+            index_k_cache: see `select`.
+            pooled_k_cache: see `select`.
+            sinks: [num_heads] fp32, an extra logit in the denominator alone; not part of `lse`.
+            out: [rows, num_heads, 512], contiguous, to write to and return; None = allocate.
+            lse: [rows, num_heads] fp32, contiguous, the same.
+            return_lse: whether to return `lse`: log2 of the sum of exponentials.
+            return_lse_base_on_e: its natural logarithm instead.
+
+        Returns:
+            `out`, or `out` and `lse`.
+
+        Raises:
+            WrongState: before a plan.
+            InvalidArgument: something is missing, given twice, or does not fit the plan.
+        """
+        contract, batch = self._planned()
+        pair = one_of("query", query, ("q_nope", "q_pe"), q_nope, q_pe)
+        packed = packed_query(contract, pair, self.device)
+        pages = one_of("kv_cache", kv_cache, ("ckv_cache", "kpe_cache"), ckv_cache, kpe_cache)
+        cache = paged_rows(contract, pages, self.device)
+        base = contract.lse_base(is_wanted=return_lse or lse is not None, is_e=return_lse_base_on_e)
+        contract.check_sinks(sinks, self.device)
+        number = sum(one is not None for one in (topk_indices, row_ids, index_q))
+        message = f"run has {number} of topk_indices, row_ids and index_q, needs one"
+        require(number == 1, message)
+        results = result_places(contract, packed, out, lse)
+        if index_q is not None:
+            require(valid_counts is None, "run has valid_counts, a selection needs none")
+            topk_indices = self.select(
+                index_q=index_q,
+                index_weights=index_weights,
+                index_k_cache=index_k_cache,
+                pooled_k_cache=pooled_k_cache,
+            )
+        if topk_indices is not None:
+            lists = located_lists(self._ops, batch, cache, len(packed), topk_indices, valid_counts)
+        else:
+            lists = given_lists(packed, row_ids, valid_counts)
+        split = contract.split_for(len(packed), lists[0].shape[1], self._workspace.numel())
+        self._ops.sparse_mla(
+            packed,
+            cache.rows,
+            lists[0],
+            contract.layout,
+            contract.sm_scale,
+            sink=sinks,
+            valid_counts=lists[1],
+            split_keys=split,
+            out=results,
+            workspace=None if split is None else self._workspace,
+        )
+        if base == 2:
+            results[1].mul_(_LOG2_E)
+        return results if return_lse else results[0]
+
+    def _planned(self) -> tuple[PlanContract, PagedBatch | None]:
+        if self._plan is None:
+            raise WrongState("the wrapper has no plan, a run needs one: call plan first")
+        return self._plan
+
+
+def _ops_for(backend: str, device: torch.device) -> Ops:
+    name: BackendName = "reference" if device.type == "cpu" else "triton"
+    if backend != "auto":
+        name = cast(BackendName, backend)
+    return ops_of(name, device.type)
+
+
+def _as_floats(workspace: torch.Tensor) -> torch.Tensor:
+    """As much of a workspace as is aligned fp32."""
+    require(workspace.is_contiguous(), "float_workspace_buffer needs to be contiguous")
+    start = -workspace.data_ptr() % _ALIGN
+    count = max(0, workspace.numel() * workspace.element_size() - start) // 4
+    return workspace.view(-1).view(torch.uint8)[start : start + 4 * count].view(torch.float32)
