@@ -26,12 +26,15 @@ from benchmarks.ops.peers import Peers
 from benchmarks.ops.timing import Timed
 from hisparse_kernels.kv_rows import unpack_kv_rows_ref
 from hisparse_kernels.layouts import KvLayout
-from hisparse_kernels.sparse_mla import sparse_mla_ref, split_workspace_size
+from hisparse_kernels.sparse_mla import (
+    decode_split_keys,
+    sparse_mla_ref,
+    split_workspace_size,
+)
 
 _TOPK, _CONTEXT, _ROWS = 2048, 64 * 1024, 4096
 _LATENT_DIM, _QUERY_DIM, _SCALE = 512, 576, 576**-0.5
 _PEER_HEADS = 64
-_SPLIT_KEYS = 256
 _SHARING_ROWS = 16
 
 _Attend = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -141,7 +144,7 @@ def _decode(peers: Peers, batch: int, heads: int) -> Prepared:
     rows = kv_rows(sequences * _CONTEXT, FP8_ROWS)
     first = torch.arange(sequences, device="cuda")[:, None] * _CONTEXT
     lists = list((positions(sequences, _TOPK, _CONTEXT) + first).int().view(sets, batch, _TOPK))
-    inputs = _Inputs(_queries(batch, heads), rows, lists, FP8_ROWS, _SPLIT_KEYS)
+    inputs = _Inputs(_queries(batch, heads), rows, lists, FP8_ROWS, decode_split_keys(heads))
     ours, out, attend = inputs.contender()
 
     def flash_mla() -> Contender:

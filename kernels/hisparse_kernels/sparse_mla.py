@@ -11,6 +11,7 @@ _CHUNK_ROWS = 4  # at topk 512 their gathered values take 5 MB: they stay in the
 _MIN_HEADS = 8
 _KEY_ALIGN = 64
 ROW_ALIGN = 16  # bytes of one load
+_FEW_HEADS, _FEW_HEADS_SPLIT, _SPLIT = 32, 128, 256
 SPLIT_ALIGN = 64  # keys of one tile: a split is whole tiles
 
 
@@ -73,6 +74,14 @@ def sparse_mla(
 
         return sparse_mla_triton(*args, *options)
     return sparse_mla_ref(*args, *options)
+
+
+def decode_split_keys(heads: int) -> int:
+    """Ids of one split for few rows: they leave a GPU idle unless a row's keys are shared out.
+
+    By the heads alone: a row's bits may depend on the split, and so must not on the batch.
+    """
+    return _FEW_HEADS_SPLIT if heads <= _FEW_HEADS else _SPLIT
 
 
 def split_workspace_size(

@@ -2,6 +2,7 @@
 
 import torch
 
+from hisparse_kernels.sparse_mla import decode_split_keys
 from hisparse_sidecar.checks import check_inputs
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument
@@ -13,9 +14,6 @@ from hisparse_sidecar.selection.policy import SelectionPolicy
 from hisparse_sidecar.stats import GroupTraffic
 from hisparse_sidecar.step import Step
 from hisparse_sidecar.tiers import Tiers
-
-# few rows leave most of the GPU idle unless the keys of one row are shared out
-_DECODE_SPLIT_KEYS = 256
 
 
 class LayerPipeline:
@@ -118,7 +116,8 @@ class LayerPipeline:
         self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hot_rows, slots = kv_rows.swap_in()
-        return self._attend(inputs.query, hot_rows, slots, inputs.sink, _DECODE_SPLIT_KEYS)
+        split_keys = decode_split_keys(inputs.query.shape[1])
+        return self._attend(inputs.query, hot_rows, slots, inputs.sink, split_keys)
 
     def _attend_staged(
         self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs

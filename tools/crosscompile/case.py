@@ -31,11 +31,15 @@ class Expects:
 
 @dataclass(frozen=True)
 class Case:
-    """`call` runs the launcher on CPU tensors; name it `op, configuration`."""
+    """`call` runs the launcher on CPU tensors; name it `op, configuration`.
+
+    With `only` the kernel is meant for that compute capability alone.
+    """
 
     name: str
     call: Callable[[], object]
     expects: Expects = Expects()
+    only: int | None = None
 
 
 def cases_of(module: str) -> list[Case]:
@@ -50,3 +54,9 @@ def cases_of(module: str) -> list[Case]:
     if repeated:
         raise ValueError(f"{module}: several cases are called {', '.join(sorted(repeated))}")
     return cases
+
+
+def case_of(module: str, name: str) -> Case:
+    """The case of that name."""
+    (case,) = [case for case in cases_of(module) if case.name == name]
+    return case

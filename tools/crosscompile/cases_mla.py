@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from hisparse_kernels.gpu.gluon.few_heads_mla import MOST_HEADS, few_heads_mla_gluon
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout
 from hisparse_kernels.sparse_mla import split_workspace_size
@@ -14,6 +15,7 @@ _HEADS = (8, 16, 32, 64, 128)
 _DECODE_ROWS = (1, 3, 128)
 _PREFILL_ROWS = (4096,)
 _DECODE_SPLIT = 256
+_FEW_HEADS_SPLIT = 128
 
 
 def cases() -> list[Case]:
@@ -35,6 +37,17 @@ def cases() -> list[Case]:
                 Case(f"{name}, prefill", partial(attend, _PREFILL_ROWS, None), expects),
                 Case(f"{name}, decode", partial(attend, _DECODE_ROWS, _DECODE_SPLIT), expects),
             ]
+    for name in ("fp8_ds_mla", "fp8"):
+        found += [
+            Case(
+                f"sparse_mla, pipeline, {name}, splits of {split_keys or 'all'} keys",
+                partial(_few_heads, KV_LAYOUTS[name], split_keys),
+                # products of few heads; of codes a thread takes 16 bytes, of scales 4
+                Expects(accumulator_columns=MOST_HEADS, mostly_wide=("kv_ptr",)),
+                only=90,
+            )
+            for split_keys in (None, _FEW_HEADS_SPLIT)
+        ]
     return found
 
 
@@ -63,6 +76,24 @@ def _attend(
             split_keys=split_keys,
             out=out,
             workspace=workspace,
+        )
+
+
+def _few_heads(layout: KvLayout, split_keys: int | None) -> None:
+    for rows, heads, dtype in ((1, 8, torch.bfloat16), (4096, 32, torch.float16)):
+        size = split_workspace_size(rows, heads, 2048, layout, split_keys)
+        few_heads_mla_gluon(
+            torch.empty(rows, heads, layout.query_dim, dtype=dtype),
+            kv_rows(HOST_TOKENS, layout),
+            int32(rows, 2048),
+            int32(rows),
+            fp32(heads),
+            fp32(size) if split_keys else None,
+            (size // 2, size // 2),
+            (torch.empty(rows, heads, layout.latent_dim, dtype=dtype), fp32(rows, heads)),
+            layout,
+            0.1352,
+            split_keys or 2048,
         )
 
 

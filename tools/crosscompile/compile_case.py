@@ -4,7 +4,7 @@ import time
 
 from triton.compiler import ASTSource
 
-from tools.crosscompile.case import Case, cases_of
+from tools.crosscompile.case import Case, case_of
 from tools.crosscompile.checks import case_failures, kernel_failures, low_precision_products
 from tools.crosscompile.machine_code import code_bytes, usage
 from tools.crosscompile.ptx import Ptx
@@ -14,8 +14,7 @@ from tools.crosscompile.stub_driver import Launch, compiling
 
 def compile_named(module: str, name: str, arch: int) -> CaseReport:
     """The report of a case by its module and name: what another process can be told."""
-    (case,) = [case for case in cases_of(module) if case.name == name]
-    return compile_case(case, arch)
+    return compile_case(case_of(module, name), arch)
 
 
 def compile_case(case: Case, arch: int) -> CaseReport:

@@ -1,4 +1,4 @@
-"""Finish sparse attention: merge a row's splits in ascending order, add the sink, divide."""
+"""Finish sparse attention: merge a row's splits in a fixed order, add the sink, divide."""
 
 import triton
 import triton.language as tl
@@ -60,30 +60,36 @@ def merge_splits_kernel(
     heads,
     splits,
     LATENT: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ) -> None:
-    """One program finishes one head of one row: output number `row * heads + head`."""
+    """One program finishes some columns of one head of one row: output `row * heads + head`."""
     output = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    first_part = output * splits
+    most_ptr = workspace_ptr + most_at + first_part
+    total_ptr = workspace_ptr + total_at + first_part
+    sums_ptr = workspace_ptr + first_part * LATENT
     most = float("-inf")
     for first in range(0, splits, BLOCK_SPLITS):
         split = first + tl.arange(0, BLOCK_SPLITS)
-        most_ptr = workspace_ptr + most_at + output * splits + split
-        found = tl.load(most_ptr, mask=split < splits, other=float("-inf"))
+        found = tl.load(most_ptr + split, mask=split < splits, other=float("-inf"))
         most = tl.maximum(most, tl.max(found, 0))
     base = tl.where(most == float("-inf"), 0.0, most)
-    column = tl.arange(0, LATENT)
-    sums = tl.zeros([LATENT], tl.float32)
+    sums = tl.zeros([COLUMNS], tl.float32)
     total = 0.0
-    for split in tl.range(0, splits, loop_unroll_factor=4):
-        part = output * splits + split
-        part_total = tl.load(workspace_ptr + total_at + part)
-        factor = tl.exp2(tl.load(workspace_ptr + most_at + part) - base)
-        part_ptr = workspace_ptr + part * LATENT + column
-        total += part_total * factor
-        # else its sums were not written; compared as a block, for the interpreter's sake
-        held = tl.zeros([LATENT], tl.float32) + part_total != 0
-        sums += tl.load(part_ptr, mask=held, other=0.0) * factor
-    tl.store(lse_ptr + output, _lse_of(most, total))
+    for first in range(0, splits, BLOCK_SPLITS):
+        split = first + tl.arange(0, BLOCK_SPLITS)
+        part_total = tl.load(total_ptr + split, mask=split < splits, other=0.0)
+        part_most = tl.load(most_ptr + split, mask=split < splits, other=float("-inf"))
+        factor = tl.exp2(part_most - base)
+        total += tl.sum(part_total * factor, 0)
+        held = part_total != 0  # else its sums were not written
+        part_ptr = sums_ptr + split.to(tl.int64)[:, None] * LATENT + column[None, :]
+        parts = tl.load(part_ptr, mask=held[:, None], other=0.0)
+        sums += tl.sum(parts * factor[:, None], 0)
+    if tl.program_id(1) == 0:
+        tl.store(lse_ptr + output, _lse_of(most, total))
     factor = 1.0 / _denominator(most, total, sink_ptr, output % heads, True)
     tl.store(out_ptr + output * LATENT + column, _rounded(sums * factor, out_ptr))
 

@@ -8,15 +8,18 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from hisparse_kernels.gpu.interpreter import interpreting
-from hisparse_kernels.layouts import IndexLayout
+from hisparse_kernels.layouts import IndexLayout, KvLayout
 
 _LOG = logging.getLogger(__name__)
 _HEADS = (32, 64)
-_ARCHES = ((9, 0), (10, 0), (10, 3))  # with wgmma, with tcgen05
+_WGMMA = (9, 0)
+_ARCHES = (_WGMMA, (10, 0), (10, 3))  # the others with tcgen05
+_MOST_ATTENDED_HEADS = 32  # more fill the products of the Triton body
 
 
 def pipeline_of(
@@ -39,15 +42,35 @@ def pipeline_of(
     return _launcher(op, index_q.shape[1], index_q.device)
 
 
+def attention_pipeline_of(
+    query: torch.Tensor, kv_rows: torch.Tensor, layout: KvLayout
+) -> Callable[..., None] | None:
+    """The Gluon launcher of sparse attention with few heads; None: the Triton body is to run.
+
+    Args:
+        query: [rows, heads, query_dim].
+        kv_rows: [N, row_bytes] uint8.
+        layout: how a KV row is stored.
+    """
+    if not query.is_cuda or interpreting() or layout.name not in ("fp8_ds_mla", "fp8"):
+        return None
+    if query.dtype == torch.float32 or query.shape[1] > _MOST_ATTENDED_HEADS:
+        return None
+    # loads and copies of 16 bytes
+    if kv_rows.data_ptr() % 16 or torch.cuda.get_device_capability(query.device) != _WGMMA:
+        return None
+    return _launcher("few_heads_mla", layout, query.device)
+
+
 @functools.cache
-def _launcher(op: str, heads: int, device: torch.device) -> Callable[..., torch.Tensor] | None:
+def _launcher(op: str, variant: object, device: torch.device) -> Callable[..., Any] | None:
     """The launcher, once its kernel was compiled; None, and a warning, where that fails."""
     try:
         module = importlib.import_module(f"hisparse_kernels.gpu.gluon.{op}")
         with torch.cuda.device(device):
-            getattr(module, f"compile_{op}")(heads)
+            getattr(module, f"compile_{op}")(variant)
     except Exception as error:  # the compiler raises whatever it likes
         _LOG.warning("no Gluon pipeline for %s, Triton runs it: %s", op, error)
         return None
-    launcher: Callable[..., torch.Tensor] = getattr(module, f"{op}_gluon")
+    launcher: Callable[..., Any] = getattr(module, f"{op}_gluon")
     return launcher

@@ -17,11 +17,14 @@ from hisparse_kernels.gpu.mla_tile import (
     softmax_step,
     to_bf16,
 )
+from hisparse_kernels.gpu.pipelines import attention_pipeline_of
 from hisparse_kernels.layouts import KvLayout
 from hisparse_kernels.sparse_mla import split_workspace_size
 
 _LOG2_E = 1.4426950408889634
-_MAX_BLOCK_SPLITS = 64
+_MAX_BLOCK_SPLITS = 32
+_MANY_OUTPUTS = 256  # of fewer, columns are shared out so that they fill a GPU
+_FEW_COLUMNS = 128
 # By heads of one program and layout: keys of a tile, warps, stages. The fastest on an H100 of those
 # that fit the shared memory of sm_90 and sm_100 with Triton 3.6 and 3.9, and spill next to nothing.
 _TILES = {
@@ -47,6 +50,7 @@ def sparse_mla_triton(
     """See `sparse_mla`. One program for a row, a block of its heads, and a split of its keys."""
     rows, heads, _ = query.shape
     sink = None if sink is None else sink.contiguous()
+    valid_counts = None if valid_counts is None else valid_counts.contiguous()
     topk = row_ids.shape[1]
     if out is None:
         lse = query.new_empty(rows, heads, dtype=torch.float32)
@@ -62,16 +66,51 @@ def sparse_mla_triton(
         workspace = query.new_empty(size, dtype=torch.float32)
     parts = rows * heads * splits
     most_at, total_at = parts * layout.latent_dim, parts * (layout.latent_dim + 1)
+    args = query, kv_rows, row_ids.contiguous(), valid_counts, sink, workspace
+    options = (most_at, total_at), out, layout, softmax_scale, split_keys
+    pipeline = attention_pipeline_of(query, kv_rows, layout)
+    (pipeline or _attend)(*args, *options)
+    if workspace is not None:
+        columns = layout.latent_dim if rows * heads > _MANY_OUTPUTS else _FEW_COLUMNS
+        merge_splits_kernel[rows * heads, layout.latent_dim // columns](
+            workspace,
+            most_at,
+            total_at,
+            sink,
+            *out,
+            heads,
+            splits,
+            LATENT=layout.latent_dim,
+            COLUMNS=columns,
+            BLOCK_SPLITS=min(triton.next_power_of_2(splits), _MAX_BLOCK_SPLITS),
+            enable_fp_fusion=True,
+        )
+    return out
+
+
+def _attend(
+    query: torch.Tensor,
+    kv_rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    valid_counts: torch.Tensor | None,
+    sink: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+    places: tuple[int, int],
+    out: tuple[torch.Tensor, torch.Tensor],
+    layout: KvLayout,
+    softmax_scale: float,
+    split_keys: int,
+) -> None:
+    (rows, heads, _), topk = query.shape, row_ids.shape[1]
     kernel, num_programs, tiles = _launch_of(query, layout)
-    kernel[(rows * num_programs, splits)](
+    kernel[(rows * num_programs, triton.cdiv(topk, split_keys))](
         query,
         kv_rows,
-        row_ids.contiguous(),
-        None if valid_counts is None else valid_counts.contiguous(),
+        row_ids,
+        valid_counts,
         sink,
         workspace,
-        most_at,
-        total_at,
+        *places,
         *out,
         heads,
         topk,
@@ -85,20 +124,6 @@ def sparse_mla_triton(
         enable_fp_fusion=True,
         **tiles,
     )
-    if workspace is not None:
-        merge_splits_kernel[(rows * heads,)](
-            workspace,
-            most_at,
-            total_at,
-            sink,
-            *out,
-            heads,
-            splits,
-            LATENT=layout.latent_dim,
-            BLOCK_SPLITS=min(triton.next_power_of_2(splits), _MAX_BLOCK_SPLITS),
-            enable_fp_fusion=True,
-        )
-    return out
 
 
 def _launch_of(
