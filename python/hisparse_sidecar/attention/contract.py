@@ -7,7 +7,7 @@ from typing import Literal, TypedDict, get_args
 import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS, KvLayout, kv_layout
-from hisparse_kernels.sparse_mla import SPLIT_ALIGN, split_workspace_size
+from hisparse_kernels.sparse_mla import SPLIT_ALIGN, decode_split_keys, split_workspace_size
 from hisparse_sidecar.attention.tensor_checks import check_tensor
 from hisparse_sidecar.config import (
     IndexSource,
@@ -39,7 +39,6 @@ _NOT_OFFERED = {
     "skip_softmax": (False,),
     "enable_pdl": (None, False),
 }
-_SPLIT_KEYS = 256
 _BUSY_PROGRAMS = 264  # two for each processor of an H100: then its keys need no sharing out
 
 
@@ -184,9 +183,9 @@ class PlanContract:
         Raises:
             InvalidArgument: splits were asked for, and the workspace is too small for them.
         """
-        if self.split_keys == 0 or topk <= (self.split_keys or _SPLIT_KEYS):
+        split = self.split_keys or decode_split_keys(self.num_heads)
+        if self.split_keys == 0 or topk <= split:
             return None
-        split = self.split_keys or _SPLIT_KEYS
         needed = split_workspace_size(rows, self.num_heads, topk, self.layout, split)
         if self.split_keys is None:
             is_busy = rows * -(-self.num_heads // 64) >= _BUSY_PROGRAMS
