@@ -135,7 +135,7 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             block_tokens: for a selection: tokens of a block, a multiple of 64.
             pooled_table: for HISA and MISA: [batch, n] int32, page of each 64 pooled keys.
             split_keys: keys of a split, a multiple of 64, 0 = all: whether splits are made changes
-                the last bits. None = 128 (up to 32 heads) or 256 where rows alone leave the GPU idle.
+                the last bits. None = 128 or, beyond 32 heads, 256 where rows leave the GPU idle.
             options: further options of FlashInfer; see `FlashInferOptions`.
 
         Raises:
