@@ -267,6 +267,7 @@ def test_a_captured_run_that_selects_replays_what_the_last_plan_says(
         assert_bits_equal(out, plain.run(**new))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.gpu
 @pytest.mark.parametrize("use_cuda_graph", [True, False])
 @pytest.mark.parametrize("name", ["given", *SELECTIONS])
@@ -313,6 +314,7 @@ def test_a_plan_allocates_nothing_once_it_has_its_memory(
     assert_allocates_nothing(lambda: wrapper.plan(**plan))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.gpu
 def test_metadata_on_the_host_are_copied_without_a_wait(
     place: tuple[str, str], device: str

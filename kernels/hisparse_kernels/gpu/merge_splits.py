@@ -1,4 +1,4 @@
-"""Finish sparse attention: merge a row's splits in a fixed order, add the sink, divide."""
+"""Finish sparse attention: merge a row's splits in ascending order, add the sink, divide."""
 
 import triton
 import triton.language as tl
@@ -78,16 +78,14 @@ def merge_splits_kernel(
     base = tl.where(most == float("-inf"), 0.0, most)
     sums = tl.zeros([COLUMNS], tl.float32)
     total = 0.0
-    for first in range(0, splits, BLOCK_SPLITS):
-        split = first + tl.arange(0, BLOCK_SPLITS)
-        part_total = tl.load(total_ptr + split, mask=split < splits, other=0.0)
-        part_most = tl.load(most_ptr + split, mask=split < splits, other=float("-inf"))
-        factor = tl.exp2(part_most - base)
-        total += tl.sum(part_total * factor, 0)
-        held = part_total != 0  # else its sums were not written
-        part_ptr = sums_ptr + split.to(tl.int64)[:, None] * LATENT + column[None, :]
-        parts = tl.load(part_ptr, mask=held[:, None], other=0.0)
-        sums += tl.sum(parts * factor[:, None], 0)
+    for split in tl.range(0, splits, loop_unroll_factor=8):
+        part_total = tl.load(total_ptr + split)
+        factor = tl.exp2(tl.load(most_ptr + split) - base)
+        total += part_total * factor
+        part = tl.load(sums_ptr + tl.cast(split, tl.int64) * LATENT + column)
+        # else its sums were not written; compared as a block, for the interpreter's sake
+        held = tl.zeros([COLUMNS], tl.float32) + part_total != 0
+        sums += tl.where(held, part * factor, 0.0)
     if tl.program_id(1) == 0:
         tl.store(lse_ptr + output, _lse_of(most, total))
     factor = 1.0 / _denominator(most, total, sink_ptr, output % heads, True)

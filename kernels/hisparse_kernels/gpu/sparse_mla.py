@@ -22,7 +22,7 @@ from hisparse_kernels.layouts import KvLayout
 from hisparse_kernels.sparse_mla import split_workspace_size
 
 _LOG2_E = 1.4426950408889634
-_MAX_BLOCK_SPLITS = 32
+_MAX_BLOCK_SPLITS = 64
 _MANY_OUTPUTS = 256  # of fewer, columns are shared out so that they fill a GPU
 _FEW_COLUMNS = 128
 # By heads of one program and layout: keys of a tile, warps, stages. The fastest on an H100 of those
