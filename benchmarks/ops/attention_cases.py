@@ -47,6 +47,8 @@ def attention_cases(peers: Peers) -> Iterator[Case]:
         (16, BF16_ROWS, "random"),
         (16, BF16_ROWS, "overlapping"),
         (16, FP8_ROWS, "random"),
+        (64, FP8_ROWS, "random"),
+        (128, FP8_ROWS, "random"),
     ):
         name = f"sparse_mla {_ROWS} rows, L=64K, {layout.name}, {heads} heads, {lists} lists"
         yield Case(name, partial(_prefill, peers, heads, layout, lists))

@@ -7,7 +7,7 @@ from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
 import torch
 
 from hisparse_kernels.backends import Ops, reference_ops
-from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.config import Backend, SidecarConfig
 from hisparse_sidecar.errors import InvalidArgument
 
 BackendName = Literal["reference", "triton"]
@@ -67,25 +67,27 @@ def choose_ops(config: SidecarConfig) -> Ops:
     Raises:
         InvalidArgument: the Triton backend on the CPU, outside Triton's interpreter.
     """
-    return ops_of(backend_name(config), config.device)
+    return ops_of(config.backend, config.device)
 
 
-def ops_of(backend: BackendName, device: str) -> Ops:
+def ops_of(backend: Backend, device: str) -> Ops:
     """The ops of a backend, for tensors on a device "cpu", "cuda" or "cuda:N".
+
+    "auto" on CUDA is Triton, and what an installed peer does faster.
 
     Raises:
         InvalidArgument: the Triton backend on the CPU, outside Triton's interpreter.
     """
-    if backend == "reference":
+    if backend == "reference" or (backend == "auto" and device == "cpu"):
         return reference_ops()
     if device == "cpu" and not _interpreting():
         needed = "set TRITON_INTERPRET=1 before Python starts, or use device 'cuda'"
         raise InvalidArgument(
             f"backend is 'triton' on device 'cpu', needs the interpreter: {needed}"
         )
-    from hisparse_kernels.gpu.backend import triton_ops
+    from hisparse_kernels.gpu.backend import fastest_ops, triton_ops
 
-    return triton_ops()
+    return fastest_ops() if backend == "auto" else triton_ops()
 
 
 def _interpreting() -> bool:

@@ -1,7 +1,10 @@
 """The Triton ops in one value, for CUDA tensors; in Triton's interpreter also for CPU tensors."""
 
+from dataclasses import replace
+
 from hisparse_kernels.backends import Ops
 from hisparse_kernels.gpu.block_topm import block_topm_triton
+from hisparse_kernels.gpu.flash_mla import sparse_mla_fastest
 from hisparse_kernels.gpu.index_logits import index_logits_triton, paged_index_logits_triton
 from hisparse_kernels.gpu.index_rows import (
     pack_index_rows_triton,
@@ -31,6 +34,11 @@ from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
 from hisparse_kernels.gpu.tail_share import tail_share_triton
 from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
+
+
+def fastest_ops() -> Ops:
+    """The Triton kernels, and installed peers' for what they do faster."""
+    return replace(triton_ops(), sparse_mla=sparse_mla_fastest)
 
 
 def triton_ops() -> Ops:

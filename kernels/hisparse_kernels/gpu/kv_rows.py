@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from hisparse_kernels.gpu.e4m3 import amax_or_nan, from_e4m3, quotient, to_e4m3
+from hisparse_kernels.gpu.mla_tile import rounded_for
 from hisparse_kernels.layouts import SCALE_DIM, KvLayout
 
 _SCALE_DIM = tl.constexpr(SCALE_DIM)
@@ -32,7 +33,7 @@ def pack_kv_rows_triton(
 def unpack_kv_rows_triton(
     rows: torch.Tensor, layout: KvLayout, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """See `hisparse_kernels.kv_rows.unpack_kv_rows`."""
+    """See `hisparse_kernels.kv_rows.unpack_kv_rows`; of fp8 rows `out` may be bf16, too."""
     num_rows = rows.shape[0]
     if out is None:
         out = rows.new_empty(num_rows, layout.query_dim, dtype=torch.float32)
@@ -126,13 +127,14 @@ def _unpack_fp8_kernel(
     scale_ptr = (row_ptr + NUM_SCALES * _SCALE_DIM).to(tl.pointer_type(tl.float32))
     scale = tl.load(scale_ptr + group)
     out_row_ptr = out_ptr + row * (NUM_SCALES * _SCALE_DIM + ROPE_DIM)
-    tl.store(out_row_ptr + dim, from_e4m3(tl.load(row_ptr + dim)) * scale[:, None])
+    values = from_e4m3(tl.load(row_ptr + dim)) * scale[:, None]
+    tl.store(out_row_ptr + dim, rounded_for(values, out_ptr))
     if ROPE_DIM:
         rope = tl.arange(0, ROPE_DIM)
         rope_ptr = (row_ptr + NUM_SCALES * (_SCALE_DIM + 4)).to(tl.pointer_type(tl.bfloat16))
         tl.store(
             out_row_ptr + NUM_SCALES * _SCALE_DIM + rope,
-            tl.load(rope_ptr + rope).to(tl.float32),
+            tl.load(rope_ptr + rope).to(out_ptr.dtype.element_ty),
         )
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from hisparse_kernels.gpu.mla_tile import to_bf16
+from hisparse_kernels.gpu.mla_tile import rounded_for
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -39,7 +39,9 @@ def store_results(
         # a division by each of the sums would take registers that 64 heads do not leave
         factor = 1.0 / _denominator(most, total, sink_ptr, head, valid)
         out_at = output[:, None] * LATENT + column[None, :]
-        tl.store(out_ptr + out_at, _rounded(sums * factor[:, None], out_ptr), mask=valid[:, None])
+        tl.store(
+            out_ptr + out_at, rounded_for(sums * factor[:, None], out_ptr), mask=valid[:, None]
+        )
     else:
         part = output * tl.num_programs(1) + split
         tl.store(workspace_ptr + most_at + part, most, mask=valid)
@@ -89,7 +91,7 @@ def merge_splits_kernel(
     if tl.program_id(1) == 0:
         tl.store(lse_ptr + output, _lse_of(most, total))
     factor = 1.0 / _denominator(most, total, sink_ptr, output % heads, True)
-    tl.store(out_ptr + output * LATENT + column, _rounded(sums * factor, out_ptr))
+    tl.store(out_ptr + output * LATENT + column, rounded_for(sums * factor, out_ptr))
 
 
 @triton.jit
@@ -109,13 +111,3 @@ def _denominator(most, total, sink_ptr, head, valid):
 def _lse_of(most, total):
     """Natural log of the sum of exponentials; -inf of nothing."""
     return (most + tl.log2(tl.where(total == 0, 1.0, total))) * _LN_2
-
-
-@triton.jit
-def _rounded(values, out_ptr):
-    """`values` in the output's dtype."""
-    if out_ptr.dtype.element_ty == tl.bfloat16:
-        result = to_bf16(values).to(tl.bfloat16)
-    else:
-        result = values.to(out_ptr.dtype.element_ty)
-    return result

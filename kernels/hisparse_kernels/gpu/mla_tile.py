@@ -99,6 +99,16 @@ def to_bf16(values) -> tl.tensor:
 
 
 @triton.jit
+def rounded_for(values, out_ptr) -> tl.tensor:
+    """`values` in the dtype that is stored at `out_ptr`, nearest."""
+    if out_ptr.dtype.element_ty == tl.bfloat16:
+        result = to_bf16(values).to(tl.bfloat16)
+    else:
+        result = values.to(out_ptr.dtype.element_ty)
+    return result
+
+
+@triton.jit
 def softmax_step(logits, most, total) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Takes a tile's logits (base 2, -inf = no key) into the running maximum and sum.
 

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from hisparse_kernels.gpu.exact_mla import BLOCK_COLUMNS, attend_exactly_kernel
 from hisparse_kernels.gpu.interpreter import interpreting
+from hisparse_kernels.gpu.listed_often import dequantised, is_listed_often
 from hisparse_kernels.gpu.merge_splits import merge_splits_kernel, store_results
 from hisparse_kernels.gpu.mla_tile import (
     key_range,
@@ -47,7 +48,11 @@ def sparse_mla_triton(
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
     workspace: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `sparse_mla`. One program for a row, a block of its heads, and a split of its keys."""
+    """See `sparse_mla`. One program for a row, a block of its heads, and a split of its keys.
+
+    Many queries over few fp8 rows, as in prefill, allocate room for the rows in bf16: the bits are
+    the same.
+    """
     rows, heads, _ = query.shape
     sink = None if sink is None else sink.contiguous()
     valid_counts = None if valid_counts is None else valid_counts.contiguous()
@@ -66,10 +71,22 @@ def sparse_mla_triton(
         workspace = query.new_empty(size, dtype=torch.float32)
     parts = rows * heads * splits
     most_at, total_at = parts * layout.latent_dim, parts * (layout.latent_dim + 1)
-    args = query, kv_rows, row_ids.contiguous(), valid_counts, sink, workspace
-    options = (most_at, total_at), out, layout, softmax_scale, split_keys
     pipeline = attention_pipeline_of(query, kv_rows, layout)
-    (pipeline or _attend)(*args, *options)
+    if pipeline is None and _bf16_rows_do(query, layout) and is_listed_often(kv_rows, row_ids):
+        kv_rows, layout = dequantised(kv_rows, layout)
+    (pipeline or _attend)(
+        query,
+        kv_rows,
+        row_ids.contiguous(),
+        valid_counts,
+        sink,
+        workspace,
+        (most_at, total_at),
+        out,
+        layout,
+        softmax_scale,
+        split_keys,
+    )
     if workspace is not None:
         columns = layout.latent_dim if rows * heads > _MANY_OUTPUTS else _FEW_COLUMNS
         merge_splits_kernel[rows * heads, layout.latent_dim // columns](
@@ -135,13 +152,32 @@ def _launch_of(
         head_blocks = triton.cdiv(heads, 16)
         num_programs = head_blocks * (layout.latent_dim // BLOCK_COLUMNS)
         return attend_exactly_kernel, num_programs, {"num_warps": 4, "num_stages": 1}
-    block_heads = min(max(triton.next_power_of_2(heads), 16), 64)
-    keys, num_warps, num_stages = _TILES[block_heads][layout.name]
-    if (block_heads, layout.name) == (64, "bf16") and not interpreting() and _arch() >= 100:
-        keys = _WIDE_BF16_KEYS_SM100
+    block_heads = _heads_of_block(heads)
+    keys, num_warps, num_stages = _tile_of(block_heads, layout.name)
     tiles = {"BLOCK_H": block_heads, "BLOCK_K": keys}
     options = {"num_warps": num_warps, "num_stages": num_stages}
     return _attend_kernel, triton.cdiv(heads, block_heads), tiles | options
+
+
+def _bf16_rows_do(query: torch.Tensor, layout: KvLayout) -> bool:
+    """Whether rows in bf16 would give the bits of these fp8 rows: of the same tiles."""
+    if query.dtype == torch.float32 or layout.name != "fp8_ds_mla":
+        return False
+    block_heads = _heads_of_block(query.shape[1])
+    fp8_keys, bf16_keys = (_tile_of(block_heads, name)[0] for name in (layout.name, "bf16"))
+    return fp8_keys == bf16_keys
+
+
+def _heads_of_block(heads: int) -> int:
+    return int(min(max(triton.next_power_of_2(heads), 16), 64))
+
+
+def _tile_of(block_heads: int, layout: str) -> tuple[int, int, int]:
+    """Keys, warps and stages of a tile."""
+    keys, num_warps, num_stages = _TILES[block_heads][layout]
+    if (block_heads, layout) == (64, "bf16") and not interpreting() and _arch() >= 100:
+        keys = _WIDE_BF16_KEYS_SM100
+    return keys, num_warps, num_stages
 
 
 def _arch() -> int:

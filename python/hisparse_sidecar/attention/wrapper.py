@@ -5,7 +5,6 @@ from typing import cast
 import torch
 from typing_extensions import Unpack
 
-from hisparse_kernels.backends import Ops
 from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_sidecar.attention.contract import FlashInferOptions, PlanContract, contract_of
 from hisparse_sidecar.attention.inputs import Tensors, one_of, packed_query, paged_rows
@@ -13,8 +12,8 @@ from hisparse_sidecar.attention.lists import given_lists, located_lists
 from hisparse_sidecar.attention.metadata import BatchArrays
 from hisparse_sidecar.attention.paged_selection import PagedSelection, check_pooled_table
 from hisparse_sidecar.attention.results import result_places
-from hisparse_sidecar.backends import BackendName, ops_of, runs_on_its_device
-from hisparse_sidecar.config import IndexSource, SelectionConfig, require, require_one_of
+from hisparse_sidecar.backends import ops_of, runs_on_its_device
+from hisparse_sidecar.config import Backend, IndexSource, SelectionConfig, require, require_one_of
 from hisparse_sidecar.errors import WrongState
 
 _BACKENDS = ("auto", "reference", "triton")
@@ -70,7 +69,7 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         """
         require_one_of("backend", backend, _BACKENDS)
         self.device = float_workspace_buffer.device
-        self._ops = _ops_for(backend, self.device)
+        self._ops = ops_of(cast(Backend, backend), self.device.type)
         self._workspace = _as_floats(float_workspace_buffer)
         given = {
             "qo_indptr": qo_indptr,
@@ -305,13 +304,6 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         if self._plan is None:
             raise WrongState("the wrapper has no plan, a run needs one: call plan first")
         return self._plan
-
-
-def _ops_for(backend: str, device: torch.device) -> Ops:
-    name: BackendName = "reference" if device.type == "cpu" else "triton"
-    if backend != "auto":
-        name = cast(BackendName, backend)
-    return ops_of(name, device.type)
 
 
 def _as_floats(workspace: torch.Tensor) -> torch.Tensor:
