@@ -322,11 +322,12 @@ def test_metadata_on_the_host_are_copied_without_a_wait(
     batch, arrays = step(1, device), reserved(device)
     wrapper, plain = made_wrapper(place, arrays), made_wrapper(place, {}, use_cuda_graph=False)
     host = MLAPlanMetadata.csr(*(getattr(batch.csr(), name).cpu().pin_memory() for name in CSR))
+    plan = batch.plan(metadata=host)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        wrapper.plan(**batch.plan(metadata=host))
-        plain.plan(**batch.plan(metadata=host))
+        wrapper.plan(**plan)
+        plain.plan(**plan)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert_bits_equal(attended(wrapper, batch)[0], attended(plain, batch)[0])

@@ -8,7 +8,7 @@ import torch
 
 from accuracy import Tolerance, assert_near
 from hisparse_kernels.backends import Ops, reference_ops
-from hisparse_kernels.gpu.backend import triton_ops
+from hisparse_kernels.gpu.backend import fastest_ops, triton_ops
 from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_sidecar import LayerOutputs, Sidecar
 from hisparse_sidecar.backends import choose_ops
@@ -53,8 +53,9 @@ def test_on_cuda_both_backends_give_what_the_reference_gives_on_the_cpu(
 
 
 @pytest.mark.gpu
-def test_auto_is_triton_on_cuda() -> None:
-    assert choose_ops(small_config(device="cuda", backend="auto")) == triton_ops()
+def test_auto_is_triton_and_faster_peers_on_cuda() -> None:
+    assert choose_ops(small_config(device="cuda", backend="auto")) == fastest_ops()
+    assert choose_ops(small_config(device="cuda", backend="triton")) == triton_ops()
 
 
 @pytest.mark.cpu_only
