@@ -14,10 +14,10 @@ import pytest
 
 from hisparse_sidecar import SidecarConfig
 from hisparse_sidecar.client import SidecarClient
-from hisparse_sidecar.wire.errors import Unauthenticated
+from hisparse_sidecar.wire.errors import Unauthenticated, UnknownRegion
 from hisparse_sidecar.wire.names import CLIENT_KEY
 from tests.pipeline.world import small_config
-from tests.server.serving import END_SECONDS, ServerProgram, channel_to, wait_until
+from tests.server.serving import END_SECONDS, ServerProgram, SideClient, channel_to, wait_until
 
 REGION_BYTES = 8192
 SLACK_SECONDS = 0.5  # for the machine; the rule itself allows 1.25 limits
@@ -67,6 +67,18 @@ class LivingProcess:
         self.process.communicate(timeout=END_SECONDS)
 
 
+class Namesake:
+    """A client of this process: the server sees the process id that all its other clients have."""
+
+    def __init__(self, socket_path: Path, channel: grpc.Channel) -> None:
+        self.side = SideClient(socket_path)
+        greeting, _ = self.side.hear()
+        self.client_id, self.token = greeting.split()[2:4]
+        self.client = SidecarClient(channel, ((CLIENT_KEY, self.token),))
+        self.sequence = self.client.open_sequence(1, 63)
+        self.region_id = self.client.create_region(REGION_BYTES).region_id
+
+
 class Crowd:
     """A server and the processes that are its clients."""
 
@@ -90,6 +102,11 @@ class Crowd:
     def regions(self) -> int:
         maps = Path(f"/proc/{self._server.process.pid}/maps").read_text()
         return sum("memfd:hisparse-region" in line for line in maps.splitlines())
+
+    def join_from_here(self) -> "Namesake":
+        joined = Namesake(self._server.socket_path, self._channel)
+        self._stack.callback(joined.side.socket.close)
+        return joined
 
     def stop_for(self, processes: list[LivingProcess], seconds: float) -> None:
         for living in processes:
@@ -170,3 +187,37 @@ def test_a_server_that_was_stopped_itself_keeps_its_clients(tmp_path: Path) -> N
         people._server.process.send_signal(signal.SIGCONT)
         time.sleep(0.4)
         assert all(one.is_connected() for one in clients)
+
+
+def test_a_process_id_that_is_used_again_is_nobody_known(tmp_path: Path) -> None:
+    """One client is silent until it is ended, its namesake lives on, and then dies for a third."""
+    limit_seconds = 0.8
+    with crowd(tmp_path / "run", small_config(), limit_seconds) as people:
+        pages = people.free_pages()
+        silent, living = people.join_from_here(), people.join_from_here()
+        assert (people.sequences(), people.regions()) == (2, 2)
+        deadline = time.monotonic() + END_SECONDS
+        while people.sequences() == 2:  # a sign of the one is none of the other
+            assert time.monotonic() < deadline
+            living.side.say(b"ALIVE\n")
+            time.sleep(limit_seconds / 8)
+        assert silent.side.hear()[0].startswith("ERROR silent for")
+        wait_until(lambda: people.regions() == 1)
+        with pytest.raises(Unauthenticated):
+            silent.client.close_region(silent.region_id)
+        living.client.truncate_sequence(living.sequence, 0)
+        with pytest.raises(UnknownRegion):
+            living.client.close_region(silent.region_id)
+
+        living.side.socket.close()
+        wait_until(lambda: people.sequences() == 0)
+        third = people.join_from_here()
+        assert (people.sequences(), people.regions()) == (1, 1)
+        for known in ("client_id", "token", "sequence", "region_id"):
+            values = {getattr(one, known) for one in (silent, living, third)}
+            assert len(values) == 3, f"{known} was given out again"
+        with pytest.raises(UnknownRegion):
+            third.client.close_region(living.region_id)
+        third.side.socket.close()
+        wait_until(lambda: people.free_pages() == pages)
+        assert (people.sequences(), people.regions()) == (0, 0)

@@ -17,7 +17,7 @@ use std::time::Duration;
 use file_pages::{Got, Scratch, far, get, identity, put};
 use hisparse_core::tier::PageTier;
 use hisparse_core::tier::file::{
-    FailAction, Failpoint, Failpoints, FileTier, FileTierOptions, Occasion,
+    FailAction, Failpoint, Failpoints, FileTier, FileTierOptions, Occasion, RecoveryMode,
 };
 
 /// Segments: more than the pages of one directory take.
@@ -150,7 +150,9 @@ struct Tally {
 
 impl Tally {
     fn check(&mut self, scratch: &Scratch, durable: &BTreeSet<u64>) {
-        let (tier, found) = scratch.open(SEGMENTS);
+        let strict =
+            FileTierOptions { recovery: RecoveryMode::Strict, ..scratch.options(SEGMENTS) };
+        let (tier, found) = FileTier::open(strict).expect("no kill leaves damage");
         self.max_recovery_us = self.max_recovery_us.max(found.micros);
         let end = durable.last().map_or(0, |last| last + 100);
         for page in 0..end {

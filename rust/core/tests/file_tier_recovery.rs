@@ -5,7 +5,7 @@ mod file_pages;
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use file_pages::{Got, Scratch, far, get, identity, put};
 use hisparse_core::Error;
@@ -45,19 +45,74 @@ fn shorten(path: &Path, num_bytes: u64) {
     file.set_len(len(path) - num_bytes).expect("it can be shorter");
 }
 
+/// The directory with pages 40 to 42 in its newest segment, which no sync has reached, and where
+/// the record of the first of them begins.
+fn filled_and_killed(name: &str) -> (Scratch, PathBuf, u64) {
+    let scratch = filled(name);
+    let (tier, _) = scratch.open(SEGMENTS);
+    let newest = scratch.segments().pop().expect("there are segments");
+    let at = len(&newest);
+    (NUM_PAGES..NUM_PAGES + 3).for_each(|page| assert_eq!(put(&tier, page), Ok(Stored::New)));
+    assert_eq!(scratch.segments().pop(), Some(newest.clone()), "there was room");
+    (scratch, newest, at)
+}
+
+fn write_at(path: &Path, bytes: &[u8], at: u64) {
+    let file = OpenOptions::new().write(true).open(path).expect("it exists");
+    file.write_all_at(bytes, at).expect("it can be written");
+}
+
 #[test]
 fn a_torn_end_is_dropped_and_written_over_in_both_modes() {
     for mode in MODES {
-        let scratch = filled("torn");
-        let newest = scratch.segments().pop().expect("there are segments");
+        let (scratch, newest, _) = filled_and_killed("torn");
         shorten(&newest, 4096 + 100);
         let (tier, found) = open(&scratch, mode).expect("a torn end is no damage");
-        assert_eq!((found.pages, found.torn, found.skipped), (NUM_PAGES - 1, 1, 0));
-        assert_eq!(count_right(&tier), NUM_PAGES - 1);
-        assert_eq!(put(&tier, NUM_PAGES - 1), Ok(Stored::New));
+        assert_eq!((found.pages, found.torn, found.skipped), (NUM_PAGES + 2, 1, 0));
+        assert_eq!((count_right(&tier), get(&tier, NUM_PAGES + 2)), (NUM_PAGES, Ok(Got::Miss)));
+        assert_eq!(put(&tier, NUM_PAGES + 2), Ok(Stored::New));
         drop(tier);
         let (tier, found) = open(&scratch, mode).expect("nothing is torn any more");
-        assert_eq!((count_right(&tier), found.torn), (NUM_PAGES, 0));
+        assert_eq!((found.pages, found.torn), (NUM_PAGES + 3, 0));
+        assert_eq!(get(&tier, NUM_PAGES + 2), Ok(Got::Right));
+    }
+}
+
+/// Of two threads that write to one segment, a kill may stop the one whose record is before.
+#[test]
+fn a_torn_record_before_a_whole_one_is_no_damage_and_neither_is_it_after_more_syncs() {
+    let torn: [&[u8]; 3] = [&[0; 4096], &[0; 8192], b"torn"]; // head, whole record, magic
+    for (mode, bytes) in MODES.into_iter().flat_map(|mode| torn.map(|bytes| (mode, bytes))) {
+        let (scratch, newest, at) = filled_and_killed("writers");
+        write_at(&newest, bytes, at);
+        for _ in 0..2 {
+            let (tier, found) = open(&scratch, mode).expect("what a kill leaves is no damage");
+            assert_eq!((found.pages, found.torn, found.skipped), (NUM_PAGES + 2, 1, 0));
+            assert_eq!(get(&tier, NUM_PAGES), Ok(Got::Miss));
+            assert_eq!(get(&tier, NUM_PAGES + 1), Ok(Got::Right));
+            tier.flush(far()).expect("a sound disk");
+        }
+    }
+}
+
+type Spoil = dyn Fn(&Path, u64);
+
+#[test]
+fn damage_of_what_was_flushed_is_none_that_a_kill_leaves() {
+    let spoil: [&Spoil; 4] = [
+        &|newest, at| write_at(newest, &[0x42; 8], at - 4096), // of the last page
+        &|newest, at| write_at(newest, &vec![0; usize::try_from(at - 4096).expect("small")], 4096),
+        &|newest, at| shorten(newest, len(newest) - at + 4096),
+        &|newest, _| write_at(newest, &[0x42], 64), // the note of what was synced
+    ];
+    for spoil in spoil {
+        let (scratch, newest, at) = filled_and_killed("rot");
+        spoil(&newest, at);
+        let refused = open(&scratch, RecoveryMode::Strict).err();
+        assert!(matches!(refused, Some(Error::TierDamaged { .. })), "{refused:?}");
+        let (tier, found) = open(&scratch, RecoveryMode::Quiet).expect("quiet goes on");
+        assert!(found.skipped > 0, "{found:?}");
+        assert!(count_right(&tier) + found.skipped >= NUM_PAGES, "{found:?}");
     }
 }
 
@@ -141,8 +196,7 @@ fn a_damaged_page_is_counted_once_quarantined_and_leaves_with_its_segment() {
     let scratch = filled("quarantine");
     let (tier, _) = open(&scratch, RecoveryMode::Strict).expect("no damage");
     let damaged = scratch.segments().remove(0);
-    let file = OpenOptions::new().write(true).open(&damaged).expect("it exists");
-    file.write_all_at(&[0xff; 16], 4096 + 192).expect("it can be written"); // the first page
+    write_at(&damaged, &[0xff; 16], 4096 + 192); // the first page
     assert_eq!(get(&tier, 0), Ok(Got::Miss));
     assert_eq!(get(&tier, 0), Ok(Got::Miss));
     assert_eq!(tier.holds(&identity(0), far()), Ok(false));

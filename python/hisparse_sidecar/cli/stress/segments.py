@@ -31,7 +31,8 @@ class StoredPage:
         start: offset of its record.
         end: where the record ends.
         identity: the name that the tier knows it by.
-        sequence: of two records of an identity, the one with the larger number counts.
+        sequence: of two records of an identity, the one with the larger number counts; equal ones
+            have the same bytes, for one is a copy.
         payload: digest of the page's bytes.
         is_live: it was not removed.
     """
@@ -114,8 +115,8 @@ class SegmentReader:
         return self._payloads[key]
 
     def _is_sound(self, page: StoredPage) -> bool:
-        # a copy that could not be marked dead does not stand in for a later one that was damaged
-        return page.sequence > self._damaged.get(page.identity, -1)
+        # what could not be marked dead does not stand in for what was put later and damaged
+        return page.sequence >= self._damaged.get(page.identity, -1)
 
     def damage(self, path: Path, hit: list[StoredPage]) -> None:
         """The file is changed from outside, and these records with it."""

@@ -10,11 +10,13 @@ use std::sync::{Mutex, MutexGuard};
 use crate::error::{Error, Result};
 use crate::tier::PageIdentity;
 
+use super::draft::Draft;
 use super::error::{TIER, io_error};
 use super::failpoint::Failpoint;
-use super::index::{Held, Index, Place};
+use super::held::Held;
+use super::index::{Index, Place};
 use super::io::lock;
-use super::store::{Purpose, Reading, Store};
+use super::store::{Reading, Store};
 
 /// A segment with less than this share of live bytes is worth writing again.
 const LIVE_PERCENT: u64 = 70;
@@ -98,7 +100,7 @@ impl Store {
         let worth = candidates.map(|(_, held)| held).filter(|held| {
             let id = held.segment.id;
             let is_open = index.is_open(id);
-            held.num_writing == 0 && !pass.tried.contains(&id) && self.is_worth(held, is_open)
+            held.writing.is_empty() && !pass.tried.contains(&id) && self.is_worth(held, is_open)
         });
         let chosen = worth.min_by_key(|held| held.live_bytes).map(|held| held.segment.id);
         if let Some(chosen) = chosen {
@@ -148,8 +150,7 @@ impl Store {
             Reading::Removed => return Ok(Fate::Gone),
             Reading::Damaged => return Ok(Fate::Lost),
         }
-        let page = old.page(*identity);
-        let slot = self.append(&page, old.num_bytes, record, Purpose::Move)?;
+        let slot = self.append(&Draft::of_copy(identity, old), record)?;
         let is_moved = lock(&self.index).settle_move(&slot, old);
         if !is_moved {
             self.bury(&slot.segment, &slot.place);
@@ -179,7 +180,7 @@ impl Store {
         let held = index.segments.get(&segment);
         let blocking = held.map_or(1, |held| held.live_bytes + unsynced_heirs(&index, held));
         match index.segments.remove(&segment) {
-            Some(held) if blocking == 0 && held.num_writing == 0 => Ok(held),
+            Some(held) if blocking == 0 && held.writing.is_empty() => Ok(held),
             held => {
                 index.segments.extend(held.map(|held| (segment, held)));
                 let text = format!("segment {segment:08x} is still needed");
@@ -211,4 +212,38 @@ fn unsynced_heirs(index: &Index, held: &Held) -> u64 {
 
 pub(super) fn usize_of(num_bytes: u64) -> usize {
     usize::try_from(num_bytes).expect("a page fits memory")
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::super::{FileTier, FileTierOptions};
+    use super::*;
+    use crate::tier::{Deadline, PageHeader, PageTier};
+    use std::time::Duration;
+
+    #[test]
+    fn a_copy_that_was_not_buried_does_not_bring_back_bytes_that_were_replaced() {
+        let directory = std::env::temp_dir().join(format!("hisparse-copy-{}", std::process::id()));
+        let open = || FileTier::open(FileTierOptions::new(&directory, 1 << 30, [1; 32])).unwrap().0;
+        let soon = Deadline::after(Duration::from_secs(60));
+        let identity = PageIdentity::from_bytes([2; 32]);
+        let page = PageHeader { identity, parent: identity, num_tokens: 64 };
+        let tier = open();
+        tier.put(&page, &[3; 100], soon).unwrap();
+        // what a collection does until it is killed, and what others do meanwhile
+        let (old, segment) = lock(&tier.store.index).find(&identity).unwrap();
+        let mut record = vec![0; usize_of(old.record_bytes())];
+        let reading = tier.store.read_page(&identity, &old, &segment, &mut record).unwrap();
+        assert_eq!(reading, Reading::Whole);
+        assert_eq!(tier.remove(&identity, soon), Ok(true));
+        tier.put(&page, &[4; 100], soon).unwrap();
+        tier.store.append(&Draft::of_copy(&identity, &old), &mut record).unwrap();
+        drop(tier);
+
+        let (tier, mut found) = (open(), [0; 100]);
+        assert_eq!(tier.get(&identity, &mut found, soon), Ok(true));
+        assert_eq!(found, [4; 100]);
+        drop(tier);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 }

@@ -13,10 +13,11 @@ use crate::tier::Deadline;
 
 use super::collect::usize_of;
 use super::error::{TIER, io_error};
-use super::index::Held;
+use super::held::Held;
 use super::io::{IoPool, lock};
 use super::segment::Segment;
 use super::store::{Reading, Store};
+use super::synced::note_synced;
 
 const CALL: &str = "flush";
 /// Failed rounds whose error is kept for callers that have not woken yet.
@@ -155,6 +156,7 @@ impl Store {
 
     fn sync(&self, segment: &Segment) -> Result<bool> {
         let has_footer = segment.has_footer();
+        let whole_end = lock(&self.index).segments.get(&segment.id).map(Held::whole_end);
         self.num_syncs.fetch_add(1, Ordering::Relaxed);
         let synced = segment.sync(&self.options.failpoints);
         let mut index = lock(&self.index);
@@ -166,6 +168,10 @@ impl Store {
         synced.map_err(io_error("fdatasync"))?;
         let is_new = has_footer && !held.is_full;
         held.is_full = has_footer;
+        drop(index);
+        if let Some(end) = whole_end.filter(|_| !has_footer) {
+            let _ = note_synced(&segment.file, segment.stamp, end); // what it said before stays true
+        }
         Ok(is_new)
     }
 
@@ -200,7 +206,7 @@ impl Store {
     /// are lost. A write that is torn changes nothing: the bytes are the same.
     fn rewrite_segment(&self, segment: u32) -> Result<u64> {
         let index = lock(&self.index);
-        let held = index.segments.get(&segment).filter(|held| held.num_writing == 0);
+        let held = index.segments.get(&segment).filter(|held| held.writing.is_empty());
         let file = held.map(|held| Arc::clone(&held.segment));
         drop(index);
         let Some(file) = file else {

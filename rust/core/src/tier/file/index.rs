@@ -2,15 +2,16 @@
 //!
 //! Nothing here blocks: it is one lock's worth of state, and files are read and written outside.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::tier::{PageHeader, PageIdentity, Stored, TierUsage};
 
-use super::footer::{Entry, footer_bytes};
+use super::draft::{Draft, Purpose};
+use super::footer::Entry;
+use super::held::Held;
 use super::page_header::{BLOCK_BYTES, Mark, RecordHeader, record_bytes};
 use super::segment::Segment;
-use super::store::Purpose;
 
 /// Where a page's record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,51 +66,6 @@ impl Slot {
         let Place { block, num_bytes, sequence, .. } = self.place;
         let Segment { id, stamp, .. } = *self.segment;
         RecordHeader { page: self.page, sequence, segment: id, stamp, block, num_bytes }
-    }
-}
-
-/// A segment and what is known of its records.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) segment: Arc<Segment>,
-    /// Where the next record would begin.
-    pub(super) end: u64,
-    pub(super) live_bytes: u64,
-    /// Records promised and not settled.
-    pub(super) num_writing: u32,
-    /// Every record, until a footer holds them.
-    pub(super) entries: Vec<Entry>,
-    /// Its footer is durable.
-    pub(super) is_full: bool,
-    /// A page of it was damaged: collection empties it early.
-    pub(super) is_suspect: bool,
-    /// A sync of it failed: what was written since the sync before must be written again.
-    pub(super) is_unsynced: bool,
-    /// Segments that its pages were moved to; it may go only once they are durable.
-    pub(super) heirs: BTreeSet<u32>,
-}
-
-impl Held {
-    pub(super) fn new(segment: Arc<Segment>, end: u64, entries: Vec<Entry>) -> Self {
-        let heirs = BTreeSet::new();
-        let (is_full, is_suspect, is_unsynced) = (false, false, false);
-        let (live_bytes, num_writing) = (0, 0);
-        Self {
-            segment,
-            end,
-            live_bytes,
-            num_writing,
-            entries,
-            is_full,
-            is_suspect,
-            is_unsynced,
-            heirs,
-        }
-    }
-
-    /// Bytes that one more record may have.
-    fn room(&self, segment_bytes: u64) -> u64 {
-        segment_bytes.saturating_sub(self.end + footer_bytes(self.entries.len() as u64 + 1))
     }
 }
 
@@ -174,15 +130,10 @@ impl Index {
     }
 
     /// Promises the next place of the segment for `purpose`; None if it has no room.
-    pub(super) fn reserve(
-        &mut self,
-        page: &PageHeader,
-        num_bytes: u32,
-        purpose: Purpose,
-        segment_bytes: u64,
-    ) -> Option<Slot> {
-        let held = self.target(purpose).and_then(|id| self.segments.get_mut(&id))?;
-        let bytes = record_bytes(u64::from(num_bytes));
+    pub(super) fn reserve(&mut self, draft: &Draft, segment_bytes: u64) -> Option<Slot> {
+        let Draft { page, num_bytes, sequence } = *draft;
+        let held = self.target(draft.purpose()).and_then(|id| self.segments.get_mut(&id))?;
+        let bytes = draft.record_bytes();
         if held.room(segment_bytes) < bytes {
             return None;
         }
@@ -192,14 +143,14 @@ impl Index {
             ordinal: u32::try_from(held.entries.len()).ok()?,
             num_bytes,
             num_tokens: page.num_tokens,
-            sequence: self.next_sequence,
+            sequence: sequence.unwrap_or(self.next_sequence),
             parent: page.parent,
         };
-        let slot = Slot { segment: Arc::clone(&held.segment), page: *page, place };
+        let slot = Slot { segment: Arc::clone(&held.segment), page, place };
         held.entries.push(Entry::of(&slot.header(), Mark::Dead)); // until it is settled
         held.end += bytes;
-        held.num_writing += 1;
-        self.next_sequence += 1;
+        held.writing.insert(place.at());
+        self.next_sequence += u64::from(sequence.is_none());
         Some(slot)
     }
 
@@ -230,7 +181,7 @@ impl Index {
 
     fn show(&mut self, slot: &Slot) {
         let Some(held) = self.segments.get_mut(&slot.place.segment) else { return };
-        held.num_writing -= 1;
+        held.writing.remove(&slot.place.at());
         held.live_bytes += slot.place.record_bytes();
         if let Some(entry) = held.entries.get_mut(slot.place.ordinal as usize) {
             entry.mark = Mark::Live;
@@ -241,7 +192,7 @@ impl Index {
     /// Gives a place up; its record stays dead.
     pub(super) fn drop_slot(&mut self, slot: &Slot) {
         if let Some(held) = self.segments.get_mut(&slot.place.segment) {
-            held.num_writing -= 1;
+            held.writing.remove(&slot.place.at());
         }
     }
 
@@ -254,6 +205,8 @@ impl Index {
         if is_open && is_last {
             held.entries.pop();
             held.end = slot.place.at();
+        } else {
+            held.note_gap(slot.place.at());
         }
         is_open && is_last
     }

@@ -7,10 +7,12 @@
 mod codec;
 mod collect;
 mod directory;
+mod draft;
 mod error;
 mod failpoint;
 mod flush;
 mod footer;
+mod held;
 mod index;
 mod io;
 mod manifest;
@@ -23,6 +25,7 @@ mod scan;
 mod segment;
 mod spares;
 mod store;
+mod synced;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -22,7 +22,10 @@ pub enum RecoveryMode {
     /// Counts it and goes on: a damaged page is a miss.
     #[default]
     Quiet,
-    /// Fails with the first damage found. A torn end of the newest segment is not damage.
+    /// Fails with the first damage found: where something else lies than a footer, a manifest or
+    /// a sync once made durable. What a crash leaves is none, be it a record that was never
+    /// finished before one that was, and neither is a broken record that no sync is known to have
+    /// reached.
     Strict,
 }
 
@@ -96,7 +99,8 @@ pub struct Recovery {
     pub scanned: u64,
     /// Damaged pages, footers and heads that were passed over.
     pub skipped: u64,
-    /// Segments with writes that had not ended, which were dropped.
+    /// Segments with writes that no sync is known to have reached, and that had not ended or did not
+    /// last; they were dropped.
     pub torn: u64,
     /// Time that it took.
     pub micros: u64,

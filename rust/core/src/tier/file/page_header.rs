@@ -46,7 +46,8 @@ impl Mark {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RecordHeader {
     pub(super) page: PageHeader,
-    /// Grows with every record of the directory; of two records of a page the later counts.
+    /// Grows with every page that is put, and is kept by a copy that a collection makes: of two
+    /// records of a page the higher counts, and equal ones have the same bytes.
     pub(super) sequence: u64,
     pub(super) segment: u32,
     /// Unlike any other segment's, and not to be guessed by whoever chooses a page's bytes.

@@ -3,9 +3,10 @@
 use crate::error::{Error, Result};
 use crate::tier::{PageHeader, Stored};
 
+use super::draft::Draft;
 use super::index::Slot;
 use super::io::{Answer, lock};
-use super::store::{Purpose, Store};
+use super::store::Store;
 
 /// A page to write; `record` has its bytes, and room for the header before them.
 pub(super) struct Incoming {
@@ -50,13 +51,14 @@ impl Store {
     /// Appends a page, making room first if there is none.
     fn append_or_collect(&self, incoming: &mut Incoming) -> Result<Slot> {
         let Incoming { page, num_bytes, record } = incoming;
-        let mut slot = self.append(page, *num_bytes, record, Purpose::Put);
+        let draft = Draft::of_put(page, *num_bytes);
+        let mut slot = self.append(&draft, record);
         let mut pass = self.begin_pass();
         while matches!(slot, Err(Error::TierFull { .. })) {
             if let Ok(None) = self.collect_one(&mut pass) {
                 break;
             }
-            slot = self.append(page, *num_bytes, record, Purpose::Put);
+            slot = self.append(&draft, record);
         }
         slot
     }

@@ -1,5 +1,6 @@
 //! Opening a directory: which segments there are, and which pages they hold.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -7,15 +8,17 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 
 use super::directory::{Directory, segment_name};
+use super::draft::Purpose;
 use super::error::{TIER, damaged, io_error};
 use super::footer::{Entry, footer_at, read_footer};
-use super::index::{Held, Index, Place};
+use super::held::Held;
+use super::index::{Index, Place};
 use super::manifest::{BadManifest, Listed, Manifest};
 use super::options::{FileTierOptions, Recovery, RecoveryMode};
 use super::page_header::{BLOCK_BYTES, BLOCK_LEN, FORMAT_VERSION, Mark};
 use super::scan::{Scanned, scan};
-use super::segment::{Head, Segment};
-use super::store::Purpose;
+use super::segment::{FIRST_RECORD, Head, Segment};
+use super::synced::{Synced, read_synced};
 
 /// What a directory holds.
 pub(super) struct Recovered {
@@ -137,7 +140,8 @@ impl Reader<'_> {
     }
 
     fn scan_segment(&mut self, file: File, head: &Head, was_full: bool) -> Result<()> {
-        let Scanned { entries, end, damage, is_torn } = scan(&file, head)?;
+        let synced = self.synced(&file, head)?;
+        let Scanned { entries, end, damage, first_gap, is_torn } = scan(&file, head, synced)?;
         for &at in &damage {
             self.meet_damage(&segment_name(head.segment), at, "no sound record")?;
         }
@@ -148,8 +152,25 @@ impl Reader<'_> {
         if let Some(scanned) = self.found.index.segments.get_mut(&head.segment) {
             scanned.entries = entries;
             scanned.is_suspect = !damage.is_empty() || was_full;
+            if let Some(at) = first_gap {
+                scanned.note_gap(at);
+            }
         }
         Ok(())
+    }
+
+    /// Offset before which nothing but damage can have broken a record.
+    fn synced(&mut self, file: &File, head: &Head) -> Result<u64> {
+        if file.metadata().map_err(io_error("fstat"))?.len() < FIRST_RECORD {
+            return Ok(0); // its head was missed already
+        }
+        match read_synced(file, head.stamp).map_err(io_error("pread"))? {
+            Synced::Until(end) => Ok(end),
+            Synced::Damaged => {
+                self.meet_damage(&segment_name(head.segment), 0, "no sound note of syncs")?;
+                Ok(0)
+            }
+        }
     }
 
     fn hold(&mut self, segment: Segment, full: bool, end: u64, entries: &[Entry]) -> Result<()> {
@@ -204,12 +225,14 @@ fn read_end(file: &File, listed: &Listed) -> Result<Option<(u64, Vec<Entry>)>> {
 }
 
 impl Index {
-    /// Takes a record that was found; of two of one page, the later counts.
+    /// Takes a record that was found; of two of one page, the later put counts, and of a record and
+    /// its copy one that was read, or whose footer is durable: else the copy may be no more than an
+    /// entry of a list.
     fn recall(&mut self, segment: u32, ordinal: u32, entry: &Entry) {
         self.next_sequence = self.next_sequence.max(entry.sequence.saturating_add(1));
         let identity = entry.page.identity;
-        let newest = self.pages.get(&identity).map(|place| place.sequence);
-        if entry.mark == Mark::Dead || newest.is_some_and(|newest| newest > entry.sequence) {
+        let known = self.pages.get(&identity);
+        if entry.mark == Mark::Dead || known.is_some_and(|known| self.outlasts(known, entry)) {
             return;
         }
         self.hide(&identity);
@@ -220,5 +243,47 @@ impl Index {
             held.live_bytes += place.record_bytes();
             self.pages.insert(identity, place);
         }
+    }
+
+    fn outlasts(&self, known: &Place, found: &Entry) -> bool {
+        match known.sequence.cmp(&found.sequence) {
+            Ordering::Less => false,
+            Ordering::Greater => true,
+            Ordering::Equal => {
+                let held = self.segments.get(&known.segment);
+                held.is_some_and(|held| held.is_full || !held.segment.has_footer())
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use crate::tier::{PageHeader, PageIdentity};
+
+    /// The segment that a page is found in: a record in the first, and its copy in the second.
+    fn found_in(footers: [Option<u64>; 2], full: usize) -> u32 {
+        let mut index = Index::default();
+        let identity = PageIdentity::from_bytes([2; 32]);
+        let page = PageHeader { identity, parent: identity, num_tokens: 64 };
+        let entry = Entry { page, sequence: 7, block: 1, num_bytes: 100, mark: Mark::Live };
+        for (id, footer) in (0..).zip(footers) {
+            let file = File::open("/dev/null").expect("it exists");
+            let mut held = Held::new(Arc::new(Segment::opened(file, id, 5, footer)), 8192, vec![]);
+            held.is_full = id as usize == full;
+            index.segments.insert(id, held);
+            index.recall(id, 0, &entry);
+        }
+        index.pages[&identity].segment
+    }
+
+    #[test]
+    fn a_copy_that_is_only_listed_takes_no_page_from_a_record_that_is_known_to_be_whole() {
+        let (read, listed, none) = (None, Some(8192), 2);
+        assert_eq!(found_in([listed, listed], 0), 0, "the first footer is durable");
+        assert_eq!(found_in([read, listed], none), 0, "the first was read");
+        assert_eq!(found_in([listed, read], none), 1);
+        assert_eq!(found_in([listed, listed], 1), 1);
     }
 }

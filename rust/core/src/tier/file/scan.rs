@@ -20,18 +20,21 @@ pub(super) struct Scanned {
     pub(super) entries: Vec<Entry>,
     /// Where the last of them ends.
     pub(super) end: u64,
-    /// Where something else lies before a whole record.
+    /// Where something else lies though a sync had a whole record there.
     pub(super) damage: Vec<u64>,
-    /// The file goes on after the last whole record, or has a hole before it: writes that a crash
-    /// cut short, or that were never begun.
+    /// Where something else lies before a whole record, and no sync had one: a write that a crash
+    /// cut short, or that failed. Several threads write at a time, so the later one may be whole.
+    pub(super) first_gap: Option<u64>,
+    /// There is such a gap, or the file goes on after the last whole record.
     pub(super) is_torn: bool,
 }
 
-/// Reads every record of a file. Space that was never written is no damage.
-pub(super) fn scan(file: &File, head: &Head) -> Result<Scanned> {
+/// Reads every record of a file that is known to be durable before the offset `synced`.
+pub(super) fn scan(file: &File, head: &Head, synced: u64) -> Result<Scanned> {
     let file_bytes = file.metadata().map_err(io_error("fstat"))?.len();
     let mut found = Scanned { end: FIRST_RECORD, ..Scanned::default() };
-    let mut broken = Vec::new(); // since the last whole record
+    let mut broken = Vec::new();
+    let mut num_before = 0; // those before the last whole record
     let mut record = Vec::new();
     let mut at = FIRST_RECORD;
     while at + HEADER_BYTES as u64 <= file_bytes {
@@ -40,19 +43,21 @@ pub(super) fn scan(file: &File, head: &Head) -> Result<Scanned> {
                 at += record_bytes(entry.num_bytes.into());
                 found.entries.push(entry);
                 found.end = at;
-                found.damage.append(&mut broken);
+                num_before = broken.len();
             }
             Read::Broken(step) => {
                 broken.push(at);
                 at += step;
             }
-            Read::Nothing => {
-                at += BLOCK_BYTES;
-                found.is_torn = true;
-            }
         }
     }
-    found.is_torn |= file_bytes > found.end;
+    let is_synced = |at: &u64| *at < synced;
+    found.first_gap = broken[..num_before].iter().copied().find(|at| !is_synced(at));
+    found.is_torn = found.first_gap.is_some() || file_bytes > found.end;
+    found.damage = broken.into_iter().filter(is_synced).collect();
+    if found.damage.is_empty() && found.end < synced {
+        found.damage.push(found.end); // the file ends too early
+    }
     Ok(found)
 }
 
@@ -60,7 +65,6 @@ enum Read {
     Record(Entry),
     /// No record, and so many bytes to where the next may begin.
     Broken(u64),
-    Nothing,
 }
 
 fn read_at(
@@ -73,8 +77,7 @@ fn read_at(
     fill(file, at, BLOCK_BYTES, record)?;
     let header = RecordHeader::read(&head.digest, record).map(|(header, ..)| header);
     let Some(header) = header.filter(|header| is_at(header, head, at)) else {
-        let is_empty = record.iter().all(|&byte| byte == 0);
-        return Ok(if is_empty { Read::Nothing } else { Read::Broken(BLOCK_BYTES) });
+        return Ok(Read::Broken(BLOCK_BYTES));
     };
     let num_bytes = record_bytes(header.num_bytes.into());
     fill(file, at, num_bytes.min(file_bytes - at), record)?;

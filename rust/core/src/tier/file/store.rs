@@ -10,25 +10,20 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
-use crate::tier::{PageHeader, PageIdentity};
+use crate::tier::PageIdentity;
 
 use super::directory::Directory;
+use super::draft::{Draft, Purpose};
 use super::error::{TIER, io_error, write_error};
 use super::flush::Rounds;
-use super::index::{Held, Index, Place, Slot};
+use super::held::Held;
+use super::index::{Index, Place, Slot};
 use super::io::lock;
 use super::manifest::{Listed, Manifest};
 use super::options::FileTierOptions;
-use super::page_header::{BLOCK_BYTES, Sound, record_bytes};
+use super::page_header::{BLOCK_BYTES, Sound};
 use super::segment::{FIRST_RECORD, Segment};
 use super::spares::Spares;
-
-/// Who appends: a collection may use the segment that is kept for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    Put,
-    Move,
-}
 
 /// What reading a page's record came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,14 +65,8 @@ pub(super) struct Store {
 
 impl Store {
     /// Writes a record whose page is in `record` already; nobody sees it until it is settled.
-    pub(super) fn append(
-        &self,
-        page: &PageHeader,
-        num_bytes: u32,
-        record: &mut [u8],
-        purpose: Purpose,
-    ) -> Result<Slot> {
-        let slot = self.reserve(page, num_bytes, purpose)?;
+    pub(super) fn append(&self, draft: &Draft, record: &mut [u8]) -> Result<Slot> {
+        let slot = self.reserve(draft)?;
         slot.header().seal(&self.options.digest, record);
         let written = slot.segment.write_record(record, slot.place.at(), &self.options.failpoints);
         let Err(error) = written else { return Ok(slot) };
@@ -87,14 +76,14 @@ impl Store {
         Err(write_error("pwrite", record.len() as u64, self.options.capacity_bytes)(error))
     }
 
-    fn reserve(&self, page: &PageHeader, num_bytes: u32, purpose: Purpose) -> Result<Slot> {
+    fn reserve(&self, draft: &Draft) -> Result<Slot> {
         loop {
             let segment_bytes = self.options.segment_bytes;
-            let slot = lock(&self.index).reserve(page, num_bytes, purpose, segment_bytes);
+            let slot = lock(&self.index).reserve(draft, segment_bytes);
             if let Some(slot) = slot {
                 return Ok(slot);
             }
-            self.begin_segment(record_bytes(u64::from(num_bytes)), purpose)?;
+            self.begin_segment(draft.record_bytes(), draft.purpose())?;
         }
     }
 
@@ -193,7 +182,7 @@ impl Store {
         let index = lock(&self.index);
         let is_closing = |held: &&Held| {
             let is_open = index.is_open(held.segment.id);
-            !is_open && held.num_writing == 0 && !held.is_unsynced && !held.entries.is_empty()
+            !is_open && held.writing.is_empty() && !held.is_unsynced && !held.entries.is_empty()
         };
         let held = index.segments.values().filter(is_closing);
         let closing: Vec<_> = held.map(|held| Arc::clone(&held.segment)).collect();
