@@ -7,6 +7,7 @@ from typing import Any
 _FILES = {
     "append_index_rows": "pool_keys",
     "candidate_positions": "topk",
+    "lay_out_batch": "paged_batch",
     "pack_index_rows": "index_rows",
     "pack_kv_rows": "kv_rows",
     "paged_index_logits": "index_logits",

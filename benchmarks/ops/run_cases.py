@@ -6,6 +6,7 @@ from benchmarks.ops.attention_cases import attention_cases
 from benchmarks.ops.case import Case
 from benchmarks.ops.copy_cases import copy_cases
 from benchmarks.ops.logits_cases import logits_cases
+from benchmarks.ops.paged_cases import paged_cases
 from benchmarks.ops.peers import Peers
 from benchmarks.ops.pinned import PinnedPool
 from benchmarks.ops.pooled_cases import pooled_cases
@@ -22,6 +23,7 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch
 def all_cases(peers: Peers, pool: PinnedPool) -> Iterator[Case]:
     """Every case: each op in the order of a step."""
     yield from row_cases()
+    yield from paged_cases()
     yield from logits_cases(peers)
     yield from refine_cases()
     yield from rerank_cases()

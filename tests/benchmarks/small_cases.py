@@ -11,6 +11,7 @@ from benchmarks.ops import (
     copy_cases,
     hot_buffers,
     logits_cases,
+    paged_cases,
     pooled_cases,
     refine_cases,
     rerank_cases,
@@ -22,10 +23,11 @@ from benchmarks.ops.case import Prepared
 from benchmarks.ops.inputs import BF16_ROWS, FP8_ROWS
 
 _SIZES: dict[ModuleType, dict[str, int]] = {
-    attention_cases: {"_TOPK": 512, "_CONTEXT": 2048, "_ROWS": 2, "_SPLIT_KEYS": 256},
+    attention_cases: {"_TOPK": 512, "_CONTEXT": 2048, "_ROWS": 2},
     copy_cases: {"TOPK": 32, "_CONTEXT": 512, "_WINDOW_BLOCKS": 4},
     hot_buffers: {"TOPK": 32, "HOT_SLOTS": 64},
     logits_cases: {"_ROWS": 6},
+    paged_cases: {"_TOPK": 32, "_CONTEXT": 512},
     pooled_cases: {"_HEADS": 16, "_ROUTED": 4, "_CONTEXT": 128 * 64},
     refine_cases: {"_PREFILL_ROWS": 6, "_KEPT": 4, "_CONTEXT": 1024},
     rerank_cases: {"_HEADS": 16, "_CANDIDATES": 70, "_CONTEXT": 256, "_PREFILL_ROWS": 5},
@@ -50,6 +52,8 @@ SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
     "write_index_rows": lambda peers, pool: row_cases._write_index(5),
     "read_index_rows": lambda peers, pool: row_cases._read_index(5),
     "quantize_index_q": lambda peers, pool: row_cases._quantize(5),
+    "lay_out_batch": lambda peers, pool: paged_cases._lay_out(3),
+    "locate_rows": lambda peers, pool: paged_cases._locate(3),
     "append_index_rows, decode": lambda peers, pool: pooled_cases._append(2, 2),
     "append_index_rows, prefill": lambda peers, pool: pooled_cases._append(129, 1),
     "rebuild_pooled_keys": lambda peers, pool: pooled_cases._rebuild(128),

@@ -33,6 +33,7 @@ SUITES = (
     "durability",
     "eviction",
     "ops",
+    "plan",
     "prefix",
     "ranks",
     "remote",

@@ -234,7 +234,7 @@ def resume_over_faults(place: RankPlace, faults: dict[str, float]) -> list[str]:
     ("faults", "wanted"),
     [
         ({"vanished": 1_000_000}, ("0, 0, []", "WrongState: ")),
-        ({"slow": 1_000_000, "delay_seconds": 0.9}, ("DeadlinePassed: ", "TierDown: ")),
+        ({"slow": 1_000_000, "delay_seconds": 0.9}, ("DeadlinePassed: ", "DeadlinePassed: ")),
     ],
     ids=["lost", "slow"],
 )

@@ -87,7 +87,7 @@ def merge_splits_kernel(
         part = tl.load(sums_ptr + tl.cast(split, tl.int64) * LATENT + column)
         # else its sums were not written; compared as a block, for the interpreter's sake
         held = tl.zeros([COLUMNS], tl.float32) + part_total != 0
-        sums += tl.where(held, part * factor, 0.0)
+        sums += tl.where(held, part, 0.0) * factor
     if tl.program_id(1) == 0:
         tl.store(lse_ptr + output, _lse_of(most, total))
     factor = 1.0 / _denominator(most, total, sink_ptr, output % heads, True)

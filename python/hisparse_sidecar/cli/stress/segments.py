@@ -115,8 +115,9 @@ class SegmentReader:
         return self._payloads[key]
 
     def _is_sound(self, page: StoredPage) -> bool:
-        # what could not be marked dead does not stand in for what was put later and damaged
-        return page.sequence >= self._damaged.get(page.identity, -1)
+        # What could not be marked dead does not stand in for what was put later and damaged; nor
+        # does a copy, of which the tier may have taken either for the page.
+        return page.sequence > self._damaged.get(page.identity, -1)
 
     def damage(self, path: Path, hit: list[StoredPage]) -> None:
         """The file is changed from outside, and these records with it."""
