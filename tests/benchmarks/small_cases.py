@@ -22,7 +22,7 @@ from benchmarks.ops.case import Prepared
 from benchmarks.ops.inputs import BF16_ROWS, FP8_ROWS
 
 _SIZES: dict[ModuleType, dict[str, int]] = {
-    attention_cases: {"_TOPK": 512, "_CONTEXT": 2048, "_ROWS": 2, "_SPLIT_KEYS": 256},
+    attention_cases: {"_TOPK": 512, "_CONTEXT": 2048, "_ROWS": 2},
     copy_cases: {"TOPK": 32, "_CONTEXT": 512, "_WINDOW_BLOCKS": 4},
     hot_buffers: {"TOPK": 32, "HOT_SLOTS": 64},
     logits_cases: {"_ROWS": 6},
@@ -59,6 +59,7 @@ SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
     "block_topm": lambda peers, pool: topk_cases._block_topm(3, 64),
     "candidate_positions": lambda peers, pool: topk_cases._candidate_positions(3),
     "resolve + swap_in": lambda peers, pool: swap_cases._steps(peers, pool, 2, 5),
+    "resolve + swap_in, all resident": lambda peers, pool: swap_cases._steps(peers, pool, 2, 0),
     "resolve": lambda peers, pool: swap_cases._resolve(pool, 2, 5),
     "release_items": lambda peers, pool: swap_cases._release(pool),
     "swap_in": lambda peers, pool: copy_cases._swap_in(pool, 64),
@@ -70,7 +71,8 @@ SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
     "sparse_mla, fp8": lambda peers, pool: attention_cases._prefill(
         peers, 16, FP8_ROWS, "overlapping"
     ),
-    "sparse_mla, decode": lambda peers, pool: attention_cases._decode(peers, 2, 16),
+    "sparse_mla, decode": lambda peers, pool: attention_cases._decode(peers, 2, 16, FP8_ROWS),
+    "sparse_mla, bf16 decode": lambda peers, pool: attention_cases._decode(peers, 2, 8, BF16_ROWS),
 }
 
 

@@ -1,4 +1,4 @@
-"""Suite `step`: one decode step of one layer, reference backend on the CPU, by context length.
+"""Suite `reference_step`: one decode step of one layer by the reference on the CPU, by context.
 
 The peer is plain PyTorch on the same CPU: dense attention over all latents, held in memory as
 fp32, with no selection and no offload.
@@ -115,7 +115,7 @@ def _time_dense(stopwatch: Stopwatch, context: int) -> Timing:
 
 
 SUITE = Suite(
-    name="step",
+    name="reference_step",
     summary="one decode step of one layer on the CPU (us), beside dense attention in plain PyTorch",
     device="cpu",
     measure=_measure,
