@@ -77,8 +77,8 @@ def _draw_panel(axes: "Axes", panel: Panel, points: list[Point]) -> None:
                 label=f"{line}, {peer}" if peer else line,
             )
     _scale(axes, panel)
-    places = sorted({point.x for point in points})
-    axes.set_xticks(places, [f"{x:g}" for x in places])
+    ticks = sorted({point.x for point in points})
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
     axes.tick_params(labelsize=7)
     axes.grid(visible=True, which="major", alpha=0.3)

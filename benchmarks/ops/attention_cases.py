@@ -61,7 +61,7 @@ def prefill_case(peers: Peers, heads: int, layout: KvLayout, lists: str = "rando
 
 def decode_case(peers: Peers, batch: int, heads: int, layout: KvLayout) -> Case:
     name = f"sparse_mla batch {batch}, L=64K, {layout.name}, {heads} heads"
-    return Case(name, partial(_decode, peers, batch, heads, layout))
+    return Case(name, partial(prepare_decode, peers, batch, heads, layout))
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _prefill(peers: Peers, heads: int, layout: KvLayout, lists: str) -> Prepared
     return Prepared(work, ours, {_peer_name(heads): flash_mla})
 
 
-def _decode(peers: Peers, batch: int, heads: int, layout: KvLayout) -> Prepared:
+def prepare_decode(peers: Peers, batch: int, heads: int, layout: KvLayout) -> Prepared:
     sets = num_sets(batch * _TOPK * layout.row_bytes)
     sequences = sets * batch
     rows = kv_rows(sequences * _CONTEXT, layout)

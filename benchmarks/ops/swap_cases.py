@@ -45,7 +45,7 @@ def swap_case(peers: Peers, pool: PinnedPool, batch: int, percent: int) -> Case:
     """Whole swap-in steps in which so many of the items miss."""
     misses = f"{percent} % misses" if percent else "all resident"
     name = f"resolve + swap_in batch {batch}, {misses}, L=64K"
-    return Case(name, partial(_steps, peers, pool, batch, TOPK * percent // 100))
+    return Case(name, partial(prepare_steps, peers, pool, batch, TOPK * percent // 100))
 
 
 class _Steps:
@@ -93,7 +93,7 @@ class _Steps:
         check_equal("misses", counts, torch.full_like(counts, misses))
 
 
-def _steps(peers: Peers, pool: PinnedPool, batch: int, misses: int) -> Prepared:
+def prepare_steps(peers: Peers, pool: PinnedPool, batch: int, misses: int) -> Prepared:
     steps = _Steps(pool, batch, misses)
     buffers = steps.buffers
 

@@ -27,20 +27,24 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch, summarize
 
 ENVIRONMENT = Environment("cpu: A Fine CPU (2 cores)", "", "2.15.0", "3.9.0", "abc1234")
 SUITES = (
+    "attend",
     "copy",
     "core",
     "demo",
     "durability",
     "eviction",
     "ops",
+    "plan",
     "prefix",
     "ranks",
+    "reference_step",
     "remote",
     "round_trip",
     "select",
     "sessions",
     "step",
     "stress",
+    "swap",
     "tiers",
 )
 SUITE_FILE = '''\
