@@ -50,12 +50,20 @@ def attention_cases(peers: Peers) -> Iterator[Case]:
         (64, FP8_ROWS, "random"),
         (128, FP8_ROWS, "random"),
     ):
-        name = f"sparse_mla {_ROWS} rows, L=64K, {layout.name}, {heads} heads, {lists} lists"
-        yield Case(name, partial(_prefill, peers, heads, layout, lists))
+        yield prefill_case(peers, heads, layout, lists)
     for heads in (64, 128, 16):
         for batch in (1, 8, 32, 128):
-            name = f"sparse_mla batch {batch}, L=64K, fp8_ds_mla, {heads} heads"
-            yield Case(name, partial(_decode, peers, batch, heads))
+            yield decode_case(peers, batch, heads, FP8_ROWS)
+
+
+def prefill_case(peers: Peers, heads: int, layout: KvLayout, lists: str = "random") -> Case:
+    name = f"sparse_mla {_ROWS} rows, L=64K, {layout.name}, {heads} heads, {lists} lists"
+    return Case(name, partial(_prefill, peers, heads, layout, lists))
+
+
+def decode_case(peers: Peers, batch: int, heads: int, layout: KvLayout) -> Case:
+    name = f"sparse_mla batch {batch}, L=64K, {layout.name}, {heads} heads"
+    return Case(name, partial(prepare_decode, peers, batch, heads, layout))
 
 
 @dataclass(frozen=True)
@@ -140,25 +148,33 @@ def _prefill(peers: Peers, heads: int, layout: KvLayout, lists: str) -> Prepared
     return Prepared(work, ours, {_peer_name(heads): flash_mla})
 
 
-def _decode(peers: Peers, batch: int, heads: int) -> Prepared:
-    sets = num_sets(batch * _TOPK * FP8_ROWS.row_bytes)
+def prepare_decode(peers: Peers, batch: int, heads: int, layout: KvLayout) -> Prepared:
+    sets = num_sets(batch * _TOPK * layout.row_bytes)
     sequences = sets * batch
-    rows = kv_rows(sequences * _CONTEXT, FP8_ROWS)
+    rows = kv_rows(sequences * _CONTEXT, layout)
     first = torch.arange(sequences, device="cuda")[:, None] * _CONTEXT
     lists = list((positions(sequences, _TOPK, _CONTEXT) + first).int().view(sets, batch, _TOPK))
-    inputs = _Inputs(_queries(batch, heads), rows, lists, FP8_ROWS, decode_split_keys(heads))
+    inputs = _Inputs(_queries(batch, heads), rows, lists, layout, decode_split_keys(heads))
     ours, out, attend = inputs.contender()
 
     def flash_mla() -> Contender:
-        return inputs.peer(peers.flash_mla().decode(rows, _SCALE), attend, out)
+        return inputs.peer(_decode_peer(peers, rows, layout), attend, out)
 
-    work = attention_work(batch, heads, _TOPK, batch * _TOPK, FP8_ROWS)
-    return Prepared(work, ours, {_peer_name(heads): flash_mla})
+    work = attention_work(batch, heads, _TOPK, batch * _TOPK, layout)
+    kernel = "FlashMLA" if layout == FP8_ROWS else "FlashMLA's prefill kernel"
+    return Prepared(work, ours, {_peer_name(heads, kernel): flash_mla})
+
+
+def _decode_peer(peers: Peers, rows: torch.Tensor, layout: KvLayout) -> _Attend:
+    """FlashMLA's decode kernel lists fp8 rows only: bf16 ones go to the one for prefill."""
+    if layout == FP8_ROWS:
+        return peers.flash_mla().decode(rows, _SCALE)
+    return peers.flash_mla().prefill(rows.view(torch.bfloat16), _SCALE)
 
 
 def _queries(rows: int, heads: int) -> torch.Tensor:
     return torch.randn(rows, heads, _QUERY_DIM, device="cuda", dtype=torch.bfloat16)
 
 
-def _peer_name(heads: int) -> str:
-    return "FlashMLA" if heads >= _PEER_HEADS else f"FlashMLA, padded to {_PEER_HEADS} heads"
+def _peer_name(heads: int, kernel: str = "FlashMLA") -> str:
+    return kernel if heads >= _PEER_HEADS else f"{kernel}, padded to {_PEER_HEADS} heads"

@@ -28,11 +28,13 @@ class Contender:
         check: raises before anything is timed.
         timed: what runs.
         allowed_seconds: added to each call's time, where the peer is an aim: so much on top.
+        also: what must run besides, timed in pieces of their own; a call takes all of them.
     """
 
     check: Callable[[], None]
     timed: Timed
     allowed_seconds: float = 0.0
+    also: tuple[Timed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def measure_case(case: Case, timer: GpuTimer, ceilings: Ceilings) -> Iterator[Me
 
 
 def _repeat(contender: Contender, timer: GpuTimer) -> list[float]:
-    return [contender.allowed_seconds + seconds for seconds in timer.repeat(contender.timed)]
+    pieces = [timer.repeat(timed) for timed in (contender.timed, *contender.also)]
+    together = zip(*pieces, strict=False)  # a long one is repeated less
+    return [contender.allowed_seconds + sum(parts) for parts in together]
 
 
 def _rows(

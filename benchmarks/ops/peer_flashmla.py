@@ -1,4 +1,4 @@
-"""FlashMLA's sparse attention, from the wheel `sgl-flash-mla`: its kernels for sm_90."""
+"""FlashMLA's sparse and dense attention, from the wheel `sgl-flash-mla`: its kernels for sm_90."""
 
 from collections.abc import Callable, Sequence
 
@@ -52,6 +52,28 @@ class FlashMla:
                 softmax_scale=scale,
                 is_fp8_kvcache=True,
                 indices=row_ids[:, None],
+                use_legacy=True,
+            )
+            return out[:, 0], lse[:, :, 0]
+
+        return attend
+
+    def dense(
+        self, values: torch.Tensor, page_table: torch.Tensor, lengths: torch.Tensor, scale: float
+    ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """Attention of a query over all bf16 `values` [pages * 64, 576] of its sequence's pages."""
+        pages = values.view(-1, PAGE_TOKENS, 1, values.shape[1])
+        schedule = self._module.get_mla_metadata()[0]
+
+        def attend(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            out, lse = self._module.flash_mla_with_kvcache(
+                query[:, None],
+                pages,
+                page_table,
+                lengths,
+                _LATENT_DIM,
+                schedule,
+                softmax_scale=scale,
                 use_legacy=True,
             )
             return out[:, 0], lse[:, :, 0]

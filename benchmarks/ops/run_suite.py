@@ -1,14 +1,14 @@
 """Run the cases of a suite in order: ceilings first; what cannot go on is said in a row."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields
 
 import torch
 
 from benchmarks.ops.case import Case, context_is_lost, measure_case
 from benchmarks.ops.ceilings import measure_ceilings
-from benchmarks.ops.peers import Peers
+from benchmarks.ops.peers import LOADERS, Peers
 from benchmarks.ops.pinned import PinnedPool
 from benchmarks.ops.timing import GpuTimer
 from benchmarks.ops.work import Ceilings
@@ -19,12 +19,14 @@ _CEILING_UNITS = {"fp8": ("TFLOP/s", 1e12), "bf16": ("TFLOP/s", 1e12)}
 
 
 def run_suite(
-    stopwatch: Stopwatch, list_cases: Callable[[Peers, PinnedPool], Iterator[Case]]
+    stopwatch: Stopwatch,
+    list_cases: Callable[[Peers, PinnedPool], Iterator[Case]],
+    peer_names: Collection[str] = tuple(LOADERS),
 ) -> Iterator[Measurement]:
-    """Measure ceilings, then every case that the stopwatch wants."""
+    """Measure ceilings, then every case that the stopwatch wants, beside these peers."""
     timer = GpuTimer(stopwatch.num_warm_ups, stopwatch.num_runs)
     torch.manual_seed(0)
-    pool, peers = PinnedPool(), Peers()
+    pool, peers = PinnedPool(), Peers({name: LOADERS[name] for name in peer_names})
     for name, reason in peers.absent():
         yield Measurement(name, f"absent: {reason[:160]}", 0.0, "higher")
     ceilings = measure_ceilings(timer, pool.host)

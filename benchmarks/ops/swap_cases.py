@@ -28,18 +28,24 @@ from hisparse_kernels.resolve import release_items_ref, resolve_ref
 _CONTEXT = 64 * 1024
 _STEPS = 16
 _ROW_BYTES = FP8_ROWS.row_bytes
-_BATCHES = (1, 8, 32, 128)
+BATCHES = (1, 8, 32, 128)
 
 
 def swap_cases(peers: Peers, pool: PinnedPool) -> Iterator[Case]:
     for percent in (2, 10, 30):
-        for batch in _BATCHES:
-            name = f"resolve + swap_in batch {batch}, {percent} % misses, L=64K"
-            yield Case(name, partial(_steps, peers, pool, batch, TOPK * percent // 100))
-    for batch in _BATCHES:
+        for batch in BATCHES:
+            yield swap_case(peers, pool, batch, percent)
+    for batch in BATCHES:
         name = f"resolve batch {batch}, 10 % misses, L=64K"
         yield Case(name, partial(_resolve, pool, batch, TOPK // 10))
     yield Case(f"release_items {HOT_SLOTS} slots, L=64K", partial(_release, pool))
+
+
+def swap_case(peers: Peers, pool: PinnedPool, batch: int, percent: int) -> Case:
+    """Whole swap-in steps in which so many of the items miss."""
+    misses = f"{percent} % misses" if percent else "all resident"
+    name = f"resolve + swap_in batch {batch}, {misses}, L=64K"
+    return Case(name, partial(prepare_steps, peers, pool, batch, TOPK * percent // 100))
 
 
 class _Steps:
@@ -87,7 +93,7 @@ class _Steps:
         check_equal("misses", counts, torch.full_like(counts, misses))
 
 
-def _steps(peers: Peers, pool: PinnedPool, batch: int, misses: int) -> Prepared:
+def prepare_steps(peers: Peers, pool: PinnedPool, batch: int, misses: int) -> Prepared:
     steps = _Steps(pool, batch, misses)
     buffers = steps.buffers
 

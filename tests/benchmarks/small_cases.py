@@ -62,7 +62,10 @@ SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
     "topk": lambda peers, pool: topk_cases._topk(peers, 3, 256, "ReLU"),
     "block_topm": lambda peers, pool: topk_cases._block_topm(3, 64),
     "candidate_positions": lambda peers, pool: topk_cases._candidate_positions(3),
-    "resolve + swap_in": lambda peers, pool: swap_cases._steps(peers, pool, 2, 5),
+    "resolve + swap_in": lambda peers, pool: swap_cases.prepare_steps(peers, pool, 2, 5),
+    "resolve + swap_in, all resident": lambda peers, pool: swap_cases.prepare_steps(
+        peers, pool, 2, 0
+    ),
     "resolve": lambda peers, pool: swap_cases._resolve(pool, 2, 5),
     "release_items": lambda peers, pool: swap_cases._release(pool),
     "swap_in": lambda peers, pool: copy_cases._swap_in(pool, 64),
@@ -74,7 +77,12 @@ SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
     "sparse_mla, fp8": lambda peers, pool: attention_cases._prefill(
         peers, 16, FP8_ROWS, "overlapping"
     ),
-    "sparse_mla, decode": lambda peers, pool: attention_cases._decode(peers, 2, 16),
+    "sparse_mla, decode": lambda peers, pool: attention_cases.prepare_decode(
+        peers, 2, 16, FP8_ROWS
+    ),
+    "sparse_mla, bf16 decode": lambda peers, pool: attention_cases.prepare_decode(
+        peers, 2, 8, BF16_ROWS
+    ),
 }
 
 

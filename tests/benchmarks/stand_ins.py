@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.ops.case import PeerAbsentError
 from benchmarks.ops.inputs import INDEX
 from hisparse_kernels.index_logits import index_logits_ref, paged_index_logits_ref
-from hisparse_kernels.layouts import KV_LAYOUTS
+from hisparse_kernels.layouts import KV_LAYOUTS, PAGE_TOKENS
 from hisparse_kernels.sparse_mla import sparse_mla_ref
 
 _Tensors = tuple[torch.Tensor, ...]
@@ -53,7 +53,9 @@ class StandInPeers:
         return SimpleNamespace(prefill=self._prefill_logits, paged=self._paged_logits)
 
     def flash_mla(self) -> SimpleNamespace:
-        return SimpleNamespace(prefill=self._attend_values, decode=self._attend_rows)
+        return SimpleNamespace(
+            prefill=self._attend_values, decode=self._attend_rows, dense=self._attend_pages
+        )
 
     def sglang(self) -> SimpleNamespace:
         return SimpleNamespace(
@@ -90,6 +92,14 @@ class StandInPeers:
 
     def _attend_values(self, values: torch.Tensor, scale: float) -> Callable[..., _Tensors]:
         return self._attend_rows(values.view(torch.uint8), scale, "bf16")
+
+    def _attend_pages(
+        self, values: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor, scale: float
+    ) -> Callable[[torch.Tensor], _Tensors]:
+        ids = (table[:, :, None] * PAGE_TOKENS + torch.arange(PAGE_TOKENS)).flatten(1).int()
+        assert bool((lengths == ids.shape[1]).all())
+        attend = self._attend_values(values, scale)
+        return lambda query: attend(query, ids)
 
     def _attend_rows(
         self, rows: torch.Tensor, scale: float, layout: str = "fp8_ds_mla"

@@ -19,6 +19,8 @@ PEERED = pytest.mark.parametrize(
         "index_logits",
         "paged_index_logits",
         "resolve + swap_in",
+        "resolve + swap_in, all resident",
+        "sparse_mla, bf16 decode",
         "sparse_mla, decode",
         "sparse_mla, fp8",
         "sparse_mla, prefill",

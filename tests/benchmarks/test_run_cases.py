@@ -173,7 +173,7 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A machine without a GPU; names of the cases of `_rows` that were prepared."""
     _prepared.clear()
     monkeypatch.setattr(run_file, "PinnedPool", HostPool)
-    monkeypatch.setattr(run_file, "Peers", lambda: Peers({"Gone": _cannot_load}))
+    monkeypatch.setattr(run_file, "Peers", lambda loaders: Peers({"Gone": _cannot_load}))
     monkeypatch.setattr(run_file, "measure_ceilings", lambda timer, pinned: CEILINGS)
     monkeypatch.setattr(run_file, "GpuTimer", lambda warm_ups, runs: Clock())
     monkeypatch.setattr(run_file, "context_is_lost", lambda: False)

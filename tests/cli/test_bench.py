@@ -27,6 +27,7 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch, summarize
 
 ENVIRONMENT = Environment("cpu: A Fine CPU (2 cores)", "", "2.15.0", "3.9.0", "abc1234")
 SUITES = (
+    "attend",
     "copy",
     "core",
     "demo",
@@ -36,12 +37,14 @@ SUITES = (
     "plan",
     "prefix",
     "ranks",
+    "reference_step",
     "remote",
     "round_trip",
     "select",
     "sessions",
     "step",
     "stress",
+    "swap",
     "tiers",
 )
 SUITE_FILE = '''\

@@ -14,7 +14,8 @@ _EXAMPLES = """\
 examples:
   hisparse bench --list
   hisparse bench core copy
-  hisparse bench step --out /tmp/results --runs 50 --plot
+  hisparse bench reference_step --out /tmp/results --runs 50 --plot
+  hisparse bench attend swap step --runs 10 --replace --plot
   hisparse bench ops --cases "sparse_mla|topk" --replace
   hisparse bench select --cases "decode batch 1," --plot
   hisparse bench --draw benchmarks/results/ops-nvidia-h200.csv
@@ -44,7 +45,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--replace", action="store_true", help="start each CSV file over instead of merging")
     add("--warm-ups", type=int, default=3, metavar="N", help="untimed runs first (%(default)s)")
     add("--runs", type=int, default=30, metavar="N", help="timed runs of each case (%(default)s)")
-    add("--cases", default="", metavar="REGEX", help="only cases that it finds (ops, select)")
+    add(
+        "--cases",
+        default="",
+        metavar="REGEX",
+        help="only cases that it finds (suites of many cases)",
+    )
     add("--draw", type=Path, nargs="+", metavar="CSV", help="draw results files and stop")
     add("--plot", action="store_true", help="draw each CSV file as a PNG beside it")
     add("--json", action="store_true", help="one JSON object on stdout")

@@ -1,0 +1,1 @@
+"""Decode steps of whole layers through the pipeline, by stage."""

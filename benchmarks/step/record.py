@@ -1,0 +1,72 @@
+"""What a layer's run calls: its ops with their tensors, by stage, to be called again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from hisparse_kernels.backends import Ops
+
+STAGES = ("append", "select", "resolve + swap_in", "attend", "spill")
+_APPEND, _SELECT, _SWAP, _ATTEND, _SPILL = STAGES
+# an op that is called for one purpose only; the others are told apart by what ran before
+_STAGE_OF = {
+    "pack_kv_rows": _APPEND,
+    "pack_index_rows": _APPEND,
+    "append_index_rows": _APPEND,
+    "write_index_rows": _SPILL,
+    "read_index_rows": _SPILL,
+    "swap_in": _SWAP,
+    "sparse_mla": _ATTEND,
+}
+
+
+@dataclass(frozen=True)
+class OpCall:
+    """One call of an op.
+
+    Attributes:
+        name: of the op.
+        stage: one of `STAGES`.
+        again: the same call, on the same tensors.
+        result: what it returned.
+    """
+
+    name: str
+    stage: str
+    again: Callable[[], object]
+    result: Any
+
+
+class Recorder:
+    """Ops that do what others do, and note it.
+
+    Attributes:
+        calls: in the order of the calls.
+    """
+
+    def __init__(self, ops: Ops) -> None:
+        self.calls: list[OpCall] = []
+        noted: dict[str, Any] = {
+            name: partial(self._call, name, op) for name, op in vars(ops).items()
+        }
+        self.ops = Ops(**noted)
+
+    def _call(
+        self, name: str, op: Callable[..., object], *args: object, **kwargs: object
+    ) -> object:
+        again = partial(op, *args, **kwargs)
+        result = again()
+        self.calls.append(OpCall(name, self._stage(name), again, result))
+        return result
+
+    def _stage(self, name: str) -> str:
+        """A resolve or spill of a layer belongs to what ran before: see `LayerPipeline`."""
+        if name in _STAGE_OF:
+            return _STAGE_OF[name]
+        ran = {call.name for call in self.calls}
+        if "append_index_rows" not in ran:
+            return _APPEND  # slots for the new rows and for the blocks that they touch
+        if name == "spill":
+            return _SPILL
+        return _SWAP if name == "resolve" and "write_index_rows" in ran else _SELECT

@@ -1,0 +1,84 @@
+"""Suite `attend`: sparse MLA on one GPU over batch and heads, beside FlashMLA.
+
+The cases of `ops`, and more shapes of them: the same checks, inputs and timing.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.lines import Panel, Point, draw_lines
+from hisparse_sidecar.cli.bench.rows import Measurement, Row
+from hisparse_sidecar.cli.bench.suite import Suite
+from hisparse_sidecar.cli.bench.timing import Stopwatch
+
+if TYPE_CHECKING:
+    from benchmarks.ops.case import Case
+    from benchmarks.ops.peers import Peers
+    from benchmarks.ops.pinned import PinnedPool
+
+_HEADS, _BATCHES = (128, 64, 16, 8), (1, 2, 8, 32, 128)
+_DECODE = re.compile(r"sparse_mla batch (?P<x>\d+), L=\w+, (?P<layout>\w+), (?P<heads>\d+) heads")
+_PREFILL = re.compile(
+    r"sparse_mla (?P<rows>\d+) rows, L=\w+, (?P<layout>\w+), (?P<x>\d+) heads, (?P<lists>\w+) lists"
+)
+
+
+def attend_cases(peers: "Peers", pool: "PinnedPool") -> "Iterator[Case]":
+    """Decode of each layout, then prefill; `pool` is not used."""
+    from benchmarks.ops.attention_cases import decode_case, prefill_case
+    from benchmarks.ops.inputs import BF16_ROWS, FP8_ROWS
+
+    del pool
+    for layout in (FP8_ROWS, BF16_ROWS):
+        for heads in _HEADS:
+            for batch in _BATCHES:
+                yield decode_case(peers, batch, heads, layout)
+    for layout in (FP8_ROWS, BF16_ROWS):
+        for heads in _HEADS:
+            yield prefill_case(peers, heads, layout)
+
+
+def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
+    from benchmarks.ops.run_suite import run_suite
+
+    yield from run_suite(stopwatch, attend_cases, ("FlashMLA",))
+
+
+def read_points(rows: list[Row]) -> list[Point]:
+    """Times of decode over batch, a line for each number of heads, and of prefill over heads."""
+    points = []
+    for row in rows:
+        decode, prefill = _DECODE.fullmatch(row.case), _PREFILL.fullmatch(row.case)
+        found = decode or prefill
+        if row.metric != "median us" or not found:
+            continue
+        panel = f"decode, {found['layout']}" if decode else "prefill"
+        line = f"{found['heads']} heads" if decode else f"{found['layout']}, {found['lists']}"
+        x = float(found["x"])
+        points.append(Point(panel, line, "", x, float(row.ours)))
+        if row.peer:
+            peer = row.peer.split(",")[0]  # how it pads is said in the rows
+            points.append(Point(panel, line, peer, x, float(row.peer_value)))
+    return points
+
+
+def plot_latency(rows: list[Row], path: Path) -> None:
+    """Write a PNG of the rows; raises ValueError as `draw_lines` does."""
+    panels = {
+        f"decode, {layout}": Panel("batch", "us", log_x=True, log_y=True)
+        for layout in ("fp8_ds_mla", "bf16")
+    }
+    panels["prefill"] = Panel("heads", "us", log_x=True, log_y=True)
+    title = f"sparse MLA, top 2048 of 64K: {rows[0].gpu}, {rows[0].commit}" if rows else ""
+    draw_lines(read_points(rows), panels, title, path)
+
+
+SUITE = Suite(
+    name="attend",
+    summary="sparse MLA on a GPU over batch, heads and row layout (us, rates), beside FlashMLA",
+    device="cuda",
+    measure=_measure,
+    plot=plot_latency,
+)
