@@ -3,7 +3,7 @@
 import pytest
 
 from hisparse_sidecar._core import TierDown
-from hisparse_sidecar.remote.breaker import Breaker, BreakerLimits, BreakerState
+from hisparse_sidecar.remote.breaker import Admission, Breaker, BreakerLimits, BreakerState
 
 
 @pytest.fixture
@@ -69,3 +69,41 @@ def test_calls_from_before_the_opening_change_nothing(breaker: Breaker) -> None:
     breaker.failed(early, 0.9)
     assert breaker.state is BreakerState.OPEN
     breaker.admit(1)
+
+
+def test_calls_that_one_deadline_has_ended_count_once(breaker: Breaker) -> None:
+    def come_late(by: float) -> None:
+        breaker.came_late(breaker.admit(by), by, by)
+
+    for by in (1, 1.0001, 1.019, 1.0, 1.002, 1.01, 1.018):  # as threads come to it
+        come_late(by)
+    for by in (2, 3, 4):
+        come_late(by)
+    assert breaker.state is BreakerState.CLOSED
+    come_late(4.03)
+    assert breaker.state is BreakerState.OPEN
+
+
+def test_deadlines_that_follow_closely_do_not_all_count_as_one(breaker: Breaker) -> None:
+    for number in range(10):
+        breaker.came_late(Admission(None), 0.015 * number, 1)
+    assert breaker.state is BreakerState.OPEN
+
+
+def test_a_late_probe_is_a_bad_one_whatever_its_deadline(breaker: Breaker) -> None:
+    for by in (1, 1, 2, 3, 4, 5):
+        breaker.came_late(Admission(None), by, 5)
+    probe = breaker.admit(6)
+    breaker.came_late(probe, 5, 6.5)
+    assert breaker.state is BreakerState.OPEN
+    with pytest.raises(TierDown):
+        breaker.admit(7.4)
+
+
+def test_a_probe_that_was_not_made_is_due_again_at_once(breaker: Breaker) -> None:
+    fail(breaker, *[0] * 5)
+    breaker.not_made(breaker.admit(1), 1.1)
+    breaker.succeeded(breaker.admit(1.1))
+    assert breaker.state is BreakerState.CLOSED
+    breaker.not_made(breaker.admit(1.2), 1.2)
+    assert breaker.state is BreakerState.CLOSED

@@ -1,8 +1,9 @@
 """Pages in a store on other machines: best effort, verified, never waited for too long."""
 
 from hisparse_sidecar.remote.breaker import Breaker, BreakerLimits
-from hisparse_sidecar.remote.mooncake import MooncakeTier, Page, RemoteUsage, connect
+from hisparse_sidecar.remote.mooncake import MooncakeTier, connect
 from hisparse_sidecar.remote.object_store import MooncakeOptions
+from hisparse_sidecar.remote.pages import Page, RemoteUsage
 
 __all__ = [
     "Breaker",

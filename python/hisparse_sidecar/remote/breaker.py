@@ -7,6 +7,10 @@ from enum import Enum
 
 from hisparse_sidecar._core import TierDown
 
+# one deadline that several threads hand over as time left comes to times that differ by the turns
+# of the interpreter's lock, 5 ms each
+_TOGETHER_SECONDS = 0.02
+
 
 @dataclass(frozen=True)
 class BreakerLimits:
@@ -49,6 +53,7 @@ class Breaker:
         self._failed_at: deque[float] = deque(maxlen=limits.failures)
         self._probe_at = 0.0
         self._num_probes = 0
+        self._late_by: float | None = None  # of the last late call that counted
 
     @property
     def state(self) -> BreakerState:
@@ -82,8 +87,29 @@ class Breaker:
                 self._state = BreakerState.CLOSED
                 self._failed_at.clear()
 
+    def came_late(self, admission: Admission, by: float, now: float) -> None:
+        """The call was not answered by its deadline. Calls that one deadline has ended count once.
+
+        That one caller had little time for all of its calls says little about the tier.
+        """
+        with self._lock:
+            counted = self._late_by
+            if counted is not None and abs(by - counted) < _TOGETHER_SECONDS:
+                if admission.probe is None:
+                    return
+            else:
+                self._late_by = by
+        self.failed(admission, now)
+
+    def not_made(self, admission: Admission, now: float) -> None:
+        """The call was not made after all, which says nothing; a probe is due again at once."""
+        with self._lock:
+            if self._is_probe_under_way(admission):
+                self._state = BreakerState.OPEN
+                self._probe_at = now
+
     def failed(self, admission: Admission, now: float) -> None:
-        """The call failed, or was not answered in time."""
+        """The call failed."""
         with self._lock:
             if self._is_probe_under_way(admission):
                 self._open(now)

@@ -7,10 +7,10 @@ handed to the lane's thread, where it can be left.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeAlias
 
-from hisparse_sidecar._core import DeadlinePassed, TierDown, WrongState
+from hisparse_sidecar._core import DeadlinePassed, InvalidArgument, TierDown, WrongState
 from hisparse_sidecar.remote.breaker import Admission, Breaker, BreakerState
 from hisparse_sidecar.remote.frame import FRAME_BYTES
 from hisparse_sidecar.remote.lanes import Lane, Lanes
@@ -23,6 +23,7 @@ from hisparse_sidecar.remote.object_store import (
     ObjectStore,
     failure,
 )
+from hisparse_sidecar.remote.pages import check_names
 
 TIER = "remote tier"
 _CLOSE_SECONDS = 5.0
@@ -83,24 +84,37 @@ class StoreCalls:
         with self._lock:
             self._counts[name] += number
 
+    def check_fit(self, identities: Sequence[bytes], num_bytes: int) -> None:
+        """Of pages with so many bytes together: their names, and that their frames fit a lane."""
+        check_names(identities)
+        most = self.lane_bytes - FRAME_BYTES * len(identities)
+        if num_bytes > most:
+            what = "page" if len(identities) == 1 else f"{len(identities)} pages"
+            raise InvalidArgument(f"{what}: found {num_bytes} bytes, needed 0 to {most}")
+
     def begin(self, name: str, seconds: float) -> Call:
         """Leave from the breaker, and a lane.
 
         Raises:
             TierDown: the store is spared.
-            DeadlinePassed: every lane was in use until then.
+            DeadlinePassed: every lane was in use until then. It counts against the store where all
+                of them are left to calls that hang, not where others were faster.
             WrongState: closed.
         """
         if self._is_closed:
             raise WrongState(f"{TIER}: found closed, needed open")
         now = time.monotonic()
-        admission = self._breaker.admit(now)
+        deadline, admission = now + seconds, self._breaker.admit(now)
         try:
-            lane = self._lanes.take(name, now + seconds)
+            lane = self._lanes.take(name, deadline)
         except DeadlinePassed:
-            self._failed(admission)
+            if self._lanes.all_hang:
+                self._came_late(admission, deadline)
+            else:
+                self.count("failures")
+                self._breaker.not_made(admission, time.monotonic())
             raise
-        return Call(name, now + seconds, admission, self._lanes, lane)
+        return Call(name, deadline, admission, self._lanes, lane)
 
     def run(self, call: Call, work: Work, *answers: int) -> list[int]:
         """Calls the store once; negative codes are failures but for `answers`."""
@@ -110,7 +124,10 @@ class StoreCalls:
             for code in codes:
                 if code < 0 and code not in answers and code not in ABOUT_THE_KEY:
                     raise TierDown(failure(call.name, code))
-        except (DeadlinePassed, TierDown):
+        except DeadlinePassed:
+            self._came_late(call.admission, call.deadline)
+            raise
+        except TierDown:
             self._failed(call.admission)
             raise
         if UNREADABLE in codes and time.monotonic() - start >= STALL_SECONDS:
@@ -119,11 +136,24 @@ class StoreCalls:
             self._breaker.succeeded(call.admission)
         return codes
 
+    def give_up(self, call: Call) -> NoReturn:
+        """Counts a call that can't be made by its deadline, because an earlier one hangs.
+
+        Raises:
+            DeadlinePassed: always.
+        """
+        self._came_late(call.admission, call.deadline)
+        raise DeadlinePassed(f"{call.name}: deadline passed")
+
     def close(self) -> None:
         """Leaves the store; calls that hang are waited for a few seconds, then left behind."""
         if not self._is_closed and self._lanes.end_all(_CLOSE_SECONDS):
             self._store.close()  # not while a call hangs in it
         self._is_closed = True
+
+    def _came_late(self, admission: Admission, deadline: float) -> None:
+        self.count("failures")
+        self._breaker.came_late(admission, deadline, time.monotonic())
 
     def _failed(self, admission: Admission) -> None:
         self.count("failures")

@@ -21,13 +21,13 @@ T = TypeVar("T")
 class Lane:
     """One thread and its memory; held by one caller at a time."""
 
-    def __init__(self, give_back: "Callable[[Lane], None]", num_bytes: int) -> None:
+    def __init__(self, lanes: "Lanes", num_bytes: int) -> None:
         self._map = mmap.mmap(-1, num_bytes)
         with suppress(OSError):  # a kernel without huge pages
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.memory = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._give_back = give_back
+        self._lanes = lanes
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="hisparse-remote", daemon=True).start()
 
@@ -39,7 +39,10 @@ class Lane:
         """
         job = _Job(work)
         self._jobs.put(job)
-        return job.result() if job.wait(max(0.0, deadline - time.monotonic())) else None
+        if job.wait(max(0.0, deadline - time.monotonic())):
+            return job.result()
+        self._lanes.note_left(1)
+        return None
 
     def end(self) -> None:
         """Ends the thread; the lane must not be used again."""
@@ -48,7 +51,8 @@ class Lane:
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
             if job.run():  # its caller has left
-                self._give_back(self)
+                self._lanes.note_left(-1)
+                self._lanes.give_back(self)
 
 
 class Lanes:
@@ -57,9 +61,21 @@ class Lanes:
     def __init__(self, num_lanes: int, num_bytes: int) -> None:
         self._free: list[Lane] = []  # the last used is the next: its memory is still in the CPU
         self._num_free: queue.SimpleQueue[None] = queue.SimpleQueue()  # one entry a free lane
-        self.all = [Lane(self.give_back, num_bytes) for _ in range(num_lanes)]
+        self._lock = threading.Lock()
+        self._num_left = 0  # below the truth while a call ends just as it is left
+        self.all = [Lane(self, num_bytes) for _ in range(num_lanes)]
         for lane in self.all:
             self.give_back(lane)
+
+    @property
+    def all_hang(self) -> bool:
+        """Whether every lane is left to a call that has not ended by its caller's deadline."""
+        return self._num_left >= len(self.all)
+
+    def note_left(self, number: int) -> None:
+        """So many more calls go on without their callers."""
+        with self._lock:
+            self._num_left += number
 
     def take(self, call: str, deadline: float) -> Lane:
         """A free lane; waits for one, but not beyond the deadline.
@@ -71,7 +87,8 @@ class Lanes:
             self._num_free.get(timeout=max(0.0, deadline - time.monotonic()))
             return self._free.pop()
         except queue.Empty:
-            raise DeadlinePassed(f"{call}: deadline passed, {len(self.all)} calls hang") from None
+            in_use = f"{len(self.all)} lanes in use, {self._num_left} by calls that hang"
+            raise DeadlinePassed(f"{call}: deadline passed, {in_use}") from None
 
     def give_back(self, lane: Lane) -> None:
         """Ends the caller's use; a lane that was left to a call comes back by itself."""

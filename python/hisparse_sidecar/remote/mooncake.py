@@ -8,18 +8,16 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeAlias
 
-from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar._core import DeadlinePassed, InvalidArgument, TierDown, TierFull
+from hisparse_sidecar._core import DeadlinePassed, TierDown, TierFull
 from hisparse_sidecar.remote.breaker import BreakerState
 from hisparse_sidecar.remote.calls import TIER, Call, StoreCalls
-from hisparse_sidecar.remote.frame import FRAME_BYTES, IDENTITY_BYTES, open_frame, write_frame
+from hisparse_sidecar.remote.frame import FRAME_BYTES, open_frame, write_frame
 from hisparse_sidecar.remote.frames import Frame, SharedMemory, load_frames, store_frames
 from hisparse_sidecar.remote.object_store import (
     ABOUT_THE_KEY,
+    ABSENT,
     FULL,
     UNREADABLE,
     WRONG_LENGTH,
@@ -28,35 +26,21 @@ from hisparse_sidecar.remote.object_store import (
     failure,
     open_store,
 )
+from hisparse_sidecar.remote.pages import (
+    Bytes,
+    Page,
+    RemoteUsage,
+    WritableBytes,
+    bytes_of,
+    check_names,
+    check_tokens,
+)
+from hisparse_sidecar.remote.removals import Removals
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.2
 _LEAST_CALL_SECONDS = 0.1  # with less left, a try would fail by its deadline, not by the store
 
-WritableBytes: TypeAlias = bytearray | memoryview
-Bytes: TypeAlias = bytes | WritableBytes
-
 _NO_HEADER = bytes(FRAME_BYTES)
-
-
-class Page(NamedTuple):
-    """A page to put: 32 bytes that name it, its bytes, its tokens."""
-
-    identity: bytes
-    content: Bytes
-    num_tokens: int
-
-
-@dataclass(frozen=True)
-class RemoteUsage:
-    """What a tier has done since it was made."""
-
-    puts: int = 0
-    hits: int = 0
-    misses: int = 0
-    corrupt: int = 0  # misses whose bytes were not those that had been put
-    unreadable: int = 0  # misses that the store lists, but whose owner does not answer
-    full: int = 0  # answers of a full store; each is waited out and tried again
-    failures: int = 0  # calls that raised TierDown or DeadlinePassed
 
 
 class MooncakeTier:
@@ -71,6 +55,7 @@ class MooncakeTier:
         self._options = options
         self._calls = StoreCalls(store, options)
         self._shared = SharedMemory()
+        self._removals = Removals()
 
     @property
     def state(self) -> BreakerState:
@@ -99,15 +84,16 @@ class MooncakeTier:
 
         A full store evicts behind the caller's back: the put pauses and tries again. A call that is
         left at its deadline may store the page late; of a page in memory that was shared it may
-        still read what has become of it, and what it then stores is a miss.
+        still read what has become of it, and what it then stores is a miss. A removal of the page
+        that is still under way is waited for: it could remove what is put.
 
         Raises:
             TierFull: the store was full until too little time was left for another try.
         """
-        content = _bytes_of(page)
-        self._check((identity,), content.nbytes)
-        _check_tokens(num_tokens)
-        with self._calls.begin("put", deadline_seconds) as call:
+        content = bytes_of(page)
+        self._calls.check_fit((identity,), content.nbytes)
+        check_tokens(num_tokens)
+        with self._begin_put((identity,), deadline_seconds) as call:
             self._put_frames(call, [self._write(call, 0, identity, content, num_tokens)])
             self._calls.count("puts")
 
@@ -116,11 +102,14 @@ class MooncakeTier:
 
         After an error some of the pages may be stored.
         """
-        contents = [_bytes_of(page.content) for page in pages]
-        self._check([page.identity for page in pages], sum(each.nbytes for each in contents))
+        contents = [bytes_of(page.content) for page in pages]
+        self._calls.check_fit(
+            [page.identity for page in pages], sum(each.nbytes for each in contents)
+        )
         for page in pages:
-            _check_tokens(page.num_tokens)
-        with self._calls.begin("put", deadline_seconds) as call:
+            check_tokens(page.num_tokens)
+        names = [page.identity for page in pages]
+        with self._begin_put(names, deadline_seconds) as call:
             frames, offset = [], 0
             for page, content in zip(pages, contents, strict=True):
                 frame = self._write(call, offset, page.identity, content, page.num_tokens)
@@ -149,36 +138,43 @@ class MooncakeTier:
 
         It holds one of the tier's lanes until then.
         """
-        self._check((identity,), num_bytes)
-        with self._calls.begin("get", deadline_seconds) as call:
-            yield self._fetch(call, (identity,), num_bytes)[0]
+        with self.read_many((identity,), num_bytes, deadline_seconds=deadline_seconds) as pages:
+            yield pages[0]
 
     @contextmanager
     def read_many(
         self, identities: Sequence[bytes], num_bytes: int, *, deadline_seconds: float
     ) -> Iterator[list[memoryview | None]]:
         """Reads pages of equal length as `read` does, in one call: their frames must fit a lane."""
-        self._check(identities, num_bytes * len(identities))
+        self._calls.check_fit(identities, num_bytes * len(identities))
         with self._calls.begin("get", deadline_seconds) as call:
-            yield self._fetch(call, identities, num_bytes)
+            pages, corrupt = self._fetch(call, identities, num_bytes)
+            try:
+                yield pages
+            finally:
+                self._drop_corrupt(call, corrupt)  # a call that is left takes the lane with it
 
     def holds(self, identity: bytes, *, deadline_seconds: float) -> bool:
         """Whether the store lists the page: a hint, for it may be lost or unreadable."""
-        self._check((identity,), 0)
+        check_names((identity,))
         with self._calls.begin("holds", deadline_seconds) as call:
             return self._calls.run(call, lambda: [self._store.is_exist(self._key(identity))]) == [1]
 
     def count_held(self, identities: Sequence[bytes], *, deadline_seconds: float) -> int:
         """How many of these pages, from the first on, `holds` is true of; one call of the store."""
-        self._check(identities, 0)
+        check_names(identities)
         keys = [self._key(identity) for identity in identities]
         with self._calls.begin("holds", deadline_seconds) as call:
             codes = self._calls.run(call, lambda: self._store.batch_is_exist(keys))
         return next((count for count, code in enumerate(codes) if code != 1), len(codes))
 
     def remove(self, identity: bytes, *, deadline_seconds: float) -> bool:
-        """Forgets a page, even one that is being read: its reader finds the checksum wrong."""
-        self._check((identity,), 0)
+        """Forgets a page, even one that is being read: its reader finds the checksum wrong.
+
+        A call that is left at its deadline removes nothing if the store was not called by then; if
+        it was, the page may go late, and a put of it waits for that.
+        """
+        check_names((identity,))
         with self._calls.begin("remove", deadline_seconds) as call:
             return self._remove(call, identity) not in ABOUT_THE_KEY
 
@@ -191,6 +187,13 @@ class MooncakeTier:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def _begin_put(self, identities: Sequence[bytes], deadline_seconds: float) -> Iterator[Call]:
+        with self._calls.begin("put", deadline_seconds) as call:
+            if not self._removals.wait_out(identities, call.deadline):
+                self._calls.give_up(call)
+            yield call
 
     def _write(
         self, call: Call, offset: int, identity: bytes, content: memoryview, num_tokens: int
@@ -221,7 +224,8 @@ class MooncakeTier:
 
     def _fetch(
         self, call: Call, identities: Sequence[bytes], num_bytes: int
-    ) -> list[memoryview | None]:
+    ) -> tuple[list[memoryview | None], list[bytes]]:
+        """The pages, and the names of those whose bytes are wrong."""
         length = FRAME_BYTES + num_bytes
         frames = []
         for number, identity in enumerate(identities):
@@ -232,53 +236,45 @@ class MooncakeTier:
         codes = self._calls.run(
             call, partial(load_frames, self._store, frames), WRONG_LENGTH, UNREADABLE
         )
-        return [self._open(call, *parts) for parts in zip(frames, identities, codes, strict=True)]
+        pages, corrupt = [], []
+        for frame, identity, code in zip(frames, identities, codes, strict=True):
+            pages.append(self._open(frame, identity, code))
+            if pages[-1] is None and code != UNREADABLE and code not in ABOUT_THE_KEY:
+                corrupt.append(identity)
+        self._calls.count("corrupt", len(corrupt))
+        return pages, corrupt
 
-    def _open(self, call: Call, frame: Frame, identity: bytes, code: int) -> memoryview | None:
+    def _open(self, frame: Frame, identity: bytes, code: int) -> memoryview | None:
         """The page in a frame that was loaded with that code; None, counted, if it is not sound."""
         page, length = None, frame.memory.nbytes
         if code == UNREADABLE:
             self._calls.count("unreadable")
-        elif code not in ABOUT_THE_KEY:
-            is_whole = code == length
-            page = open_frame(frame.memory, identity, length - FRAME_BYTES) if is_whole else None
-            if page is None:
-                self._drop_corrupt(call, identity)
+        elif code == length:
+            page = open_frame(frame.memory, identity, length - FRAME_BYTES)
         self._calls.count("misses" if page is None else "hits")
         return page
 
-    def _drop_corrupt(self, call: Call, identity: bytes) -> None:
+    def _drop_corrupt(self, call: Call, identities: Sequence[bytes]) -> None:
         """While the wrong bytes stay, a put of the right ones would change nothing."""
-        self._calls.count("corrupt")
-        with suppress(DeadlinePassed, TierDown):  # counted; the page is a miss either way
-            self._remove(call, identity)
+        for identity in identities:
+            if call.is_left or time.monotonic() >= call.deadline:
+                return
+            with suppress(DeadlinePassed, TierDown):  # counted; the page is a miss either way
+                self._remove(call, identity)
 
     def _remove(self, call: Call, identity: bytes) -> int:
-        (code,) = self._calls.run(call, lambda: [self._store.remove(self._key(identity), True)])
+        def remove() -> list[int]:
+            with self._removals.of(identity):
+                # in this order: who has left either finds the removal under way, or stops it
+                if call.is_left:
+                    return [ABSENT]
+                return [self._store.remove(self._key(identity), True)]
+
+        (code,) = self._calls.run(call, remove)
         return code
 
     def _key(self, identity: bytes) -> str:
         return self._options.key_prefix + identity.hex()
-
-    def _check(self, identities: Sequence[bytes], num_bytes: int) -> None:
-        """Of pages with so many bytes together: their names, and that their frames fit a lane."""
-        for identity in identities:
-            if len(identity) != IDENTITY_BYTES:
-                found = f"identity: found {len(identity)} bytes"
-                raise InvalidArgument(f"{found}, needed {IDENTITY_BYTES}")
-        most = self._calls.lane_bytes - FRAME_BYTES * len(identities)
-        if num_bytes > most or not identities:
-            what = "page" if len(identities) == 1 else f"{len(identities)} pages"
-            raise InvalidArgument(f"{what}: found {num_bytes} bytes, needed 0 to {most}")
-
-
-def _bytes_of(page: Bytes) -> memoryview:
-    return memoryview(page).cast("B")
-
-
-def _check_tokens(num_tokens: int) -> None:
-    if not 1 <= num_tokens <= PAGE_TOKENS:
-        raise InvalidArgument(f"num_tokens: found {num_tokens}, needed 1 to {PAGE_TOKENS}")
 
 
 def connect(options: MooncakeOptions) -> MooncakeTier:
