@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hisparse_sidecar.cli.bench.figure import row_of_panels
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -48,13 +50,8 @@ def draw_lines(points: list[Point], panels: Mapping[str, Panel], title: str, pat
     named = [name for name in panels if any(point.panel == name for point in points)]
     if not named:
         raise ValueError("0 points to draw, at least 1 needed")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("a plot needs matplotlib: pip install hisparse-sidecar[plots]") from None
-    width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(named), height), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(named), squeeze=False)[0], named, strict=True):
+    figure, drawn = row_of_panels(len(named), _PANEL_INCHES)
+    for axes, name in zip(drawn, named, strict=True):
         _draw_panel(axes, panels[name], [point for point in points if point.panel == name])
         axes.set_title(name, fontsize=9, loc="left")
     figure.suptitle(title, fontsize=11)

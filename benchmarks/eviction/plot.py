@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hisparse_sidecar.cli.bench.figure import row_of_panels
 from hisparse_sidecar.cli.bench.rows import Row
 
 if TYPE_CHECKING:
@@ -42,13 +43,7 @@ def plot_hit_rates(rows: list[Row], path: Path) -> None:
     traces = read_lines(rows)
     if not traces:
         raise ValueError("0 hit rates to draw, at least 1 needed")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install hisparse-sidecar[plots]") from None
-    width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(traces), height), layout="constrained")
-    panels = figure.subplots(1, len(traces), squeeze=False)[0]
+    figure, panels = row_of_panels(len(traces), _PANEL_INCHES)
     for axes, (trace, lines) in zip(panels, traces.items(), strict=True):
         _draw(axes, trace, lines)
     panels[0].set_ylabel(HIT_RATE)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hisparse_sidecar.cli.bench.figure import new_figure
 from hisparse_sidecar.cli.bench.rows import Row
 
 if TYPE_CHECKING:
@@ -83,15 +84,10 @@ def plot_roofline(rows: list[Row], path: Path) -> None:
         raise ValueError(
             f"{len(ceilings)} ceilings and {len(points)} cases, at least 1 each needed"
         )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("a plot needs matplotlib: pip install hisparse-sidecar[plots]") from None
-
     products = [point for point in points if point.intensity]
     copies = [point for point in points if not point.intensity]
     height = max(_SIZE_INCHES[1], _BAR_INCHES * len(copies))
-    figure = Figure(figsize=(_SIZE_INCHES[0], height), layout="constrained")
+    figure = new_figure(_SIZE_INCHES[0], height)
     roofs, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_roofs(roofs, ceilings, products)
     _draw_bars(bars, ceilings, copies)

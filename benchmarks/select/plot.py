@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hisparse_sidecar.cli.bench.figure import row_of_panels
 from hisparse_sidecar.cli.bench.rows import Row
 
 if TYPE_CHECKING:
@@ -85,15 +86,9 @@ def plot_lengths(rows: list[Row], path: Path) -> None:
     points = read_points(rows)
     if not points:
         raise ValueError("0 times over a context length, at least 1 needed")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("a plot needs matplotlib: pip install hisparse-sidecar[plots]") from None
-
     panels = _panels(points)
-    width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(panels), height), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    figure, drawn = row_of_panels(len(panels), _PANEL_INCHES)
+    for axes, panel in zip(drawn, panels, strict=True):
         _draw_panel(axes, panel, [point for point in points if point.panel == panel])
     title = f"selection to final indices, 64 heads, top 2048: {rows[0].gpu}, {rows[0].commit}"
     figure.suptitle(title, fontsize=11)

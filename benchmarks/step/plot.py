@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.step.record import STAGES
+from hisparse_sidecar.cli.bench.figure import row_of_panels
 from hisparse_sidecar.cli.bench.rows import Row
 
 if TYPE_CHECKING:
@@ -69,14 +70,8 @@ def plot_stages(rows: list[Row], path: Path) -> None:
     bars = read_bars(rows)
     if not bars:
         raise ValueError("0 times of steps, at least 1 needed")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("a plot needs matplotlib: pip install hisparse-sidecar[plots]") from None
     batches = sorted({bar.batch for bar in bars})
-    width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(batches), height), layout="constrained")
-    panels = figure.subplots(1, len(batches), squeeze=False)[0]
+    figure, panels = row_of_panels(len(batches), _PANEL_INCHES)
     for axes, batch in zip(panels, batches, strict=True):
         _draw(axes, [bar for bar in bars if bar.batch == batch])
         axes.set_title(f"batch {batch}", fontsize=9, loc="left")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hisparse_sidecar.cli.bench.figure import new_figure
 from hisparse_sidecar.cli.bench.rows import Row
 
 if TYPE_CHECKING:
@@ -20,16 +21,11 @@ def plot_rows(rows: list[Row], path: Path) -> None:
     """
     if not rows:
         raise ValueError("0 rows to draw, at least 1 needed")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install hisparse-sidecar[plots]") from None
-
     panels: dict[str, list[Row]] = {}
     for row in rows:
         panels.setdefault(row.metric, []).append(row)
     heights = [_PANEL_INCHES[1] + _BAR_INCHES * _num_bars(panel) for panel in panels.values()]
-    figure = Figure(figsize=(_PANEL_INCHES[0], sum(heights)), layout="constrained")
+    figure = new_figure(_PANEL_INCHES[0], sum(heights))
     grid = figure.subplots(len(panels), squeeze=False, height_ratios=heights)
     for axes, (metric, panel) in zip(grid[:, 0], panels.items(), strict=True):
         _draw_panel(axes, metric, panel)
