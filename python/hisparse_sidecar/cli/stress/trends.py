@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, median, quantiles
+from statistics import fmean, linear_regression, median, pvariance, quantiles
 
 LEAST_VALUES = 40  # ten in each quarter
 _BLOCKS, _QUARTERS = 12, 4
@@ -39,11 +39,10 @@ def slope(seconds: Sequence[float], values: Sequence[float]) -> Slope:
         found = f"{len(seconds)} seconds and {len(values)} values"
         raise ValueError(f"a slope of {found}, needs as many of both, {_BLOCKS} at least")
     times, means = [[fmean(part) for part in _parts(of, _BLOCKS)] for of in (seconds, values)]
-    at, level = fmean(times), fmean(means)
-    spread = sum((time - at) ** 2 for time in times)
-    pairs = list(zip(times, means, strict=True))
-    rise = sum((time - at) * (mean - level) for time, mean in pairs) / spread
-    missed = sum((mean - level - rise * (time - at)) ** 2 for time, mean in pairs)
+    rise, start = linear_regression(times, means)
+    pairs = zip(times, means, strict=True)
+    missed = sum((mean - start - rise * time) ** 2 for time, mean in pairs)
+    spread = pvariance(times) * _BLOCKS
     return Slope(rise, math.sqrt(missed / (_BLOCKS - 2) / spread))
 
 
