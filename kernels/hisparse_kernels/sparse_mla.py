@@ -11,7 +11,8 @@ _CHUNK_ROWS = 4  # at topk 512 their gathered values take 5 MB: they stay in the
 _MIN_HEADS = 8
 _KEY_ALIGN = 64
 ROW_ALIGN = 16  # bytes of one load
-_FEW_HEADS, _FEW_HEADS_SPLIT, _SPLIT = 32, 128, 256
+FEW_HEADS = 32  # no more of them leave the products of a tile mostly empty
+_FEW_HEADS_SPLIT, _SPLIT = 128, 256
 SPLIT_ALIGN = 64  # keys of one tile: a split is whole tiles
 
 
@@ -81,7 +82,7 @@ def decode_split_keys(heads: int) -> int:
 
     By the heads alone: a row's bits may depend on the split, and so must not on the batch.
     """
-    return _FEW_HEADS_SPLIT if heads <= _FEW_HEADS else _SPLIT
+    return _FEW_HEADS_SPLIT if heads <= FEW_HEADS else _SPLIT
 
 
 def split_workspace_size(

@@ -7,15 +7,13 @@ import torch
 from hisparse_kernels.gpu.gluon.few_heads_mla import MOST_HEADS, few_heads_mla_gluon
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout
-from hisparse_kernels.sparse_mla import split_workspace_size
+from hisparse_kernels.sparse_mla import decode_split_keys, split_workspace_size
 from tools.crosscompile.case import Case, Expects
 from tools.crosscompile.tensors import HOST_TOKENS, fp32, int32, kv_rows
 
 _HEADS = (8, 16, 32, 64, 128)
 _DECODE_ROWS = (1, 3, 128)
 _PREFILL_ROWS = (4096,)
-_DECODE_SPLIT = 256
-_FEW_HEADS_SPLIT = 128
 
 
 def cases() -> list[Case]:
@@ -35,7 +33,11 @@ def cases() -> list[Case]:
             name = f"sparse_mla, {layout.name}, {heads} heads"
             found += [
                 Case(f"{name}, prefill", partial(attend, _PREFILL_ROWS, None), expects),
-                Case(f"{name}, decode", partial(attend, _DECODE_ROWS, _DECODE_SPLIT), expects),
+                Case(
+                    f"{name}, decode",
+                    partial(attend, _DECODE_ROWS, decode_split_keys(heads)),
+                    expects,
+                ),
             ]
     for name in ("fp8_ds_mla", "fp8"):
         found += [
@@ -46,7 +48,7 @@ def cases() -> list[Case]:
                 Expects(accumulator_columns=MOST_HEADS, mostly_wide=("kv_ptr",)),
                 only=90,
             )
-            for split_keys in (None, _FEW_HEADS_SPLIT)
+            for split_keys in (None, decode_split_keys(MOST_HEADS))
         ]
     return found
 
@@ -114,5 +116,5 @@ def _with_sink(layout: KvLayout) -> None:
             0.1352,
             sink=fp32(64),
             valid_counts=int32(rows),
-            split_keys=_DECODE_SPLIT if rows == 3 else None,
+            split_keys=decode_split_keys(64) if rows == 3 else None,
         )

@@ -14,12 +14,12 @@ import torch
 
 from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_kernels.layouts import IndexLayout, KvLayout
+from hisparse_kernels.sparse_mla import FEW_HEADS
 
 _LOG = logging.getLogger(__name__)
 _HEADS = (32, 64)
 _WGMMA = (9, 0)
 _ARCHES = (_WGMMA, (10, 0), (10, 3))  # the others with tcgen05
-_MOST_ATTENDED_HEADS = 32  # more fill the products of the Triton body
 
 
 def pipeline_of(
@@ -54,7 +54,7 @@ def attention_pipeline_of(
     """
     if not query.is_cuda or interpreting() or layout.name not in ("fp8_ds_mla", "fp8"):
         return None
-    if query.dtype == torch.float32 or query.shape[1] > _MOST_ATTENDED_HEADS:
+    if query.dtype == torch.float32 or query.shape[1] > FEW_HEADS:
         return None
     # loads and copies of 16 bytes
     if kv_rows.data_ptr() % 16 or torch.cuda.get_device_capability(query.device) != _WGMMA:

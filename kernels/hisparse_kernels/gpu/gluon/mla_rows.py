@@ -61,7 +61,7 @@ def last_key(ids_ptr, counts_ptr, row, first, end) -> gl.tensor:
     last = first
     for start in range(first, end, _SCAN):
         key = start + gl.arange(0, _SCAN, layout)
-        row_id = gl.load(ids_ptr + key, mask=key < end, other=-1)
+        row_id = load_ids(ids_ptr, key, end)
         last = gl.maximum(last, gl.max(gl.where(row_id >= 0, key + 1, first), 0))
     return last
 
