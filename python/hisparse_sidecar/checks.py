@@ -9,6 +9,7 @@ from hisparse_sidecar.config import SidecarConfig, require, require_one_of
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.layer_io import LayerInputs
 from hisparse_sidecar.step import Step, StepKind
+from hisparse_sidecar.tensor_checks import check_tensor
 
 MAX_PADDING = 65536  # padding rows of one step
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,11 +57,11 @@ def check_inputs(config: SidecarConfig, step: Step, layer: int, inputs: LayerInp
     """Raises InvalidArgument unless `inputs` fit the step, the layer and the layouts."""
     rows, query_dim = step.num_rows, config.kv.query_dim
     heads = inputs.query.shape[1] if inputs.query.dim() == 3 else -1
-    _check("query", inputs.query, (rows, heads, query_dim), _FLOATS)
+    check_tensor("query", inputs.query, (rows, heads, query_dim), *_FLOATS)
     require(1 <= heads <= 128, f"query has {heads} heads, needs 1 to 128")
-    _check("kv", inputs.kv, (rows, query_dim), _FLOATS)
+    check_tensor("kv", inputs.kv, (rows, query_dim), *_FLOATS)
     if inputs.sink is not None:
-        _check("sink", inputs.sink, (heads,), (torch.float32,))
+        check_tensor("sink", inputs.sink, (heads,), torch.float32)
     if config.model.is_anchor(layer):
         _check_selection(config, step, layer, inputs)
     else:
@@ -72,18 +73,20 @@ def _check_selection(config: SidecarConfig, step: Step, layer: int, inputs: Laye
     rows, model = step.num_rows, config.model
     if False in given or inputs.index_k is not None:
         index_k = _present(layer, "index_k", inputs.index_k)
-        _check("index_k", index_k, (rows, config.index.head_dim), _FLOATS)
+        check_tensor("index_k", index_k, (rows, config.index.head_dim), *_FLOATS)
         _check_finite("index_k", index_k, step)
     if False in given:
         index_q = _present(layer, "index_q", inputs.index_q)
         weights = _present(layer, "index_weights", inputs.index_weights)
-        _check("index_q", index_q, (rows, model.index_heads, config.index.head_dim), _QUERIES)
-        _check("index_weights", weights, (rows, model.index_heads), (torch.float32,))
+        check_tensor(
+            "index_q", index_q, (rows, model.index_heads, config.index.head_dim), *_QUERIES
+        )
+        check_tensor("index_weights", weights, (rows, model.index_heads), torch.float32)
         _check_finite("index_q", index_q, step)
         _check_finite("index_weights", weights, step)
     if True in given:
         positions = _present(layer, "topk_indices", inputs.topk_indices)
-        _check("topk_indices", positions, (rows, model.topk), (torch.int32,))
+        check_tensor("topk_indices", positions, (rows, model.topk), torch.int32)
         _check_positions(step, positions)
     else:
         message = f"layer {layer} has 0 sequences with given positions, topk_indices must be None"
@@ -131,12 +134,3 @@ def _present(layer: int, name: str, tensor: torch.Tensor | None) -> torch.Tensor
     require(tensor is not None, f"layer {layer} selects, {name} must not be None")
     assert tensor is not None
     return tensor
-
-
-def _check(
-    name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
-) -> None:
-    found = tuple(tensor.shape)
-    require(found == shape, f"{name} has shape {found}, needs {shape}")
-    names = ", ".join(str(dtype) for dtype in dtypes)
-    require(tensor.dtype in dtypes, f"{name} is {tensor.dtype}, needs {names}")

@@ -8,7 +8,6 @@ import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS, KvLayout, kv_layout
 from hisparse_kernels.sparse_mla import SPLIT_ALIGN, decode_split_keys, split_workspace_size
-from hisparse_sidecar.attention.tensor_checks import check_tensor
 from hisparse_sidecar.config import (
     IndexSource,
     ModelShape,
@@ -17,6 +16,7 @@ from hisparse_sidecar.config import (
     require_one_of,
 )
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.tensor_checks import check_tensor
 
 LseMode = Literal["none", "base2", "basee"]
 InputLayout = Literal["packed", "split"]

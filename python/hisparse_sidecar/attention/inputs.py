@@ -6,9 +6,9 @@ import torch
 
 from hisparse_kernels.sparse_mla import ROW_ALIGN
 from hisparse_sidecar.attention.contract import PlanContract
-from hisparse_sidecar.attention.tensor_checks import check_tensor
 from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.tensor_checks import check_tensor
 
 Tensors = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 

@@ -10,7 +10,6 @@ from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_kernels.shapes import INDEX_Q_DTYPES
 from hisparse_sidecar.attention.contract import PlanContract
 from hisparse_sidecar.attention.paged_index_keys import PagedIndexKeys, PlannedRows
-from hisparse_sidecar.attention.tensor_checks import check_tensor
 from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.selection.contract import SelectionQuery, Selector
@@ -19,6 +18,7 @@ from hisparse_sidecar.selection.gate import Gate, gpu_name
 from hisparse_sidecar.selection.gate_table import Setting, find_table
 from hisparse_sidecar.selection.registry import selector_for
 from hisparse_sidecar.selection.row_groups import select_in_groups
+from hisparse_sidecar.tensor_checks import check_tensor
 
 _MAX_LOGITS_BYTES = 1 << 28
 

@@ -3,7 +3,7 @@
 import torch
 
 from hisparse_sidecar.attention.contract import PlanContract
-from hisparse_sidecar.attention.tensor_checks import check_place
+from hisparse_sidecar.tensor_checks import check_place
 
 
 def result_places(

@@ -1,4 +1,4 @@
-"""Checks of single tensors at the door of a run."""
+"""Checks of single tensors at the doors of a step, of a layer, of a run."""
 
 import torch
 
@@ -22,7 +22,7 @@ def check_tensor(
         needed = tuple("any" if size < 0 else size for size in shape)
         raise InvalidArgument(f"{name} has shape {found}, needs {needed}".replace("'", ""))
     if tensor.dtype not in dtypes:
-        names = " or ".join(map(str, dtypes))
+        names = ", ".join(map(str, dtypes))
         raise InvalidArgument(f"{name} is {tensor.dtype}, needs {names}")
     if device is not None and tensor.device != device:
         raise InvalidArgument(f"{name} is on {tensor.device}, needs {device}")
