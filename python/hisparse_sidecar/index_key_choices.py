@@ -3,6 +3,7 @@
 import torch
 
 from hisparse_kernels.backends import Ops
+from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 
@@ -75,3 +76,46 @@ class IndexKeyChoices:
     def _block_of(self, positions: torch.Tensor) -> torch.Tensor:
         """[rows] int32, the block of each position; -1 for -1."""
         return torch.div(positions, self.block_tokens, rounding_mode="floor")
+
+    def _best_in_pages(
+        self,
+        query: SelectionQuery,
+        pages: torch.Tensor,
+        table: torch.Tensor | SlotPages,
+        topk: int,
+        heads: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """[rows, topk] int32, the best of all tokens that a row sees, through a table of pages."""
+        keys = pages, table, query.row_seq, query.row_pos + 1
+        queries = query.index_q, query.index_weights
+        logits = self._ops.paged_index_logits(*queries, *keys, self._layout, heads=heads)
+        return self._ops.topk(logits, topk)
+
+    def _logits_at(
+        self,
+        query: SelectionQuery,
+        pages: torch.Tensor,
+        table: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits of `positions`, through a table of pages."""
+        lists = pages, table, query.row_seq, positions
+        return self._ops.score_positions(query.index_q, query.index_weights, *lists, self._layout)
+
+
+class ResidentKeyChoices(IndexKeyChoices):
+    """The same where every index key is on the device: nothing is ever missing."""
+
+    @property
+    def all_resident(self) -> bool:
+        """They are."""
+        return True
+
+    @property
+    def scores_positions(self) -> bool:
+        """They can be."""
+        return True
+
+    def is_resident(self, row: int) -> bool:
+        """It is, if it is a row at all."""
+        return row >= 0

@@ -148,10 +148,8 @@ class LayerIndexKeys(IndexKeyChoices):
         """
         self._settle()
         if self._holds_all(query, heads):
-            keys = self._window.pages, self._window.slot_pages(), query.row_seq, query.row_pos + 1
-            queries = query.index_q, query.index_weights
-            logits = self._ops.paged_index_logits(*queries, *keys, self._layout, heads=heads)
-            return self._ops.topk(logits, topk)
+            window = self._window.pages, self._window.slot_pages()
+            return self._best_in_pages(query, *window, topk, heads)
         if heads is not None:
             query = query.with_heads(heads)
         ids = all_blocks(query, self)
@@ -204,8 +202,7 @@ class LayerIndexKeys(IndexKeyChoices):
         self._settle()
         self._window.load()
         table = self._window.slot_pages().page_table()
-        lists = self._window.pages, table, query.row_seq, positions
-        return self._ops.score_positions(query.index_q, query.index_weights, *lists, self._layout)
+        return self._logits_at(query, self._window.pages, table, positions)
 
     def count(self, what: str, amounts: torch.Tensor | int) -> None:
         """See `selection.IndexKeys`."""

@@ -9,7 +9,7 @@ from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
-from hisparse_sidecar.index_key_choices import IndexKeyChoices
+from hisparse_sidecar.index_key_choices import ResidentKeyChoices
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 
 
@@ -48,7 +48,7 @@ class PlannedRows:
         return replace(self, **{name: getattr(self, name)[:num_seqs] for name in names})
 
 
-class PagedIndexKeys(IndexKeyChoices):
+class PagedIndexKeys(ResidentKeyChoices):
     """Implements `selection.IndexKeys` over pages anywhere in device memory.
 
     A block of one page is a slot of its page's number; the pages of a longer one may lie apart, so
@@ -80,20 +80,6 @@ class PagedIndexKeys(IndexKeyChoices):
         self._index_pages, self._planned = index_pages, planned
         self.num_tokens, self.num_blocks = num_tokens, -(-num_tokens // block_tokens)
 
-    @property
-    def all_resident(self) -> bool:
-        """They are."""
-        return True
-
-    @property
-    def scores_positions(self) -> bool:
-        """They can be."""
-        return True
-
-    def is_resident(self, row: int) -> bool:
-        """It is, if it is a row at all."""
-        return row >= 0
-
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
         rows = query.num_rows
@@ -109,10 +95,7 @@ class PagedIndexKeys(IndexKeyChoices):
         self, query: SelectionQuery, topk: int, heads: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `selection.IndexKeys`."""
-        keys = self._index_pages, self._planned.page_table, query.row_seq, query.row_pos + 1
-        queries = query.index_q, query.index_weights
-        logits = self._ops.paged_index_logits(*queries, *keys, self._layout, heads=heads)
-        return self._ops.topk(logits, topk)
+        return self._best_in_pages(query, self._index_pages, self._planned.page_table, topk, heads)
 
     def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
         """See `selection.IndexKeys`."""
@@ -133,8 +116,7 @@ class PagedIndexKeys(IndexKeyChoices):
 
     def position_logits(self, query: SelectionQuery, positions: torch.Tensor) -> torch.Tensor:
         """See `selection.IndexKeys`."""
-        lists = self._index_pages, self._planned.page_table, query.row_seq, positions
-        return self._ops.score_positions(query.index_q, query.index_weights, *lists, self._layout)
+        return self._logits_at(query, self._index_pages, self._planned.page_table, positions)
 
     def count(self, what: str, amounts: torch.Tensor | int) -> None:
         """Nobody reads the counts of a wrapper."""

@@ -9,7 +9,7 @@ from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.select_blocks import BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
-from hisparse_sidecar.index_key_choices import IndexKeyChoices
+from hisparse_sidecar.index_key_choices import ResidentKeyChoices
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 from hisparse_sidecar.selection.flat import all_blocks
 from hisparse_sidecar.stats import SelectionCounts
@@ -31,7 +31,7 @@ class StoredKeys:
 
 
 @dataclass
-class ResidentKeys(IndexKeyChoices):
+class ResidentKeys(ResidentKeyChoices):
     """Implements `selection.IndexKeys`: every block has the slot of its number.
 
     Attributes:
@@ -62,20 +62,6 @@ class ResidentKeys(IndexKeyChoices):
         per_block = self.block_tokens // PAGE_TOKENS
         self._slot_pages = SlotPages(slots, first, first, self.num_blocks, per_block)
 
-    @property
-    def all_resident(self) -> bool:
-        """They are."""
-        return True
-
-    @property
-    def scores_positions(self) -> bool:
-        """They can be."""
-        return True
-
-    def is_resident(self, row: int) -> bool:
-        """It is."""
-        return row >= 0
-
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
         logits = query.index_weights.new_empty(query.num_rows, self.pooled_columns)
@@ -91,10 +77,7 @@ class ResidentKeys(IndexKeyChoices):
         """See `selection.IndexKeys`; as in a pipeline, rows of a chunk go through lists."""
         if heads is None and query.num_rows > len(self.stored.pooled_table):
             return self.best_tokens(query, KeptBlocks(all_blocks(query, self)), topk)
-        keys = self.stored.index_pages, self._slot_pages, query.row_seq, query.row_pos + 1
-        queries = query.index_q, query.index_weights
-        logits = self.ops.paged_index_logits(*queries, *keys, self.layout, heads=heads)
-        return self.ops.topk(logits, topk)
+        return self._best_in_pages(query, self.stored.index_pages, self._slot_pages, topk, heads)
 
     def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
         """See `selection.IndexKeys`."""
@@ -117,8 +100,7 @@ class ResidentKeys(IndexKeyChoices):
     def position_logits(self, query: SelectionQuery, positions: torch.Tensor) -> torch.Tensor:
         """See `selection.IndexKeys`."""
         table = self._slot_pages.page_table()
-        lists = self.stored.index_pages, table, query.row_seq, positions
-        return self.ops.score_positions(query.index_q, query.index_weights, *lists, self.layout)
+        return self._logits_at(query, self.stored.index_pages, table, positions)
 
     def count(self, what: str, amounts: torch.Tensor | int) -> None:
         """Adds at once: waits for the device."""
