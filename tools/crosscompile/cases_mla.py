@@ -1,10 +1,12 @@
 """Cases of sparse attention."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from hisparse_kernels.gpu.gluon.few_heads_mla import MOST_HEADS, few_heads_mla_gluon
+from hisparse_kernels.gpu.gluon.many_heads_mla import many_heads_mla_gluon
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout
 from hisparse_kernels.sparse_mla import decode_split_keys, split_workspace_size
@@ -50,6 +52,16 @@ def cases() -> list[Case]:
             )
             for split_keys in (None, decode_split_keys(MOST_HEADS))
         ]
+    for name in ("fp8_ds_mla", "fp8", "bf16"):
+        found += [
+            Case(
+                f"sparse_mla, pipeline of 64 heads, {name}, splits of {split_keys or 'all'} keys",
+                partial(_many_heads, KV_LAYOUTS[name], split_keys),
+                Expects(accumulator_columns=512, mostly_wide=("kv_ptr",)),
+                only=90,
+            )
+            for split_keys in (None, decode_split_keys(64))
+        ]
     return found
 
 
@@ -82,9 +94,24 @@ def _attend(
 
 
 def _few_heads(layout: KvLayout, split_keys: int | None) -> None:
-    for rows, heads, dtype in ((1, 8, torch.bfloat16), (4096, 32, torch.float16)):
+    sizes = (1, 8, torch.bfloat16), (4096, 32, torch.float16)
+    _run_pipeline(few_heads_mla_gluon, sizes, layout, split_keys)
+
+
+def _many_heads(layout: KvLayout, split_keys: int | None) -> None:
+    sizes = (1, 64, torch.bfloat16), (4096, 128, torch.bfloat16)
+    _run_pipeline(many_heads_mla_gluon, sizes, layout, split_keys)
+
+
+def _run_pipeline(
+    attend: Callable[..., None],
+    sizes: tuple[tuple[int, int, torch.dtype], ...],
+    layout: KvLayout,
+    split_keys: int | None,
+) -> None:
+    for rows, heads, dtype in sizes:
         size = split_workspace_size(rows, heads, 2048, layout, split_keys)
-        few_heads_mla_gluon(
+        attend(
             torch.empty(rows, heads, layout.query_dim, dtype=dtype),
             kv_rows(HOST_TOKENS, layout),
             int32(rows, 2048),

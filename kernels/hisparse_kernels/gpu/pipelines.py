@@ -20,6 +20,10 @@ _LOG = logging.getLogger(__name__)
 _HEADS = (32, 64)
 _WGMMA = (9, 0)
 _ARCHES = (_WGMMA, (10, 0), (10, 3))  # the others with tcgen05
+_STORED = {
+    "few_heads_mla": ("fp8_ds_mla", "fp8"),
+    "many_heads_mla": ("fp8_ds_mla", "fp8", "bf16"),
+}
 
 
 def pipeline_of(
@@ -45,21 +49,22 @@ def pipeline_of(
 def attention_pipeline_of(
     query: torch.Tensor, kv_rows: torch.Tensor, layout: KvLayout
 ) -> Callable[..., None] | None:
-    """The Gluon launcher of sparse attention with few heads; None: the Triton body is to run.
+    """The Gluon launcher of sparse attention; None: the Triton body is to run.
 
     Args:
         query: [rows, heads, query_dim].
         kv_rows: [N, row_bytes] uint8.
         layout: how a KV row is stored.
     """
-    if not query.is_cuda or interpreting() or layout.name not in ("fp8_ds_mla", "fp8"):
+    if not query.is_cuda or interpreting() or query.dtype == torch.float32:
         return None
-    if query.dtype == torch.float32 or query.shape[1] > FEW_HEADS:
+    op = "few_heads_mla" if query.shape[1] <= FEW_HEADS else "many_heads_mla"
+    if layout.name not in _STORED[op]:
         return None
     # loads and copies of 16 bytes
     if kv_rows.data_ptr() % 16 or torch.cuda.get_device_capability(query.device) != _WGMMA:
         return None
-    return _launcher("few_heads_mla", layout, query.device)
+    return _launcher(op, layout, query.device)
 
 
 @functools.cache

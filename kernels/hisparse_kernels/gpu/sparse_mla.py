@@ -71,9 +71,9 @@ def sparse_mla_triton(
         workspace = query.new_empty(size, dtype=torch.float32)
     parts = rows * heads * splits
     most_at, total_at = parts * layout.latent_dim, parts * (layout.latent_dim + 1)
-    pipeline = attention_pipeline_of(query, kv_rows, layout)
-    if pipeline is None and _bf16_rows_do(query, layout) and is_listed_often(kv_rows, row_ids):
+    if _bf16_rows_do(query, layout) and is_listed_often(kv_rows, row_ids):
         kv_rows, layout = dequantised(kv_rows, layout)
+    pipeline = attention_pipeline_of(query, kv_rows, layout)
     (pipeline or _attend)(
         query,
         kv_rows,

@@ -16,6 +16,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from hisparse_kernels.gpu.gluon.api import barrier
+from hisparse_kernels.gpu.gluon.mla_lse import LOG2_E, store_lse
 from hisparse_kernels.gpu.gluon.mla_rows import (
     LIFT,
     begin_rope,
@@ -33,8 +34,6 @@ from hisparse_kernels.layouts import SCALE_DIM, KvLayout
 MOST_HEADS = 16  # of one program
 _KEYS = 64
 _GROUP = gl.constexpr(SCALE_DIM)
-_LOG2_E = gl.constexpr(1.4426950408889634)
-_LN_2 = gl.constexpr(0.6931471805599453)
 
 
 def few_heads_mla_gluon(
@@ -72,7 +71,7 @@ def few_heads_mla_gluon(
         split_keys,
         *query.stride(),
         kv_rows.stride(0),
-        softmax_scale * _LOG2_E.value,
+        softmax_scale * LOG2_E.value,
         **_options(layout),
     )
 
@@ -138,8 +137,8 @@ def _few_heads_kernel(
     head = first_head + gl.arange(0, HEADS, head_layout)
     output = row * heads + head
     if workspace_ptr is None:
-        factor = _store_lse(lse_ptr + output, sink_ptr, most, total, head, heads)
-        _store_sums(out_ptr + output * (4 * _GROUP), sums, factor, head < heads)
+        divisor = store_lse(lse_ptr + output, sink_ptr, most, total, head, heads)
+        _store_sums(out_ptr + output * (4 * _GROUP), sums, LIFT / divisor, head < heads)
     else:
         part = output * gl.num_programs(1) + gl.program_id(1)
         gl.store(workspace_ptr + most_at + part, most, mask=head < heads)
@@ -291,20 +290,6 @@ def _add_values(values, parts, weights, scales, sums, factor):
     s2 = warpgroup_mma(values[2].permute((1, 0)), parts[2], s2, is_async=True)
     s3 = warpgroup_mma(values[3].permute((1, 0)), parts[3], s3, is_async=True)
     return warpgroup_mma_wait(0, deps=[s0, s1, s2, s3])
-
-
-@gluon.jit
-def _store_lse(lse_ptr, sink_ptr, most, total, head, heads):
-    """Stores lse [heads]; returns what the sums have to be multiplied by."""
-    held = gl.where(total == 0, 1.0, total)
-    gl.store(lse_ptr, (most + gl.log2(held)) * _LN_2, mask=head < heads)
-    denominator = held
-    if sink_ptr is not None:
-        base = gl.where(most == float("-inf"), 0.0, most)
-        sink = gl.load(sink_ptr + head, mask=head < heads, other=0.0) * _LOG2_E
-        # a sink 2**126 times the best key leaves nothing of it: no overflow is needed
-        denominator += gl.where(total == 0, 0.0, gl.exp2(gl.minimum(sink - base, 126.0)))
-    return LIFT / denominator
 
 
 @gluon.jit

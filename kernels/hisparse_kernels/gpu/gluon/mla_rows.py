@@ -108,7 +108,7 @@ def load_ids(ids_ptr, key, end) -> gl.tensor:
 
 
 @gluon.jit
-def _row_at(kv_ptr, row_id, row_stride):
+def row_at(kv_ptr, row_id, row_stride) -> gl.tensor:
     # int64: pools pass 2**31 bytes
     return kv_ptr + gl.maximum(row_id, 0).to(gl.int64) * row_stride
 
@@ -139,8 +139,8 @@ def load_tile(kv_ptr, row_id, row_stride) -> gl.tuple:
     layout: gl.constexpr = codes_layout()
     own_id = gl.convert_layout(row_id, gl.SliceLayout(1, layout))
     word = gl.arange(0, 32, gl.SliceLayout(0, layout))
-    row_at = _row_at(kv_ptr, own_id, row_stride).to(gl.pointer_type(gl.uint32))
-    at = gl.expand_dims(row_at, 1) + gl.expand_dims(word, 0)
+    words_at = row_at(kv_ptr, own_id, row_stride).to(gl.pointer_type(gl.uint32))
+    at = gl.expand_dims(words_at, 1) + gl.expand_dims(word, 0)
     mask = gl.expand_dims(own_id >= 0, 1) & (gl.expand_dims(word, 0) >= 0)
     codes = (
         gl.load(at, mask=mask, other=0),
@@ -155,7 +155,7 @@ def load_tile(kv_ptr, row_id, row_stride) -> gl.tuple:
 def _load_scales(kv_ptr, row_id, row_stride):
     layout: gl.constexpr = scales_layout()
     row_id = gl.convert_layout(row_id, gl.SliceLayout(1, layout))
-    at = (_row_at(kv_ptr, row_id, row_stride) + _SCALES_AT).to(gl.pointer_type(gl.float32))
+    at = (row_at(kv_ptr, row_id, row_stride) + _SCALES_AT).to(gl.pointer_type(gl.float32))
     group = gl.arange(0, 4, gl.SliceLayout(0, layout))
     mask = gl.expand_dims(row_id >= 0, 1) & (gl.expand_dims(group, 0) >= 0)
     return gl.load(gl.expand_dims(at, 1) + gl.expand_dims(group, 0), mask=mask, other=0.0)
@@ -186,7 +186,7 @@ def begin_rope(kv_ptr, ids_ptr, start, end, row_stride, target) -> None:
     key = gl.arange(0, target.shape[0], gl.SliceLayout(1, layout))
     dim = gl.arange(0, target.shape[1], gl.SliceLayout(0, layout))
     row_id = load_ids(ids_ptr, start + key, end)
-    at = (_row_at(kv_ptr, row_id, row_stride) + _ROPE_AT).to(gl.pointer_type(gl.bfloat16))
+    at = (row_at(kv_ptr, row_id, row_stride) + _ROPE_AT).to(gl.pointer_type(gl.bfloat16))
     mask = gl.expand_dims(row_id >= 0, 1) & (gl.expand_dims(dim, 0) >= 0)
     async_load(target, gl.expand_dims(at, 1) + gl.expand_dims(dim, 0), mask=mask)
     async_copy.commit_group()

@@ -1,0 +1,292 @@
+"""Sparse attention with many heads: 64 heads are the rows of all products, 64 keys a tile.
+
+Eight warps attend to a tile that lies in shared memory as bf16, while four others bring the next
+one to another place (`mla_tiles`).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from hisparse_kernels.gpu.gluon.api import barrier
+from hisparse_kernels.gpu.gluon.mla_lse import LOG2_E, store_lse
+from hisparse_kernels.gpu.gluon.mla_rows import last_key, load_ids, rows_of
+from hisparse_kernels.gpu.gluon.mla_tiles import HALF, bring_tiles, tile_barriers, tile_places
+from hisparse_kernels.layouts import KvLayout
+
+HEADS = 64  # of one program
+_KEYS = 64
+_LATENT = gl.constexpr(2 * HALF.value)
+_PRODUCERS = gl.constexpr(4)  # warps that bring tiles
+# Registers of a thread that copies rows, and that dequantises them; the other warps share the rest.
+_COPY_REGISTERS, _CODE_REGISTERS = 80, {"fp8_ds_mla": 112, "fp8": 104}
+_GROUPS_AHEAD = {"fp8_ds_mla": 4, "fp8": 2, "bf16": 0}  # more would spill
+
+
+def many_heads_mla_gluon(
+    query: torch.Tensor,
+    kv_rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    valid_counts: torch.Tensor | None,
+    sink: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+    places: tuple[int, int],
+    out: tuple[torch.Tensor, torch.Tensor],
+    layout: KvLayout,
+    softmax_scale: float,
+    split_keys: int,
+) -> None:
+    """Attends as `sparse_mla` does, on sm_90, with queries of 16 bits and rows of fp8 or bf16.
+
+    Of more than one split the parts stay in the workspace, the maxima and sums of weights at
+    `places`, for `merge_splits_kernel`.
+    """
+    rows, heads, _ = query.shape
+    topk = row_ids.shape[1]
+    grid = rows * triton.cdiv(heads, HEADS), triton.cdiv(topk, split_keys)
+    _many_heads_kernel[grid](
+        query,
+        kv_rows,
+        row_ids,
+        valid_counts,
+        sink,
+        workspace,
+        *places,
+        *out,
+        heads,
+        topk,
+        split_keys,
+        *query.stride(),
+        kv_rows.stride(0),
+        softmax_scale * LOG2_E.value,
+        **_options(layout),
+    )
+
+
+def compile_many_heads_mla(layout: KvLayout) -> None:
+    """Compiles the kernel for the current GPU; raises whatever the compiler raises."""
+    bf16, fp32, int32 = torch.bfloat16, torch.float32, torch.int32
+    tensors = bf16, torch.uint8, int32, int32, fp32, fp32, 1 << 33, 1 << 33, bf16, fp32
+    strides = HEADS * layout.query_dim, layout.query_dim, 1, layout.row_bytes
+    numbers = HEADS, 2048, 256, *strides, 1.0
+    _many_heads_kernel.warmup(*tensors, *numbers, grid=(1,), **_options(layout))
+
+
+def _options(layout: KvLayout) -> dict[str, object]:
+    return {
+        "CODED": layout.name != "bf16",
+        "ROPE": layout.rope_dim,
+        "HEADS": HEADS,
+        "KEYS": _KEYS,
+        "AHEAD": _GROUPS_AHEAD[layout.name],
+        "REGISTERS": _CODE_REGISTERS.get(layout.name, _COPY_REGISTERS),
+        "num_warps": 8,
+        "enable_fp_fusion": True,
+    }
+
+
+@gluon.jit(do_not_specialize=["most_at", "total_at", "heads", "topk", "split_keys"])
+def _many_heads_kernel(
+    query_ptr,
+    kv_ptr,
+    ids_ptr,
+    counts_ptr,
+    sink_ptr,
+    workspace_ptr,
+    most_at,
+    total_at,
+    out_ptr,
+    lse_ptr,
+    heads,
+    topk,
+    split_keys,
+    query_row_stride,
+    query_head_stride,
+    query_dim_stride,
+    kv_row_stride,
+    scale_log2,
+    CODED: gl.constexpr,
+    ROPE: gl.constexpr,
+    HEADS: gl.constexpr,
+    KEYS: gl.constexpr,
+    AHEAD: gl.constexpr,
+    REGISTERS: gl.constexpr,
+):
+    """One program attends with a block of heads of one row to one split of its keys."""
+    head_blocks = (heads + HEADS - 1) // HEADS
+    row = (gl.program_id(0) // head_blocks).to(gl.int64)
+    first_head = gl.program_id(0) % head_blocks * HEADS
+    first = gl.program_id(1) * split_keys
+    ids_ptr += row * topk
+    end = last_key(ids_ptr, counts_ptr, row, first, gl.minimum(first + split_keys, topk))
+    strides = (query_head_stride, query_dim_stride)
+    query_ptr += row * query_row_stride
+    queries = _load_queries(query_ptr, first_head, heads, strides, HEADS, ROPE)
+    places, barriers = tile_places(KEYS, ROPE), tile_barriers(CODED, _PRODUCERS)
+    weights_room = rows_of(HEADS, KEYS)
+    hopper.fence_async_shared()
+    barrier()
+    keys = (ids_ptr, first, end)
+    rows = (kv_ptr, kv_row_stride)
+    most, total, first_sums, second_sums = gl.warp_specialize(
+        [
+            (
+                _attend_tiles,
+                (queries, places, weights_room, barriers, keys, scale_log2, ROPE, HEADS, KEYS),
+            ),
+            (bring_tiles, (places, barriers, rows, keys, CODED, ROPE, KEYS, AHEAD)),
+        ],
+        [_PRODUCERS],
+        [REGISTERS],
+    )
+
+    head = first_head + gl.arange(0, HEADS, most.type.layout)
+    output = row * heads + head
+    sums = (first_sums, second_sums)
+    if workspace_ptr is None:
+        divisor = store_lse(lse_ptr + output, sink_ptr, most, total, head, heads)
+        _store_sums(out_ptr + output * _LATENT, sums, 1.0 / divisor, head < heads)
+    else:
+        part = output * gl.num_programs(1) + gl.program_id(1)
+        _store_part(workspace_ptr, part, (most_at, total_at), most, total, sums, head < heads)
+
+
+@gluon.jit
+def _store_part(workspace_ptr, part, places, most, total, sums, real) -> None:
+    """Leaves what `merge_splits_kernel` merges, of each head."""
+    gl.store(workspace_ptr + places[0] + part, most, mask=real)
+    gl.store(workspace_ptr + places[1] + part, total, mask=real)
+    held = real & (total != 0)  # else the merge reads no sums
+    one = gl.full([total.shape[0]], 1.0, gl.float32, total.type.layout)
+    _store_sums(workspace_ptr + part * _LATENT, sums, one, held)
+
+
+@gluon.jit
+def _load_queries(
+    query_ptr, first_head, heads, strides, HEADS: gl.constexpr, ROPE: gl.constexpr
+) -> gl.tuple:
+    """The heads in shared memory: halves of the latent dims, and the rope."""
+    first, second = rows_of(HEADS, HALF), rows_of(HEADS, HALF)
+    _load_query(query_ptr, first, first_head, heads, 0, strides)
+    _load_query(query_ptr, second, first_head, heads, HALF, strides)
+    rope = first
+    if ROPE > 0:
+        rope = rows_of(HEADS, ROPE)
+        _load_query(query_ptr, rope, first_head, heads, _LATENT, strides)
+    return first, second, rope
+
+
+@gluon.jit
+def _load_query(query_ptr, target, first_head, heads, first_dim, strides) -> None:
+    """Copies some dims of the heads to shared memory; 0 beyond the heads."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
+    head = first_head + gl.arange(0, target.shape[0], gl.SliceLayout(1, layout))
+    dim = first_dim + gl.arange(0, target.shape[1], gl.SliceLayout(0, layout))
+    head_at = gl.expand_dims(head.to(gl.int64) * strides[0], 1)
+    dim_at = gl.expand_dims(dim.to(gl.int64) * strides[1], 0)
+    mask = gl.expand_dims(head < heads, 1) & (gl.expand_dims(dim, 0) >= 0)
+    values = gl.load(query_ptr + (head_at + dim_at), mask=mask, other=0.0)
+    target.store(values.to(gl.bfloat16))
+
+
+@gluon.jit
+def _attend_tiles(
+    queries,
+    places,
+    weights_room,
+    barriers,
+    keys,
+    scale_log2,
+    ROPE: gl.constexpr,
+    HEADS: gl.constexpr,
+    KEYS: gl.constexpr,
+):
+    """Maxima and sums of weights [heads], and weighted sums [heads, dims] of each half."""
+    full, empty = barriers
+    ids_ptr, first, end = keys
+    dots_layout: gl.constexpr = _product_layout(KEYS // 2)
+    sums_layout: gl.constexpr = _product_layout(HALF // 2)
+    head_layout: gl.constexpr = gl.SliceLayout(1, sums_layout)
+    most = gl.full([HEADS], float("-inf"), gl.float32, head_layout)
+    total = gl.full([HEADS], 0.0, gl.float32, head_layout)
+    s0 = gl.full([HEADS, HALF], 0.0, gl.float32, sums_layout)
+    s1 = gl.full([HEADS, HALF], 0.0, gl.float32, sums_layout)
+    key = gl.arange(0, KEYS, gl.SliceLayout(0, dots_layout))
+    key_id = load_ids(ids_ptr, first + key, end)
+    for start in tl.range(first, end, KEYS, disable_licm=True):
+        tile = (start - first) // KEYS
+        place = tile & 1
+        valid = key_id >= 0
+        mbarrier.wait(full.index(place), (tile >> 1) & 1)
+        hopper.fence_async_shared()
+        dots = _begin_dots(queries, places, place, ROPE, dots_layout)
+        key_id = load_ids(ids_ptr, start + KEYS + key, end)
+        dots = warpgroup_mma_wait(0, deps=[dots])
+        logits = gl.where(gl.expand_dims(valid, 0), dots * scale_log2, float("-inf"))
+        weights, factor, most = _softmax_step(logits, most)
+        weights_room.store(weights.to(gl.bfloat16))
+        s0, s1 = _begin_sums(weights_room, places, place, (s0, s1), gl.expand_dims(factor, 1))
+        total = total * factor + gl.convert_layout(gl.sum(weights, 1), head_layout)
+        s0, s1 = warpgroup_mma_wait(0, deps=[s0, s1])
+        barrier()  # no warp reads the tile any more
+        mbarrier.arrive(empty.index(place))
+    return most, total, s0, s1
+
+
+@gluon.jit
+def _softmax_step(logits, most):
+    """A tile's weights [heads, keys], the factor of all sums so far [heads], the new maxima."""
+    new_most = gl.maximum(most, gl.convert_layout(gl.max(logits, 1), most.type.layout))
+    base = gl.where(new_most == float("-inf"), 0.0, new_most)
+    own_base = gl.convert_layout(base, gl.SliceLayout(1, logits.type.layout))
+    return gl.exp2(logits - gl.expand_dims(own_base, 1)), gl.exp2(most - base), new_most
+
+
+@gluon.jit
+def _begin_dots(queries, places, place, ROPE: gl.constexpr, LAYOUT: gl.constexpr):
+    """Begins the dots [heads, keys] of a tile."""
+    k0, k1 = places[0].index(place), places[1].index(place)
+    none = gl.full([queries[0].shape[0], k0.shape[0]], 0.0, gl.float32, LAYOUT)
+    dots = warpgroup_mma(queries[0], k0.permute((1, 0)), none, use_acc=False, is_async=True)
+    dots = warpgroup_mma(queries[1], k1.permute((1, 0)), dots, is_async=True)
+    if ROPE > 0:
+        rope = places[2].index(place)
+        dots = warpgroup_mma(queries[2], rope.permute((1, 0)), dots, is_async=True)
+    return dots
+
+
+@gluon.jit
+def _begin_sums(weights_room, places, place, sums, factor):
+    """Begins the sums * factor + a tile's weighted sums, [heads, dims] of each half."""
+    s0, s1 = sums[0] * factor, sums[1] * factor
+    hopper.fence_async_shared()
+    barrier()  # all weights are there
+    s0 = warpgroup_mma(weights_room, places[0].index(place), s0, is_async=True)
+    return s0, warpgroup_mma(weights_room, places[1].index(place), s1, is_async=True)
+
+
+@gluon.constexpr_function
+def _product_layout(columns) -> gl.NVMMADistributedLayout:
+    """Of 64 heads: each of two warp groups makes half of the columns."""
+    return gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 2], instr_shape=[16, columns, 16]
+    )
+
+
+@gluon.jit
+def _store_sums(row_ptr, sums, factor, real) -> None:
+    """Stores sums * factor, of each half [heads, dims], to the heads' rows."""
+    dim = gl.arange(0, HALF, gl.SliceLayout(0, sums[0].type.layout))
+    at = gl.expand_dims(row_ptr, 1) + gl.expand_dims(dim, 0)
+    mask = gl.expand_dims(real, 1) & (gl.expand_dims(dim, 0) >= 0)
+    for half in gl.static_range(2):
+        values = (sums[half] * gl.expand_dims(factor, 1)).to(row_ptr.dtype.element_ty)
+        gl.store(at + half * HALF, values, mask=mask)
