@@ -23,12 +23,12 @@ TOPK, HOT_SLOTS, CONTEXT = 2048, 4096, 64 * 1024
 ROWS = {
     "hits_ascend": [0, 2, 6, 8, -1, -1],
     "hits_after_none": [-1, 2, 6, 8],
-    "hits_around_none": [2, -1, -1, 6, 8],
+    "hits_around_none": [6, 8, -1, 2, 8],
     "hits_descend": [8, 6, 2, 0],
     "hits_repeat": [4, 4, 8, 2, 4, 2],
     "misses_ascend": [1, 3, 5, 90, 91, -1],
     "misses_after_none": [-1, 1, 3, 90, 91],
-    "misses_around_none": [1, -1, 3, 90, 91],
+    "misses_around_none": [3, 90, -1, 1, 3, 91],
     "misses_repeat": [1, 1, 3, 90, 91, 91],
     "hits_descend_before_misses": [4, 2, 91, 92],
     "hits_among_misses": [0, 1, 2, 3, 4, 90, 91, 92],
@@ -135,6 +135,18 @@ def test_more_slots_than_a_block_are_resolved(
     done = assert_resolves_as_the_reference(slots, request([row], [0], stamp, LATE), device)
 
     assert int(done.plan.miss_count[0]) == sum(item % 2 or item > 16_800 for item in row)
+
+
+def test_a_late_hit_beyond_a_block_keeps_its_stamp(device: str) -> None:
+    torch.manual_seed(0)
+    slots = slots_of([8400], num_items=18_000, num_stamps=3)
+    late = int(slots.ranges.slot_base[0]) + 8300
+    slots.state.slot_stamp[late] = 7
+    row = [0, 2, int(slots.state.slot_item[late])]
+
+    done = assert_resolves_as_the_reference(slots, request([row], [0], 5, 5), device)
+
+    assert done.state.slot_stamp[late] == 7
 
 
 def test_one_item_a_row_is_resolved_for_many_sequences(device: str) -> None:
