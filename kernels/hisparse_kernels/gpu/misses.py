@@ -1,8 +1,9 @@
 """First phases of a resolve: mark the slots of resident items, list the missing ones ascending.
 
-Arguments that go together are tuples: `rows` is (items, row_seq, sequence, its first and last row,
-k, strides of the items), `slots` the sequence's (items, stamps, first slot, number of slots),
-`table` (all entries, the sequence's first), `plan` the sequence's (items, destinations, room).
+Arguments that go together are tuples: `items` is (items of all rows, k, strides of rows and of
+items), `rows` is (`items`, row_seq, sequence, its first and last row), `slots` the sequence's
+(items, stamps, first slot, number of slots), `table` (all entries, the sequence's first), `plan`
+the sequence's (items, destinations, room).
 
 A slot's stamp s >= 0 becomes -2 - s while its item is wanted; `victims.settle_stamps` undoes it.
 """
@@ -10,11 +11,13 @@ A slot's stamp s >= 0 becomes -2 - s while its item is wanted; `victims.settle_s
 import triton
 import triton.language as tl
 
+from hisparse_kernels.gpu.running_count import running_count
+
 
 @triton.jit
-def load_items(rows, row, column) -> tl.tensor:
+def load_items(items, row, column) -> tl.tensor:
     """Items of one row; -1 outside of it."""
-    items_ptr, _, _, _, _, k, row_stride, item_stride = rows
+    items_ptr, k, row_stride, item_stride = items
     # int64: rows * items may pass 2**31
     at = tl.cast(row, tl.int64) * row_stride + column.to(tl.int64) * item_stride
     return tl.load(items_ptr + at, mask=column < k, other=-1)
@@ -23,23 +26,24 @@ def load_items(rows, row, column) -> tl.tensor:
 @triton.jit
 def mark_hits_and_list_misses(rows, slots, table, plan, BLOCK: tl.constexpr) -> tl.tensor:
     """Lists the misses of all rows in the rows' order, repeats included; returns their number."""
-    _, row_seq_ptr, seq, first_row, last_row, k, _, _ = rows
+    items, row_seq_ptr, seq, first_row, last_row = rows
     slot_stamp_ptr, table_ptr = slots[1], table[0] + table[1]
     miss_item_ptr, _, cap = plan
     num_misses = 0
     for row in range(first_row, last_row + 1):
         if tl.load(row_seq_ptr + row) == seq:
-            for start in range(0, k, BLOCK):
-                item = load_items(rows, row, start + tl.arange(0, BLOCK))
+            for start in range(0, items[1], BLOCK):
+                item = load_items(items, row, start + tl.arange(0, BLOCK))
                 slot = tl.load(table_ptr + item, mask=item >= 0, other=0).to(tl.int32)
                 is_hit = (item >= 0) & (slot >= 0)
                 stamp = tl.load(slot_stamp_ptr + slot, mask=is_hit, other=-2)
                 # an item may repeat: who finds its mark leaves it
                 tl.store(slot_stamp_ptr + slot, -2 - stamp, mask=stamp >= 0)
                 is_miss = slot < 0
-                rank = num_misses + tl.cumsum(is_miss.to(tl.int32), 0) - 1
+                count, num_here = running_count(is_miss)
+                rank = num_misses + count - 1
                 tl.store(miss_item_ptr + rank, item, mask=is_miss & (rank < cap))
-                num_misses += tl.sum(is_miss.to(tl.int32))
+                num_misses += num_here
     return num_misses
 
 
@@ -68,14 +72,14 @@ def list_distinct_misses(
     BLOCK_TABLE: tl.constexpr,
 ) -> tl.tensor:
     """Lists the misses of rows that overlap or are unordered: marks them in the table, reads it."""
-    _, row_seq_ptr, seq, first_row, last_row, k, _, _ = rows
+    items, row_seq_ptr, seq, first_row, last_row = rows
     table_ptr = table[0] + table[1]
     lowest = tl.full([BLOCK], 2147483647, tl.int32)
     highest = tl.full([BLOCK], -1, tl.int32)
     for row in range(first_row, last_row + 1):
         if tl.load(row_seq_ptr + row) == seq:
-            for start in range(0, k, BLOCK):
-                item = load_items(rows, row, start + tl.arange(0, BLOCK))
+            for start in range(0, items[1], BLOCK):
+                item = load_items(items, row, start + tl.arange(0, BLOCK))
                 is_miss = tl.load(table_ptr + item, mask=item >= 0, other=0) < 0
                 mark = tl.full([BLOCK], -2, table_ptr.dtype.element_ty)
                 tl.store(table_ptr + item, mark, mask=is_miss)

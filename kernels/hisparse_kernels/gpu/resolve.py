@@ -1,7 +1,8 @@
 """Give every wanted item a slot, on the GPU: one program resolves one sequence, phase by phase.
 
-Phases hand over in global memory, in the state, the plan and the slot table themselves; a barrier
-stands wherever threads read what others wrote.
+A sequence with one row, as in decode, is resolved in registers where it can be (`resolve_row.py`).
+Else phases hand over in global memory, in the state, the plan and the slot table themselves; a
+barrier stands wherever threads read what others wrote.
 """
 
 import torch
@@ -14,13 +15,17 @@ from hisparse_kernels.gpu.misses import (
     mark_hits_and_list_misses,
     misses_ascend,
 )
+from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
+from hisparse_kernels.gpu.resolve_row import LEFT, resolve_single_row
 from hisparse_kernels.gpu.victims import claim_victims, count_slots, settle_stamps
 from hisparse_kernels.resolve import MissPlan, SlotRanges, SlotState
 
 _MAX_BLOCK_ITEMS = 2048
-_MAX_BLOCK_SLOTS = 4096
+_MAX_BLOCK_SLOTS = 8192
 _BLOCK_ROWS = 256
+_FEW_ROWS = 32  # each warp looks through so many by itself
 _SLOTS_PER_WARP = 256
+_MAX_WARPS = 16
 _TABLE_GROUP = 16  # entries that one thread reads at once: 32 bytes of a 16-bit table
 _RELEASE_PROGRAMS = 32
 _RELEASE_BLOCK = 1024
@@ -37,8 +42,8 @@ def resolve_triton(
 ) -> torch.Tensor:
     (num_rows, k), (num_seqs, cap) = items.shape, plan.miss_item.shape
     block_items = _power_of_two(k, 32, _MAX_BLOCK_ITEMS)
-    block_slots = _power_of_two(cap, _SLOTS_PER_WARP, _MAX_BLOCK_SLOTS)
-    num_warps = max(block_slots // _SLOTS_PER_WARP, 4)
+    block_slots = _power_of_two(_likely_slots(plan, state, k), _SLOTS_PER_WARP, _MAX_BLOCK_SLOTS)
+    num_warps = min(max(block_slots // _SLOTS_PER_WARP, 4), _MAX_WARPS)
     table = state.slot_table
     aligned = table.numel() % _TABLE_GROUP == 0 and table.data_ptr() % 16 == 0
     _resolve_kernel[(num_seqs + 1,)](
@@ -62,7 +67,8 @@ def resolve_triton(
         items.stride(0),
         items.stride(1),
         MAX_SLOT=torch.iinfo(table.dtype).max,
-        BLOCK_ROWS=_BLOCK_ROWS,
+        ROW_FITS=k <= block_items,
+        BLOCK_ROWS=_FEW_ROWS if num_rows <= _FEW_ROWS else _BLOCK_ROWS,
         BLOCK_ITEMS=block_items,
         BLOCK_SLOTS=block_slots,
         TABLE_GROUP=_TABLE_GROUP if aligned else 1,
@@ -70,6 +76,7 @@ def resolve_triton(
         BLOCK_MISSES=num_warps * 32,
         num_warps=num_warps,
         enable_fp_fusion=False,
+        **overlap_options(),
     )
     return out
 
@@ -87,6 +94,13 @@ def release_items_triton(state: SlotState, ranges: SlotRanges, seq: int, first_i
         BLOCK=_RELEASE_BLOCK,
         enable_fp_fusion=False,
     )
+
+
+def _likely_slots(plan: MissPlan, state: SlotState, k: int) -> int:
+    """Slots of a sequence, for all that is known here; more than a block are read in parts."""
+    num_seqs, cap = plan.miss_item.shape
+    # a plan may be short of room for all slots: a hot buffer holds a few selections
+    return max(cap, min(4 * k, state.slot_item.numel() // max(num_seqs, 1)))
 
 
 def _power_of_two(count: int, least: int, most: int) -> int:
@@ -115,6 +129,7 @@ def _resolve_kernel(
     row_stride,
     item_stride,
     MAX_SLOT: tl.constexpr,
+    ROW_FITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
@@ -122,29 +137,40 @@ def _resolve_kernel(
     BLOCK_TABLE: tl.constexpr,
     BLOCK_MISSES: tl.constexpr,
 ):
+    begin_overlapped()
     seq = tl.program_id(0)
     num_seqs = tl.num_programs(0) - 1
     if seq == num_seqs:
         _clear_padding_rows(row_seq_ptr, out_ptr, num_rows, k, BLOCK_ROWS, BLOCK_ITEMS)
     else:
-        first_row, last_row = _find_rows(row_seq_ptr, seq, num_rows, BLOCK_ROWS)
-        num_misses, num_items = 0, 0
-        if first_row <= last_row:
-            slot_base = tl.load(slot_base_ptr + seq)  # int64, as all bases
-            slot_count = tl.load(slot_count_ptr + seq).to(tl.int32)
-            table_base = tl.load(table_base_ptr + seq)
-            # int64: sequences * slots may pass 2**31
-            plan_row = tl.cast(seq, tl.int64) * cap
-            rows = (items_ptr, row_seq_ptr, seq, first_row, last_row, k, row_stride, item_stride)
-            slots = (slot_item_ptr + slot_base, slot_stamp_ptr + slot_base, slot_base, slot_count)
-            table = (slot_table_ptr, table_base)
-            plan = (miss_item_ptr + plan_row, miss_dst_ptr + plan_row, cap)
+        slot_base = tl.load(slot_base_ptr + seq)  # int64, as all bases
+        slot_count = tl.load(slot_count_ptr + seq).to(tl.int32)
+        # int64: sequences * slots may pass 2**31
+        plan_row = tl.cast(seq, tl.int64) * cap
+        items = (items_ptr, k, row_stride, item_stride)
+        slots = (slot_item_ptr + slot_base, slot_stamp_ptr + slot_base, slot_base, slot_count)
+        table = (slot_table_ptr, tl.load(table_base_ptr + seq))
+        stamps = (tl.load(stamps_ptr), tl.load(stamps_ptr + 1))
+        plan = (miss_item_ptr + plan_row, miss_dst_ptr + plan_row, cap)
+        num_misses, num_items, rows = resolve_single_row(
+            (items, row_seq_ptr, seq, num_rows),
+            slots,
+            table,
+            stamps,
+            plan,
+            out_ptr,
+            MAX_SLOT,
+            ROW_FITS,
+            BLOCK_ROWS,
+            BLOCK_ITEMS,
+            BLOCK_SLOTS,
+        )
+        if num_misses == LEFT:
             num_misses, num_items = _resolve_sequence(
                 rows,
                 slots,
                 table,
-                tl.load(stamps_ptr),
-                tl.load(stamps_ptr + 1),
+                stamps,
                 plan,
                 out_ptr,
                 MAX_SLOT,
@@ -159,25 +185,11 @@ def _resolve_kernel(
 
 
 @triton.jit
-def _find_rows(row_seq_ptr, seq, num_rows, BLOCK_ROWS: tl.constexpr):
-    """First and last row of the sequence; others may lie between. No row: first > last."""
-    first = tl.full([BLOCK_ROWS], 2147483647, tl.int32)
-    last = tl.full([BLOCK_ROWS], -1, tl.int32)
-    for start in range(0, num_rows, BLOCK_ROWS):
-        row = start + tl.arange(0, BLOCK_ROWS)
-        is_own = tl.load(row_seq_ptr + row, mask=row < num_rows, other=-1) == seq
-        first = tl.minimum(first, tl.where(is_own, row, 2147483647))
-        last = tl.maximum(last, tl.where(is_own, row, -1))
-    return tl.min(first), tl.max(last)
-
-
-@triton.jit
 def _resolve_sequence(
     rows,
     slots,
     table,
-    stamp,
-    protect_since,
+    stamps,
     plan,
     out_ptr,
     MAX_SLOT: tl.constexpr,
@@ -188,6 +200,7 @@ def _resolve_sequence(
     BLOCK_MISSES: tl.constexpr,
 ):
     """Resolves the sequence's rows; returns what its `miss_count` and `item_count` become."""
+    stamp, protect_since = stamps
     num_misses = mark_hits_and_list_misses(rows, slots, table, plan, BLOCK_ITEMS)
     tl.debug_barrier()
     if not misses_ascend(plan, num_misses, BLOCK_MISSES):
@@ -217,13 +230,14 @@ def _resolve_sequence(
 
 @triton.jit
 def _write_row_slots(rows, slots, table, served, out_ptr, BLOCK: tl.constexpr):
-    _, row_seq_ptr, seq, first_row, last_row, k, _, _ = rows
+    items, row_seq_ptr, seq, first_row, last_row = rows
+    k = items[1]
     slot_base, table_ptr = slots[2], table[0] + table[1]
     for row in range(first_row, last_row + 1):
         if tl.load(row_seq_ptr + row) == seq:
             for start in range(0, k, BLOCK):
                 column = start + tl.arange(0, BLOCK)
-                item = tl.where(served, load_items(rows, row, column), -1)
+                item = tl.where(served, load_items(items, row, column), -1)
                 slot = slot_base + tl.load(table_ptr + item, mask=item >= 0, other=-1)
                 slot = tl.where(item >= 0, slot, -1).to(tl.int32)
                 tl.store(out_ptr + tl.cast(row, tl.int64) * k + column, slot, mask=column < k)

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
 from hisparse_kernels.gpu.words import word_dtype
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import MissPlan
@@ -63,6 +64,7 @@ def _copy(
         _TILE_BYTES // word_bytes,
         num_warps=4,
         enable_fp_fusion=False,
+        **overlap_options(),
     )
 
 
@@ -83,19 +85,32 @@ def _swap_in_kernel(
     ROW_WORDS: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    begin_overlapped()
     seq = tl.program_id(0).to(tl.int64)
+    start, step = tl.program_id(1) * TILE, tl.num_programs(1) * TILE
+    # loaded beside the count: beyond it entries mean nothing, and are not used
+    item, dst = _load_entries(item_ptr, dst_ptr, seq, start, cap, ROW_WORDS, TILE)
     num_words = tl.load(count_ptr + seq) * ROW_WORDS
-    for start in range(tl.program_id(1) * TILE, num_words, tl.num_programs(1) * TILE):
+    while start < num_words:
         word = start + tl.arange(0, TILE)
-        held = word < num_words
-        entry, column = seq * cap + word // ROW_WORDS, word % ROW_WORDS
-        item = tl.load(item_ptr + entry, mask=held, other=0)
+        held, column = word < num_words, word % ROW_WORDS
         page_entry = seq * seq_stride + (item // _PAGE_TOKENS) * page_stride
         page = tl.load(table_ptr + page_entry, mask=held, other=0).to(tl.int64)
         row = page * _PAGE_TOKENS + item % _PAGE_TOKENS
         values = _load_host(host_ptr, row * ROW_WORDS + column, held, WORD)
-        dst = tl.load(dst_ptr + entry, mask=held, other=0).to(tl.int64)
-        tl.store(hot_ptr.to(tl.pointer_type(WORD)) + dst * ROW_WORDS + column, values, mask=held)
+        hot_word = dst.to(tl.int64) * ROW_WORDS + column
+        tl.store(hot_ptr.to(tl.pointer_type(WORD)) + hot_word, values, mask=held)
+        start += step
+        item, dst = _load_entries(item_ptr, dst_ptr, seq, start, cap, ROW_WORDS, TILE)
+
+
+@triton.jit
+def _load_entries(item_ptr, dst_ptr, seq, start, cap, ROW_WORDS: tl.constexpr, TILE: tl.constexpr):
+    """Item and destination of each word of a tile, within the room of the plan."""
+    rank = (start + tl.arange(0, TILE)) // ROW_WORDS
+    entry = seq * cap + rank
+    item = tl.load(item_ptr + entry, mask=rank < cap, other=0)
+    return item, tl.load(dst_ptr + entry, mask=rank < cap, other=0)
 
 
 @triton.jit
@@ -115,6 +130,7 @@ def _swap_in_blocks_kernel(
     PAGE_WORDS: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    begin_overlapped()
     seq = tl.program_id(0).to(tl.int64)
     num_words = tl.load(count_ptr + seq) * pages_per_block * PAGE_WORDS
     for start in range(tl.program_id(1) * TILE, num_words, tl.num_programs(1) * TILE):

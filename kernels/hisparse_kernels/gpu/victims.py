@@ -7,6 +7,8 @@ said in `misses.py`.
 import triton
 import triton.language as tl
 
+from hisparse_kernels.gpu.running_count import running_count
+
 # few stamps share the oldest slots as a rule; beyond these rounds a search costs less
 _MAX_ROUNDS = tl.constexpr(8)
 _RANK_TILE = tl.constexpr(16)
@@ -30,6 +32,31 @@ def count_slots(
         free += is_free.to(tl.int32)
         oldest = tl.minimum(oldest, tl.where(is_free, stamp, _LAST))
     return tl.sum(marked), tl.sum(free), tl.min(oldest)
+
+
+@triton.jit
+def rank_oldest(age, wanted) -> tuple[tl.tensor, tl.tensor]:
+    """Ranks in order of (age, place), of the first `wanted`; and how many have one.
+
+    Args:
+        age: [places] int32, of slots that may be evicted; the others have 2**31 - 1.
+        wanted: how many of them, at most as many as there are.
+
+    Returns:
+        [places] int32 ranks, -1 = none; fewer than `wanted` have one if their ages are too many.
+    """
+    rank = tl.full(age.shape, -1, tl.int32)
+    ranked, rounds = 0, 0
+    oldest = tl.min(age)
+    while (ranked < wanted) & (rounds < _MAX_ROUNDS):
+        is_oldest = age == oldest
+        count, num_oldest = running_count(is_oldest)
+        own = ranked + count - 1
+        rank = tl.where(is_oldest & (own < wanted), own, rank)
+        ranked += num_oldest
+        oldest = tl.min(tl.where(age > oldest, age, _LAST))
+        rounds += 1
+    return rank, tl.minimum(ranked, wanted)
 
 
 @triton.jit
@@ -71,9 +98,10 @@ def _list_oldest(slots, list_ptr, listed, num_misses, oldest, BLOCK: tl.constexp
         slot = start + tl.arange(0, BLOCK)
         stamp = tl.load(slot_stamp_ptr + slot, mask=slot < slot_count, other=_LAST)
         is_oldest = stamp == oldest
-        rank = listed + tl.cumsum(is_oldest.to(tl.int32), 0) - 1
+        count, num_oldest = running_count(is_oldest)
+        rank = listed + count - 1
         tl.store(list_ptr + rank, slot, mask=is_oldest & (rank < num_misses))
-        listed += tl.sum(is_oldest.to(tl.int32))
+        listed += num_oldest
         next_oldest = tl.minimum(next_oldest, tl.where(stamp > oldest, stamp, _LAST))
     return tl.minimum(listed, num_misses), tl.min(next_oldest)
 
@@ -138,11 +166,12 @@ def _list_between(slots, list_ptr, wanted, oldest, newest, BLOCK: tl.constexpr):
         stamp = tl.load(slot_stamp_ptr + slot, mask=slot < slot_count, other=-2)
         is_tie = stamp == newest
         is_old = (stamp >= oldest) & (stamp < newest)
-        is_victim = is_old | (is_tie & (tl.cumsum(is_tie.to(tl.int32), 0) <= ties))
-        position = listed + tl.cumsum(is_victim.to(tl.int32), 0) - 1
-        tl.store(list_ptr + position, slot, mask=is_victim)
-        listed += tl.sum(is_victim.to(tl.int32))
-        ties -= tl.sum(is_tie.to(tl.int32))
+        tie_count, num_ties = running_count(is_tie)
+        is_victim = is_old | (is_tie & (tie_count <= ties))
+        count, num_victims = running_count(is_victim)
+        tl.store(list_ptr + listed + count - 1, slot, mask=is_victim)
+        listed += num_victims
+        ties -= num_ties
 
 
 @triton.jit
