@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +55,7 @@ def build_step(
         "spill_row_ids": spill_row_ids,
         "closed_pages": closed_pages,
         **_stamps(number),
+        **_first_rows(sequences),
         "select_by": _int32([*select_by, -1]),  # of row_seq -1: no selection
     }
     uploaded = upload(tensors, device)
@@ -79,6 +81,8 @@ def build_step(
         select_stamps=found["select_stamps"],
         stream_stamps=found["stream_stamps"],
         lengths=found["lengths"],
+        first_pos=found["first_pos"],
+        first_row=found["first_row"],
         closed_rows=found["closed_rows"],
         closed_pages=found["closed_pages"],
         selections=tuple((one, selection_of_row == i) for i, one in enumerate(selections)),
@@ -110,6 +114,14 @@ def _stamps(number: int) -> dict[str, torch.Tensor]:
     return {
         "select_stamps": _int32([claim, claim]),
         "stream_stamps": _int32([stream_stamp(number), claim]),
+    }
+
+
+def _first_rows(sequences: Sequence[StepSequence]) -> dict[str, torch.Tensor]:
+    ends = accumulate(sequence.num_rows for sequence in sequences)
+    return {
+        "first_pos": _int32([sequence.start for sequence in sequences]),
+        "first_row": _int32([0, *ends][:-1]),
     }
 
 

@@ -23,7 +23,7 @@ class LayerPipeline:
         self._tiers, self._traffic, self._policy = tiers, traffic, policy
 
     def run_layer(self, step: Step, layer: int, inputs: LayerInputs) -> LayerOutputs:
-        """Appends the rows of `layer`, selects, brings the selected rows in, attends, spills.
+        """Appends the rows of `layer`, selects, brings the selected rows in, attends.
 
         On CUDA, with the Triton backend and inputs that are there, a decode step without given
         positions never waits for the device: whether the index inputs are finite, and what moved,
@@ -46,13 +46,13 @@ class LayerPipeline:
         kv_rows = LayerKvRows(self._tiers, step, layer, traffic)
         packed = self._tiers.ops.pack_kv_rows(inputs.kv, config.kv)
 
-        kv_rows.append(packed)
+        kv_rows.spill(packed)
         if model.is_anchor(layer):
             self._select(step, layer, inputs, traffic)
-        attend = self._attend_hot if step.kind == "decode" else self._attend_staged
-        out, lse = attend(step, kv_rows, inputs)
         if step.kind == "decode":
-            kv_rows.spill(packed)
+            out, lse = self._attend_hot(kv_rows, packed, inputs)
+        else:
+            out, lse = self._attend_staged(step, kv_rows, inputs)
         step.layers_done.add(layer)
         topk_indices = kv_rows.shared.topk_indices
         assert topk_indices is not None
@@ -113,9 +113,9 @@ class LayerPipeline:
     # -- attention ----------------------------------------------------------------------------
 
     def _attend_hot(
-        self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs
+        self, kv_rows: LayerKvRows, packed: torch.Tensor, inputs: LayerInputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        hot_rows, slots = kv_rows.swap_in()
+        hot_rows, slots = kv_rows.swap_in(packed)
         split_keys = decode_split_keys(inputs.query.shape[1])
         return self._attend(inputs.query, hot_rows, slots, inputs.sink, split_keys)
 

@@ -47,13 +47,11 @@ class GroupStep:
     """What an anchor layer leaves for the layers that share its selection.
 
     Attributes:
-        new_slots: [rows, 1] int32, slots of the step's own rows; None in a prefill chunk.
         topk_indices: [rows, topk] int32, token positions.
         slots: [rows, topk] int32, their slots; None in a prefill chunk.
         plan: the rows to swap in, the same for every layer of the group.
     """
 
-    new_slots: torch.Tensor | None = None
     topk_indices: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     plan: MissPlan | None = None
@@ -79,6 +77,7 @@ class Step:
         select_stamps: [2] int32, `claim_stamp` twice: for what the step appends and selects.
         stream_stamps: [2] int32, `stream_stamp` and `claim_stamp`: for what streams through.
         lengths: [sequences] int32, tokens, the new ones included.
+        first_pos, first_row: [sequences] int32, the first new position, and its row of the step.
         closed_rows: [closed] int64, rows of the pooled keys of the blocks that the step fills.
         closed_pages: [closed] int64, host page of each; -1 = another rank writes it.
         selections: how rows select, and [rows] bool, which rows do; True only for real rows.
@@ -106,6 +105,8 @@ class Step:
     select_stamps: torch.Tensor
     stream_stamps: torch.Tensor
     lengths: torch.Tensor
+    first_pos: torch.Tensor
+    first_row: torch.Tensor
     closed_rows: torch.Tensor
     closed_pages: torch.Tensor
     selections: tuple[tuple[SelectionConfig, torch.Tensor], ...]

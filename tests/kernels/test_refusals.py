@@ -26,7 +26,7 @@ from hisparse_kernels.route_heads import route_heads
 from hisparse_kernels.score_positions import score_positions
 from hisparse_kernels.sparse_mla import sparse_mla
 from hisparse_kernels.spill import spill
-from hisparse_kernels.swap_in import swap_in, swap_in_blocks
+from hisparse_kernels.swap_in import FreshRows, swap_in, swap_in_blocks
 from hisparse_kernels.tail_share import tail_share
 from hisparse_kernels.topk import candidate_positions, topk
 
@@ -157,7 +157,8 @@ OPS = [
     Op(release_items, slots() | {"seq": 0, "first_item": 0}),
     Op(
         swap_in,
-        {"host_rows": u8(64, 656), "page_table": zeros(1, 2), "plan": PLAN, "hot_rows": u8(5, 656)},
+        {"host_rows": u8(64, 656), "page_table": zeros(1, 2), "plan": PLAN, "hot_rows": u8(5, 656)}
+        | {"fresh": FreshRows(u8(1, 656), zeros(1), zeros(1), zeros(1))},
     ),
     Op(
         swap_in_blocks,
@@ -305,6 +306,21 @@ def test_a_plan_for_another_number_of_sequences_is_refused(call: Callable[..., A
     plan = MissPlan(zeros(2, 4), zeros(2, 4), zeros(2), zeros(2))
 
     refused(op_named(call), "miss_item has 2 num_seqs, needs 1", plan=plan)
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "match"),
+    [
+        ("rows", u8(1, 528), "rows has 528 row_bytes, needs 656"),
+        ("first_item", zeros(2), "first_item has 2 num_seqs, needs 1"),
+        ("first_row", i64(1), "first_row has dtype torch.int64"),
+        ("num_missed", f32(1), "num_missed has dtype torch.float32"),
+    ],
+)
+def test_fresh_rows_that_do_not_fit_are_refused(field: str, bad: torch.Tensor, match: str) -> None:
+    op = op_named(swap_in)
+
+    refused(op, f"fresh.{match}", fresh=dataclasses.replace(op.good["fresh"], **{field: bad}))
 
 
 @pytest.mark.parametrize("kind", [kv_layout, index_layout])

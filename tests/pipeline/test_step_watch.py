@@ -69,6 +69,17 @@ def test_everything_comes_in_one_transfer(reads: list[str]) -> None:
     assert (traffic.requests, traffic.misses, traffic.bytes_in) == (11, 3, 30)
 
 
+def test_misses_that_the_step_itself_had_made_count_as_found() -> None:
+    traffic, watch = Traffic(), StepWatch()
+    items, misses, fresh = (torch.tensor(n, dtype=torch.int32) for n in ([9, 8], [3, 2], [1, 2]))
+    watch.see_resolve("slots", MissPlan(misses, misses, misses, items), traffic, 10, fresh)
+    watch.see_resolve("slots", MissPlan(misses, misses, misses, items), traffic, 10)
+
+    watch.read(ROW_SEQ)
+
+    assert (traffic.requests, traffic.misses, traffic.bytes_in) == (34, 2 + 5, 70)
+
+
 def test_a_step_that_left_nothing_still_waits_once(reads: list[str]) -> None:
     StepWatch().read(ROW_SEQ)
     assert reads == ["tolist"]

@@ -1,6 +1,7 @@
 """Cases of the ops that make rows and move them."""
 
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -21,6 +22,7 @@ from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
 from hisparse_kernels.layouts import INDEX_LAYOUTS, KV_LAYOUTS, IndexLayout, KvLayout
 from hisparse_kernels.resolve import MissPlan
+from hisparse_kernels.swap_in import FreshRows
 from tools.crosscompile.case import Case, Expects
 from tools.crosscompile.tensors import (
     BLOCK_TOKENS,
@@ -57,6 +59,11 @@ def _kv_cases() -> list[Case]:
             Case(f"unpack_kv_rows, {name}", partial(_unpack_kv, layout)),
             Case(
                 f"swap_in, {name}", partial(_swap_in, layout), Expects(wide=("host_ptr", "hot_ptr"))
+            ),
+            Case(
+                f"swap_in, {name}, fresh rows",
+                partial(_swap_in_fresh, layout),
+                Expects(wide=("host_ptr", "fresh_ptr", "hot_ptr")),
             ),
             Case(f"spill, {name}", partial(_spill, layout), Expects(wide=("rows_ptr", "host_ptr"))),
         ]
@@ -105,6 +112,15 @@ def _swap_in(layout: KvLayout) -> None:
     for seqs in _SEQS:
         hot = kv_rows(seqs * HOT_SLOTS, layout)
         swap_in_triton(host, page_table(seqs), miss_plan(seqs, HOT_SLOTS), hot)
+
+
+def _swap_in_fresh(layout: KvLayout) -> None:
+    host = kv_rows(HOST_TOKENS, layout)
+    for seqs, num_missed in product(_SEQS, (int32, None)):
+        counts = None if num_missed is None else num_missed(seqs)
+        fresh = FreshRows(kv_rows(4 * seqs, layout), int32(seqs), int32(seqs), counts)
+        hot = kv_rows(seqs * HOT_SLOTS, layout)
+        swap_in_triton(host, page_table(seqs), miss_plan(seqs, HOT_SLOTS), hot, fresh)
 
 
 def _spill(layout: KvLayout) -> None:
