@@ -1,9 +1,10 @@
-"""The KV side of one layer in a step: resolve, swap-in or staging, spill."""
+"""The KV side of one layer in a step: append, resolve, swap-in or staging."""
 
 from collections.abc import Iterator
 
 import torch
 
+from hisparse_kernels.append_rows import IndexSide, StepRows
 from hisparse_kernels.resolve import MissPlan
 from hisparse_kernels.swap_in import FreshRows
 from hisparse_sidecar.stats import GroupTraffic
@@ -26,11 +27,28 @@ class LayerKvRows:
         """What the group's anchor resolved in this step."""
         return self._step.groups[self._group]
 
-    def spill(self, packed: torch.Tensor) -> None:
-        """Writes the step's packed rows [rows, kv_row_bytes] to the host pool, those of this rank.
+    def append(self, values: torch.Tensor, index: IndexSide | None) -> torch.Tensor:
+        """Packs a decode step's rows, and writes those that are this rank's to the host pool.
 
-        So a new row needs no slot: `swap_in` gives it one where it is selected.
+        No row needs a slot yet: `swap_in` gives it one where it is selected.
+
+        Args:
+            values: [rows, query_dim] float.
+            index: the index side of an anchor layer, which is appended in the same launch.
+
+        Returns:
+            [rows, kv_row_bytes] uint8, the packed rows.
         """
+        step, layout = self._step, self._tiers.config.kv
+        packed = self._host_rows.new_empty(step.num_rows, layout.row_bytes)
+        rows = StepRows(step.row_seq, step.row_pos, step.spill_row_ids)
+        self._ops.append_rows(values, layout, rows, self._host_rows, packed, index)
+        self._traffic.spilled_bytes += step.num_spilled_rows * layout.row_bytes
+        return packed
+
+    def append_chunk(self, values: torch.Tensor) -> None:
+        """Writes the rows [rows, query_dim] of a prefill chunk to the host pool."""
+        packed = self._ops.pack_kv_rows(values, self._tiers.config.kv)
         self._ops.spill(packed, self._step.spill_row_ids, self._host_rows)
         self._traffic.spilled_bytes += self._step.num_spilled_rows * packed.shape[1]
 

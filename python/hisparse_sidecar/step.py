@@ -67,9 +67,11 @@ class Step:
         sequences: in row order.
         row_seq: [rows] int32, index into `sequences`; -1 = padding row.
         row_pos: [rows] int32, token position; -1 = padding row.
+        row_block, row_end: [rows] int32, block of that position (-1 = padding row); 1 more than it.
         page_table: [sequences, max_pages] int32, host pages; -1 beyond the end.
         host_row_ids: [rows] int64, row of the host pool for each new row; -1 = padding row.
         spill_row_ids: [rows] int64, the same, but -1 where another rank writes it.
+        begins_blocks: whether a row is the first of its block.
         num_spilled_rows, num_spilled_blocks: rows and pooled keys that this rank writes, a layer.
         pooled_table: [sequences, max_pooled_pages] int32, device pages of the pooled keys.
         hot_ranges, window_ranges: slots and tables of the sequences.
@@ -92,9 +94,12 @@ class Step:
     sequences: tuple[StepSequence, ...]
     row_seq: torch.Tensor
     row_pos: torch.Tensor
+    row_block: torch.Tensor
+    row_end: torch.Tensor
     page_table: torch.Tensor
     host_row_ids: torch.Tensor
     spill_row_ids: torch.Tensor
+    begins_blocks: bool
     num_spilled_rows: int
     num_spilled_blocks: int
     pooled_table: torch.Tensor

@@ -6,6 +6,7 @@ from itertools import chain
 
 import torch
 
+from hisparse_kernels.append_rows import IndexSide
 from hisparse_kernels.resolve import MissPlan
 from hisparse_sidecar.errors import HisparseError, InvalidArgument, WrongState
 from hisparse_sidecar.layer_io import LayerInputs
@@ -49,6 +50,12 @@ class StepWatch:
     _resolved: list[_Resolved] = field(default_factory=list)
     _amounts: list[_Amounts] = field(default_factory=list)
     _failure: HisparseError | None = None
+
+    def see_largest(self, layer: int, index: IndexSide) -> None:
+        """Notes what `append_rows` has found: as `see_inputs`, of what it looked at."""
+        for name, largest in zip(_INDEX_INPUTS, index.largest, strict=True):
+            if getattr(index, name) is not None:
+                self._largest[layer, name] = largest
 
     def see_inputs(self, layer: int, inputs: LayerInputs) -> None:
         """Notes how large each row of a layer's index inputs is: NaN and infinity show there."""

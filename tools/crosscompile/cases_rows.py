@@ -5,6 +5,8 @@ from itertools import product
 
 import torch
 
+from hisparse_kernels.append_rows import IndexSide, StepRows
+from hisparse_kernels.gpu.append_rows import append_rows_triton
 from hisparse_kernels.gpu.index_rows import (
     pack_index_rows_triton,
     quantize_index_q_triton,
@@ -20,12 +22,19 @@ from hisparse_kernels.gpu.pool_keys import (
 )
 from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
-from hisparse_kernels.layouts import INDEX_LAYOUTS, KV_LAYOUTS, IndexLayout, KvLayout
-from hisparse_kernels.resolve import MissPlan
+from hisparse_kernels.layouts import (
+    INDEX_LAYOUTS,
+    KV_LAYOUTS,
+    PAGE_TOKENS,
+    IndexLayout,
+    KvLayout,
+)
+from hisparse_kernels.resolve import MissPlan, SlotRanges
 from hisparse_kernels.swap_in import FreshRows
 from tools.crosscompile.case import Case, Expects
 from tools.crosscompile.tensors import (
     BLOCK_TOKENS,
+    CONTEXT_TOKENS,
     HOST_TOKENS,
     HOT_SLOTS,
     NUM_SEQS,
@@ -46,7 +55,7 @@ _SEQS = (1, 3, NUM_SEQS)
 
 def cases() -> list[Case]:
     """Each op with each layout."""
-    return [*_kv_cases(), *_index_cases(), *_query_cases()]
+    return [*_kv_cases(), *_index_cases(), *_query_cases(), *_append_cases()]
 
 
 def _kv_cases() -> list[Case]:
@@ -94,6 +103,25 @@ def _query_cases() -> list[Case]:
         Case(f"quantize_index_q, {heads} heads", partial(_quantize_q, heads, dtype))
         for heads, dtype in ((4, torch.float32), (8, torch.float32), (32, torch.bfloat16))
     ] + [Case("quantize_index_q, 64 heads", partial(_quantize_q, 64, torch.bfloat16))]
+
+
+def _append_cases() -> list[Case]:
+    """Whole rows of a decode step, of both kinds of layers; slots with both kinds of tables."""
+    production = partial(_append_rows, KV_LAYOUTS["fp8_ds_mla"], INDEX_LAYOUTS["fp8"])
+    oracle = partial(_append_rows, KV_LAYOUTS["fp32"], INDEX_LAYOUTS["fp32"])
+    queries = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
+    return [
+        *(
+            Case(f"append_rows, fp8_ds_mla, {name} queries", partial(production, 64, dtype))
+            for name, dtype in queries.items()
+        ),
+        Case("append_rows, fp32, fp32 queries", partial(oracle, 8, torch.float32)),
+        Case("append_rows, fp8, given positions", partial(production, 0, torch.bfloat16)),
+        *(
+            Case(f"append_rows, {name}, shared layer", partial(_append_kv_rows, layout))
+            for name, layout in KV_LAYOUTS.items()
+        ),
+    ]
 
 
 def _pack_kv(layout: KvLayout, dtype: torch.dtype) -> None:
@@ -176,6 +204,45 @@ def _append(layout: IndexLayout) -> None:
             BLOCK_TOKENS,
             layout,
         )
+
+
+def _append_kv_rows(layout: KvLayout) -> None:
+    host = kv_rows(HOST_TOKENS, layout)
+    for rows in (1, 3, 128):
+        values = torch.empty(rows, layout.query_dim, dtype=torch.bfloat16)
+        append_rows_triton(values, layout, _step_rows(rows), host, kv_rows(rows, layout))
+
+
+def _append_rows(
+    layout: KvLayout, index_layout: IndexLayout, heads: int, dtype: torch.dtype
+) -> None:
+    host, pages = kv_rows(HOST_TOKENS, layout), index_pages(HOST_TOKENS, index_layout)
+    tables = {torch.int16: torch.empty(CONTEXT_TOKENS // BLOCK_TOKENS, dtype=torch.int16)}
+    tables[torch.int32] = int32(CONTEXT_TOKENS // BLOCK_TOKENS)
+    for rows, table in product((1, 3, 128), tables.values()):
+        index = IndexSide(
+            index_k=torch.empty(rows, index_layout.head_dim, dtype=torch.bfloat16),
+            index_q=torch.empty(rows, heads, index_layout.head_dim, dtype=dtype) if heads else None,
+            index_weights=fp32(rows, heads) if heads else None,
+            largest=fp32(3, rows),
+            window_pages=pages,
+            slot_table=table,
+            window=SlotRanges(int64(NUM_SEQS), int64(NUM_SEQS), int64(NUM_SEQS)),
+            host_pages=pages,
+            host_pooled=index_rows(HOST_TOKENS // PAGE_TOKENS, index_layout),
+            open_sums=fp32(NUM_SEQS, index_layout.head_dim),
+            state_rows=int64(NUM_SEQS),
+            pooled_pages=pages,
+            pooled_base=int64(NUM_SEQS),
+            block_tokens=BLOCK_TOKENS,
+            layout=index_layout,
+        )
+        values = torch.empty(rows, layout.query_dim, dtype=torch.bfloat16)
+        append_rows_triton(values, layout, _step_rows(rows), host, kv_rows(rows, layout), index)
+
+
+def _step_rows(rows: int) -> StepRows:
+    return StepRows(int32(rows), int32(rows), int64(rows))
 
 
 def _rebuild(layout: IndexLayout) -> None:
