@@ -44,6 +44,18 @@ def append_work(rows: int, sequences: int, closed_blocks: int) -> Work:
     return Work(device_bytes=float(moved_bytes + closed_blocks * INDEX_ROW_BYTES))
 
 
+def append_rows_work(rows: int, row_bytes: int, heads: int) -> Work:
+    """One row of each sequence packed and sent over the link; of no heads the KV row alone.
+
+    Else its index row too, which is also written to the window; its sum, and the index inputs read.
+    """
+    moved_bytes, sent_bytes = 2 * QUERY_DIM + row_bytes, row_bytes
+    if heads:
+        moved_bytes += 2 * INDEX_DIM + heads * (INDEX_DIM + 4) + INDEX_ROW_BYTES + 2 * _SUM_BYTES
+        sent_bytes += INDEX_ROW_BYTES
+    return Work(device_bytes=float(rows * moved_bytes), to_host_bytes=float(rows * sent_bytes))
+
+
 def rebuild_work(tokens: int, block_tokens: int) -> Work:
     """Every index row read, one pooled row written for each block."""
     return Work(device_bytes=float(INDEX_ROW_BYTES * (tokens + tokens // block_tokens)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from benchmarks.ops.append_cases import append_cases
 from benchmarks.ops.attention_cases import attention_cases
 from benchmarks.ops.case import Case
 from benchmarks.ops.copy_cases import copy_cases
@@ -23,6 +24,7 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch
 def all_cases(peers: Peers, pool: PinnedPool) -> Iterator[Case]:
     """Every case: each op in the order of a step."""
     yield from row_cases()
+    yield from append_cases(pool)
     yield from paged_cases()
     yield from logits_cases(peers)
     yield from refine_cases()

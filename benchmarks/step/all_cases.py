@@ -7,11 +7,9 @@ from functools import partial
 from benchmarks.ops.case import Case, Contender, Prepared
 from benchmarks.ops.compare import check_equal
 from benchmarks.ops.count import (
-    INDEX_ROW_BYTES,
+    append_rows_work,
     attention_work,
-    moved_work,
     selection_work,
-    spill_work,
     swap_in_work,
 )
 from benchmarks.ops.inputs import FP8_ROWS
@@ -123,11 +121,10 @@ def _works(shape: Shape) -> dict[str, Work]:
     keys = hisa_keys(world.CONTEXT // BLOCK_TOKENS, world.KEPT)
     row_bytes = FP8_ROWS.row_bytes
     works = (
-        moved_work(batch, 2 * (row_bytes + INDEX_ROW_BYTES)),
+        append_rows_work(batch, row_bytes, world.INDEX_HEADS),
         selection_work(batch * keys, batch, world.INDEX_HEADS, batch * keys, topk),
         swap_in_work(batch * shape.misses, row_bytes, items=batch * topk),
         attention_work(batch, shape.heads, topk, batch * topk, FP8_ROWS),
-        spill_work(batch, row_bytes + INDEX_ROW_BYTES),
     )
     return dict(zip(STAGES, works, strict=True))
 

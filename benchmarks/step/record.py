@@ -7,18 +7,10 @@ from typing import Any
 
 from hisparse_kernels.backends import Ops
 
-STAGES = ("append", "select", "resolve + swap_in", "attend", "spill")
-_APPEND, _SELECT, _SWAP, _ATTEND, _SPILL = STAGES
-# an op that is called for one purpose only; the others are told apart by what ran before
-_STAGE_OF = {
-    "pack_kv_rows": _APPEND,
-    "pack_index_rows": _APPEND,
-    "append_index_rows": _APPEND,
-    "write_index_rows": _SPILL,
-    "read_index_rows": _SPILL,
-    "swap_in": _SWAP,
-    "sparse_mla": _ATTEND,
-}
+STAGES = ("append", "select", "resolve + swap_in", "attend")
+_APPEND, _SELECT, _SWAP, _ATTEND = STAGES
+# an op that is called for one purpose only
+_STAGE_OF = {"append_rows": _APPEND, "swap_in": _SWAP, "sparse_mla": _ATTEND}
 
 
 @dataclass(frozen=True)
@@ -61,12 +53,9 @@ class Recorder:
         return result
 
     def _stage(self, name: str) -> str:
-        """A resolve or spill of a layer belongs to what ran before: see `LayerPipeline`."""
+        """What is resolved before the append are its blocks, later rows: every block has a slot."""
         if name in _STAGE_OF:
             return _STAGE_OF[name]
-        ran = {call.name for call in self.calls}
-        if "append_index_rows" not in ran:
-            return _APPEND  # slots for the new rows and for the blocks that they touch
-        if name == "spill":
-            return _SPILL
-        return _SWAP if name == "resolve" and "write_index_rows" in ran else _SELECT
+        if not any(call.name == "append_rows" for call in self.calls):
+            return _APPEND
+        return _SWAP if name == "resolve" else _SELECT

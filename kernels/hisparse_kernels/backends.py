@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hisparse_kernels import (
+    append_rows,
     block_topm,
     index_logits,
     index_rows,
@@ -47,6 +48,7 @@ class Ops:
     append_index_rows: _InPlaceOp
     rebuild_pooled_keys: _InPlaceOp
     resum_open_blocks: _InPlaceOp
+    append_rows: _InPlaceOp
     index_logits: _Op
     paged_index_logits: _Op
     block_topm: _Op
@@ -83,6 +85,7 @@ def reference_ops() -> Ops:
         append_index_rows=pool_keys.append_index_rows_ref,
         rebuild_pooled_keys=pool_keys.rebuild_pooled_keys_ref,
         resum_open_blocks=pool_keys.resum_open_blocks_ref,
+        append_rows=append_rows.append_rows_ref,
         index_logits=index_logits.index_logits_ref,
         paged_index_logits=index_logits.paged_index_logits_ref,
         block_topm=block_topm.block_topm_ref,

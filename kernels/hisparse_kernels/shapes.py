@@ -13,6 +13,10 @@ class Shapes:
         self._sizes = sizes
         self._device: torch.device | None = None
 
+    def bind(self, **sizes: int) -> None:
+        """Gives more dimensions their sizes."""
+        self._sizes |= sizes
+
     def check(self, name: str, tensor: torch.Tensor, dims: str, *dtypes: torch.dtype) -> None:
         """Refuses a tensor whose dtype, rank, device or a named dimension differs from the call's.
 

@@ -1,5 +1,7 @@
 """Copy what a miss plan names from host pages to device slots: KV rows, or whole index blocks."""
 
+from dataclasses import dataclass
+
 import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
@@ -7,8 +9,38 @@ from hisparse_kernels.resolve import MissPlan
 from hisparse_kernels.shapes import Shapes, check_block_tokens
 
 
+@dataclass(frozen=True)
+class FreshRows:
+    """Rows that a step itself appends: those that a plan misses do not come from the host.
+
+    Attributes:
+        rows: [n, row_bytes] uint8, stored KV rows; those of a sequence lie together, ascending.
+        first_item: [num_seqs] int32, the sequence's first fresh position; all from there on are.
+        first_row: [num_seqs] int32, where that position's row lies in `rows`.
+        num_missed: [num_seqs] int32, becomes how many misses of the plan were fresh (a refused
+            sequence: 0); None = it is known already.
+    """
+
+    rows: torch.Tensor
+    first_item: torch.Tensor
+    first_row: torch.Tensor
+    num_missed: torch.Tensor | None = None
+
+    def check(self, shapes: Shapes) -> None:
+        """Raises ValueError unless every tensor is as it must be."""
+        shapes.check_packed("fresh.rows", self.rows, "num_fresh_rows row_bytes", torch.uint8)
+        shapes.check_packed("fresh.first_item", self.first_item, "num_seqs", torch.int32)
+        shapes.check_packed("fresh.first_row", self.first_row, "num_seqs", torch.int32)
+        if self.num_missed is not None:
+            shapes.check_packed("fresh.num_missed", self.num_missed, "num_seqs", torch.int32)
+
+
 def swap_in(
-    host_rows: torch.Tensor, page_table: torch.Tensor, plan: MissPlan, hot_rows: torch.Tensor
+    host_rows: torch.Tensor,
+    page_table: torch.Tensor,
+    plan: MissPlan,
+    hot_rows: torch.Tensor,
+    fresh: FreshRows | None = None,
 ) -> None:
     """Copies the missed KV rows into their slots, in place.
 
@@ -18,23 +50,38 @@ def swap_in(
             missed items exist.
         plan: items are token positions, destinations rows of `hot_rows`.
         hot_rows: [num_slots, row_bytes] uint8, written.
+        fresh: rows that are copied from the device; None = all come from the host.
     """
     shapes = Shapes()
     shapes.check_packed("host_rows", host_rows, "num_host_rows row_bytes", torch.uint8)
     _check_pages(shapes, page_table, plan)
     shapes.check_packed("hot_rows", hot_rows, "num_slots row_bytes", torch.uint8)
+    if fresh is not None:
+        fresh.check(shapes)
     if host_rows.is_cuda:
         from hisparse_kernels.gpu.swap_in import swap_in_triton
 
-        swap_in_triton(host_rows, page_table, plan, hot_rows)
+        swap_in_triton(host_rows, page_table, plan, hot_rows, fresh)
         return
-    swap_in_ref(host_rows, page_table, plan, hot_rows)
+    swap_in_ref(host_rows, page_table, plan, hot_rows, fresh)
 
 
 def swap_in_ref(
-    host_rows: torch.Tensor, page_table: torch.Tensor, plan: MissPlan, hot_rows: torch.Tensor
+    host_rows: torch.Tensor,
+    page_table: torch.Tensor,
+    plan: MissPlan,
+    hot_rows: torch.Tensor,
+    fresh: FreshRows | None = None,
 ) -> None:
     seq, item, dst = _misses(plan)
+    if fresh is not None:
+        offset = item - fresh.first_item[seq]
+        is_fresh = offset >= 0
+        row = (fresh.first_row[seq] + offset)[is_fresh]
+        hot_rows.index_copy_(0, dst[is_fresh], fresh.rows.index_select(0, row))
+        if fresh.num_missed is not None:
+            fresh.num_missed.zero_().index_add_(0, seq, is_fresh.int())
+        seq, item, dst = seq[~is_fresh], item[~is_fresh], dst[~is_fresh]
     src = page_table[seq, item // PAGE_TOKENS].long() * PAGE_TOKENS + item % PAGE_TOKENS
     hot_rows.index_copy_(0, dst, host_rows.index_select(0, src))
 

@@ -19,6 +19,7 @@ class BlockWindow:
 
     Attributes:
         pages: [slots * pages_per_block, page_bytes] uint8, what the slots hold.
+        slot_table: [entries] int16 or int32, slot of each block, relative to its sequence's first.
     """
 
     def __init__(self, tiers: Tiers, step: Step, group: int, traffic: GroupTraffic) -> None:
@@ -27,6 +28,7 @@ class BlockWindow:
         self._host_pages = tiers.host.index_pages[group]
         self._state = tiers.device.window[group]
         self.pages = tiers.device.window_pages[group]
+        self.slot_table = self._state.slot_table
         longest = max((sequence.length for sequence in step.sequences), default=0)
         self._num_blocks = -(-longest // self._block_tokens)
 
@@ -89,6 +91,17 @@ class BlockWindow:
 
     def _blocks_of(self, sequence: StepSequence) -> int:
         return -(-sequence.length // self._block_tokens)
+
+    def hold_touched(self) -> None:
+        """Gives the blocks that the step's rows lie in slots; what is missing of them is copied in.
+
+        Where every block has its slot already, only one that begins has none: other steps launch
+        nothing.
+        """
+        step = self._step
+        if not step.begins_blocks and all(self.holds(sequence) for sequence in step.sequences):
+            return
+        self.make_resident(step.row_block[:, None], step.row_seq, step.select_stamps, None)
 
     # -- slots --------------------------------------------------------------------------------
 

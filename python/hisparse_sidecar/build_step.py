@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import SlotRanges
-from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.config import SelectionConfig, SidecarConfig
 from hisparse_sidecar.ranks import StepRanks
 from hisparse_sidecar.step import (
     GroupStep,
@@ -41,8 +42,6 @@ def build_step(
     A decode step spills what is this rank's to write. A prefill chunk reads its own rows from the
     host, so every rank writes all of them: the same bytes.
     """
-    selections = dict.fromkeys(sequence.selection for sequence in sequences)
-    select_by = [list(selections).index(sequence.selection) for sequence in sequences]
     content, tables = torch.frombuffer(plan[0], dtype=torch.uint8), plan[1]
     planned = _views(content, tables)
     spill_row_ids, closed_pages = planned["host_row_ids"], planned["closed_pages"]
@@ -54,21 +53,25 @@ def build_step(
         "spill_row_ids": spill_row_ids,
         "closed_pages": closed_pages,
         **_stamps(number),
-        "select_by": _int32([*select_by, -1]),  # of row_seq -1: no selection
+        **_first_rows(sequences),
+        **_of_positions(planned["row_pos"], config.block_tokens),
+        "row_selection": _row_selection(sequences, planned["row_seq"]),
     }
     uploaded = upload(tensors, device)
     found = {**_views(uploaded["content"], tables), **uploaded}
     hot_ranges, window_ranges = slot_ranges(found)
-    selection_of_row = found["select_by"][found["row_seq"].long()]
     return Step(
         kind=kind,
         number=number,
         sequences=tuple(sequences),
         row_seq=found["row_seq"],
         row_pos=found["row_pos"],
+        row_block=found["row_block"],
+        row_end=found["row_end"],
         page_table=found["page_table"],
         host_row_ids=found["host_row_ids"],
         spill_row_ids=found["spill_row_ids"],
+        begins_blocks=_begin_blocks(sequences, config.block_tokens),
         num_spilled_rows=int((spill_row_ids >= 0).sum()),
         num_spilled_blocks=int((closed_pages >= 0).sum()),
         pooled_table=found["pooled_table"],
@@ -79,9 +82,11 @@ def build_step(
         select_stamps=found["select_stamps"],
         stream_stamps=found["stream_stamps"],
         lengths=found["lengths"],
+        first_pos=found["first_pos"],
+        first_row=found["first_row"],
         closed_rows=found["closed_rows"],
         closed_pages=found["closed_pages"],
-        selections=tuple((one, selection_of_row == i) for i, one in enumerate(selections)),
+        selections=tuple(zip(_selections(sequences), found["row_selection"], strict=True)),
         groups=[GroupStep() for _ in config.model.anchors],
     )
 
@@ -111,6 +116,36 @@ def _stamps(number: int) -> dict[str, torch.Tensor]:
         "select_stamps": _int32([claim, claim]),
         "stream_stamps": _int32([stream_stamp(number), claim]),
     }
+
+
+def _first_rows(sequences: Sequence[StepSequence]) -> dict[str, torch.Tensor]:
+    ends = accumulate(sequence.num_rows for sequence in sequences)
+    return {
+        "first_pos": _int32([sequence.start for sequence in sequences]),
+        "first_row": _int32([0, *ends][:-1]),
+    }
+
+
+def _of_positions(row_pos: torch.Tensor, block_tokens: int) -> dict[str, torch.Tensor]:
+    row_block = torch.div(row_pos, block_tokens, rounding_mode="floor")
+    return {"row_block": row_block, "row_end": row_pos + 1}
+
+
+def _begin_blocks(sequences: Sequence[StepSequence], block_tokens: int) -> bool:
+    return any(-(-one.start // block_tokens) * block_tokens < one.length for one in sequences)
+
+
+def _selections(sequences: Sequence[StepSequence]) -> list[SelectionConfig]:
+    """How the sequences select, each way once."""
+    return list(dict.fromkeys(sequence.selection for sequence in sequences))
+
+
+def _row_selection(sequences: Sequence[StepSequence], row_seq: torch.Tensor) -> torch.Tensor:
+    """[selections, rows] bool, which rows select in each way; padding rows in none."""
+    ways = _selections(sequences)
+    way_of = [ways.index(sequence.selection) for sequence in sequences]
+    way_of_row = torch.tensor([*way_of, -1])[row_seq.long()]  # the last one is of row_seq -1
+    return way_of_row == torch.arange(len(ways))[:, None]
 
 
 def _int32(values: Sequence[int]) -> torch.Tensor:

@@ -37,12 +37,12 @@ class IndexKeyChoices:
 
     def more_blocks(self, query: SelectionQuery, blocks: KeptBlocks, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
-        logits = blocks.pooled_logits
-        return KeptBlocks(self._ops.block_topm(logits, self._block_of(query.row_pos), kept), logits)
+        logits, newest = blocks.pooled_logits, query.newest_blocks(self.block_tokens)
+        return KeptBlocks(self._ops.block_topm(logits, newest, kept), logits)
 
     def routed_heads(self, query: SelectionQuery, num_routed: int) -> torch.Tensor:
         """See `selection.IndexKeys`."""
-        complete = self._block_of(query.row_pos + 1)
+        complete = torch.div(query.ends(), self.block_tokens, rounding_mode="floor")
         pooled = self._pooled(query)
         return self._ops.route_heads(*pooled, complete, num_routed, layout=self._layout)
 
@@ -65,17 +65,14 @@ class IndexKeyChoices:
         tail_share: float,
     ) -> torch.Tensor:
         """See `selection.IndexKeys`."""
-        lists = positions, blocks.ids, blocks.pooled_logits, self._block_of(query.row_pos)
+        newest = query.newest_blocks(self.block_tokens)
+        lists = positions, blocks.ids, blocks.pooled_logits, newest
         return self._ops.tail_share(*lists, self.block_tokens, tail_share)[1]
 
     def _pooled(self, query: SelectionQuery) -> tuple[torch.Tensor, ...]:
         """The query's rows and the pooled keys, as the ops take them."""
         stored = self._pooled_pages, self._pooled_table
         return query.index_q, query.index_weights, *stored, query.row_seq
-
-    def _block_of(self, positions: torch.Tensor) -> torch.Tensor:
-        """[rows] int32, the block of each position; -1 for -1."""
-        return torch.div(positions, self.block_tokens, rounding_mode="floor")
 
     def _best_in_pages(
         self,
@@ -86,7 +83,7 @@ class IndexKeyChoices:
         heads: torch.Tensor | None,
     ) -> torch.Tensor:
         """[rows, topk] int32, the best of all tokens that a row sees, through a table of pages."""
-        keys = pages, table, query.row_seq, query.row_pos + 1
+        keys = pages, table, query.row_seq, query.ends()
         queries = query.index_q, query.index_weights
         logits = self._ops.paged_index_logits(*queries, *keys, self._layout, heads=heads)
         return self._ops.topk(logits, topk)

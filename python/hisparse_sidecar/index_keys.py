@@ -1,11 +1,10 @@
-"""The index side of one anchor layer in a step: append, pooled keys, block window, spill."""
+"""The index keys of one anchor layer in a step, wherever they lie: pooled keys and block window."""
 
 import torch
 
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.select_blocks import BlockScratch
 from hisparse_sidecar.block_window import BlockWindow
-from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.index_key_choices import IndexKeyChoices
 from hisparse_sidecar.selection import KeptBlocks, SelectionQuery
 from hisparse_sidecar.selection.flat import all_blocks
@@ -29,83 +28,6 @@ class LayerIndexKeys(IndexKeyChoices):
         self._host_pages = tiers.host.index_pages[group]
         self.num_tokens = max((sequence.length for sequence in step.sequences), default=0)
         self.num_blocks = -(-self.num_tokens // self.block_tokens)
-
-    # -- append and spill ---------------------------------------------------------------------
-
-    def append(self, index_rows: torch.Tensor) -> None:
-        """Writes the step's packed index rows [rows, index_row_bytes] and folds them into the pool.
-
-        A decode step writes them to the window, whose touched blocks become resident first; a
-        prefill chunk writes them to the host, from where its tiles stream.
-        """
-        self._check_complete()
-        if self._step.kind == "decode":
-            self._append_to(self._window.pages, self._window_row_ids(), index_rows)
-        else:
-            self._forget_touched_blocks()
-            self._append_to(self._host_pages, self._step.host_row_ids, index_rows)
-            self._traffic.spilled_bytes += self._step.num_spilled_rows * index_rows.shape[1]
-        self._advance_pooled()
-
-    def _check_complete(self) -> None:
-        """Raises WrongState unless every token before the step's rows has its index row."""
-        for sequence in self._step.sequences:
-            closed, open_tokens = self._tiers.manager.pooled_state(sequence.handle, self._group)
-            found = closed * self.block_tokens + open_tokens
-            if found != sequence.start:
-                held = f"sequence {sequence.handle} has index keys of {found} tokens"
-                raise WrongState(f"{held}, its new rows start at {sequence.start}")
-
-    def _window_row_ids(self) -> torch.Tensor:
-        """Row of the window for each new row, whose block becomes resident; -1 = padding row."""
-        step, block_tokens = self._step, self.block_tokens
-        blocks = torch.div(step.row_pos, block_tokens, rounding_mode="floor")[:, None]
-        slots = self._window.make_resident(blocks, step.row_seq, step.select_stamps, None)[
-            :, 0
-        ].long()
-        return torch.where(slots >= 0, slots * block_tokens + step.row_pos % block_tokens, -1)
-
-    def _forget_touched_blocks(self) -> None:
-        self._window.forget_loaded(self._step.sequences)
-        state, ranges = self._tiers.device.window[self._group], self._step.window_ranges
-        for number, sequence in enumerate(self._step.sequences):
-            first = sequence.start // self.block_tokens
-            self._ops.release_items(state, ranges, number, first)
-
-    def _append_to(
-        self, index_pages: torch.Tensor, row_ids: torch.Tensor, index_rows: torch.Tensor
-    ) -> None:
-        step = self._step
-        self._ops.append_index_rows(
-            index_rows,
-            row_ids,
-            index_pages,
-            step.row_seq,
-            step.row_pos,
-            self._tiers.device.open_sums[self._group],
-            step.state_rows,
-            self._pooled_pages,
-            step.pooled_base,
-            self.block_tokens,
-            self._layout,
-        )
-
-    def _advance_pooled(self) -> None:
-        """Counts the rows in the core and spills the pooled keys of the blocks that they fill."""
-        step = self._step
-        for sequence in step.sequences:
-            self._tiers.manager.advance_pooled(sequence.handle, self._group, sequence.num_rows)
-        if not step.closed_rows.numel():
-            return
-        rows = self._ops.read_index_rows(self._pooled_pages, step.closed_rows, self._layout)
-        self._ops.spill(rows, step.closed_pages, self._tiers.host.pooled_rows[self._group])
-        self._traffic.spilled_bytes += step.num_spilled_blocks * rows.shape[1]
-
-    def spill(self, index_rows: torch.Tensor) -> None:
-        """Writes the step's packed index rows to the host pool, those of this rank."""
-        row_ids = self._step.spill_row_ids
-        self._ops.write_index_rows(self._host_pages, row_ids, index_rows, self._layout)
-        self._traffic.spilled_bytes += self._step.num_spilled_rows * index_rows.shape[1]
 
     # -- what selectors ask for ---------------------------------------------------------------
 
@@ -135,7 +57,7 @@ class LayerIndexKeys(IndexKeyChoices):
         logits = query.index_weights.new_empty(rows, self.pooled_columns)
         scratch = BlockScratch(logits, self._tiers.device.arrivals(rows))
         slots = self._window.slots_to_find(rows, kept) if self._step.kind == "decode" else None
-        pooled = *self._pooled(query), self._block_of(query.row_pos)
+        pooled = *self._pooled(query), query.newest_blocks(self.block_tokens)
         ids = self._ops.select_blocks(*pooled, kept, self._layout, scratch, slots=slots)
         return KeptBlocks(ids, logits, None if slots is None else slots.out)
 

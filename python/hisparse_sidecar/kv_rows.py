@@ -1,11 +1,13 @@
-"""The KV side of one layer in a step: append, resolve, swap-in or staging, spill."""
+"""The KV side of one layer in a step: append, resolve, swap-in or staging."""
 
 from collections.abc import Iterator
 
 import torch
 
+from hisparse_kernels.append_rows import IndexSide, StepRows
 from hisparse_kernels.resolve import MissPlan
-from hisparse_sidecar.stats import GroupTraffic, Traffic
+from hisparse_kernels.swap_in import FreshRows
+from hisparse_sidecar.stats import GroupTraffic
 from hisparse_sidecar.step import GroupStep, Step
 from hisparse_sidecar.tiers import Tiers
 
@@ -25,48 +27,60 @@ class LayerKvRows:
         """What the group's anchor resolved in this step."""
         return self._step.groups[self._group]
 
-    def append(self, packed: torch.Tensor) -> None:
-        """Writes the step's packed rows [rows, kv_row_bytes] to slots, in prefill to the host.
+    def append(self, values: torch.Tensor, index: IndexSide | None) -> torch.Tensor:
+        """Packs a decode step's rows, and writes those that are this rank's to the host pool.
 
-        The anchor claims the slots for the whole group.
+        No row needs a slot yet: `swap_in` gives it one where it is selected.
+
+        Args:
+            values: [rows, query_dim] float.
+            index: the index side of an anchor layer, which is appended in the same launch.
+
+        Returns:
+            [rows, kv_row_bytes] uint8, the packed rows.
         """
-        if self._step.kind == "prefill":
-            self.spill(packed)
-            return
-        if self.shared.new_slots is None:
-            self.shared.new_slots = self._resolve(
-                self._step.row_pos[:, None], self._step.hot_plan(), None
-            )
-        self._ops.spill(packed, self.shared.new_slots[:, 0].long(), self._hot_rows)
+        step, layout = self._step, self._tiers.config.kv
+        packed = self._host_rows.new_empty(step.num_rows, layout.row_bytes)
+        rows = StepRows(step.row_seq, step.row_pos, step.spill_row_ids)
+        self._ops.append_rows(values, layout, rows, self._host_rows, packed, index)
+        self._traffic.spilled_bytes += step.num_spilled_rows * layout.row_bytes
+        return packed
 
-    def spill(self, packed: torch.Tensor) -> None:
-        """Writes the step's packed rows to the host pool, those that are this rank's to write."""
+    def append_chunk(self, values: torch.Tensor) -> None:
+        """Writes the rows [rows, query_dim] of a prefill chunk to the host pool."""
+        packed = self._ops.pack_kv_rows(values, self._tiers.config.kv)
         self._ops.spill(packed, self._step.spill_row_ids, self._host_rows)
         self._traffic.spilled_bytes += self._step.num_spilled_rows * packed.shape[1]
 
-    def swap_in(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The hot rows and the slots [rows, topk] of the selection, all resident."""
-        shared = self.shared
-        assert shared.topk_indices is not None
+    def swap_in(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hot rows and the slots [rows, topk] of the selection, all resident.
+
+        Args:
+            packed: [rows, kv_row_bytes] uint8, the step's own rows: what was selected of them comes
+                from here, whoever has written it to the host.
+        """
+        step, shared, num_fresh = self._step, self.shared, None
         if shared.slots is None:
-            shared.plan = self._step.hot_plan()
-            shared.slots = self._resolve(shared.topk_indices, shared.plan, self._traffic.rows)
+            num_fresh = torch.empty_like(step.first_pos)
+            self._resolve(num_fresh)
+        assert shared.slots is not None
         assert shared.plan is not None
-        self._ops.swap_in(self._host_rows, self._step.page_table, shared.plan, self._hot_rows)
+        fresh = FreshRows(packed, step.first_pos, step.first_row, num_fresh)
+        source = self._host_rows, step.page_table
+        self._ops.swap_in(*source, shared.plan, self._hot_rows, fresh)
         return self._hot_rows, shared.slots
 
-    def _resolve(
-        self, items: torch.Tensor, plan: MissPlan, traffic: Traffic | None
-    ) -> torch.Tensor:
-        step, slots = self._step, torch.empty_like(items)
-        state = self._tiers.device.hot[self._group]
-        self._ops.resolve(
-            items, step.row_seq, state, step.hot_ranges, step.select_stamps, plan, slots
-        )
+    def _resolve(self, num_fresh: torch.Tensor) -> None:
+        """Leaves slots and plan of the selection; `swap_in` then writes `num_fresh`."""
+        step, shared, plan = self._step, self.shared, self._step.hot_plan()
+        assert shared.topk_indices is not None
+        slots, state = torch.empty_like(shared.topk_indices), self._tiers.device.hot[self._group]
+        where = step.row_seq, state, step.hot_ranges, step.select_stamps
+        self._ops.resolve(shared.topk_indices, *where, plan, slots)
         num_layers = self._tiers.config.model.groups.count(self._group)
         row_bytes = num_layers * self._hot_rows.shape[1]
-        step.watch.see_resolve("rows", plan, traffic, row_bytes)
-        return slots
+        step.watch.see_resolve("rows", plan, self._traffic.rows, row_bytes, num_fresh)
+        shared.plan, shared.slots = plan, slots
 
     # -- prefill ------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from hisparse_sidecar.checks import check_inputs
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.index_keys import LayerIndexKeys
+from hisparse_sidecar.index_rows import LayerIndexRows
 from hisparse_sidecar.kv_rows import LayerKvRows
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.selection import SelectionQuery
@@ -23,7 +24,7 @@ class LayerPipeline:
         self._tiers, self._traffic, self._policy = tiers, traffic, policy
 
     def run_layer(self, step: Step, layer: int, inputs: LayerInputs) -> LayerOutputs:
-        """Appends the rows of `layer`, selects, brings the selected rows in, attends, spills.
+        """Appends the rows of `layer`, selects, brings the selected rows in, attends.
 
         On CUDA, with the Triton backend and inputs that are there, a decode step without given
         positions never waits for the device: whether the index inputs are finite, and what moved,
@@ -40,37 +41,56 @@ class LayerPipeline:
             )
         step.enter_layer(layer, model.anchor_of[layer])
         check_inputs(config, step, layer, inputs)
-        if inputs.query.is_cuda:
-            step.watch.see_inputs(layer, inputs)
         traffic = self._traffic[model.group(layer)]
         kv_rows = LayerKvRows(self._tiers, step, layer, traffic)
-        packed = self._tiers.ops.pack_kv_rows(inputs.kv, config.kv)
-
-        kv_rows.append(packed)
-        if model.is_anchor(layer):
-            self._select(step, layer, inputs, traffic)
-        attend = self._attend_hot if step.kind == "decode" else self._attend_staged
-        out, lse = attend(step, kv_rows, inputs)
-        if step.kind == "decode":
-            kv_rows.spill(packed)
+        run = self._decode if step.kind == "decode" else self._prefill
+        out, lse = run(step, layer, inputs, kv_rows)
         step.layers_done.add(layer)
         topk_indices = kv_rows.shared.topk_indices
         assert topk_indices is not None
         return LayerOutputs(out, lse, topk_indices)
 
+    def _decode(
+        self, step: Step, layer: int, inputs: LayerInputs, kv_rows: LayerKvRows
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        index = None
+        if inputs.index_k is not None:
+            index_rows = self._index_rows(step, layer)
+            index = index_rows.begin(inputs)
+        packed = kv_rows.append(inputs.kv, index)
+        if index is not None:
+            index_rows.end()
+            step.watch.see_largest(layer, index)
+        self._select(step, layer, inputs)
+        hot_rows, slots = kv_rows.swap_in(packed)
+        split_keys = decode_split_keys(inputs.query.shape[1])
+        return self._attend(inputs.query, hot_rows, slots, inputs.sink, split_keys)
+
+    def _prefill(
+        self, step: Step, layer: int, inputs: LayerInputs, kv_rows: LayerKvRows
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if inputs.query.is_cuda:
+            step.watch.see_inputs(layer, inputs)
+        kv_rows.append_chunk(inputs.kv)
+        if inputs.index_k is not None:
+            self._index_rows(step, layer).append_chunk(inputs.index_k)
+        self._select(step, layer, inputs)
+        return self._attend_staged(step, kv_rows, inputs)
+
     # -- selection ----------------------------------------------------------------------------
 
-    def _select(self, step: Step, layer: int, inputs: LayerInputs, traffic: GroupTraffic) -> None:
-        """Appends the index rows and leaves the selection of the group in the step."""
+    def _index_rows(self, step: Step, layer: int) -> LayerIndexRows:
         group = self._tiers.config.model.group(layer)
-        keys = LayerIndexKeys(self._tiers, step, group, traffic)
-        index_rows = None
-        if inputs.index_k is not None:
-            index_rows = self._tiers.ops.pack_index_rows(inputs.index_k, self._tiers.config.index)
-            keys.append(index_rows)
+        return LayerIndexRows(self._tiers, step, group, self._traffic[group])
+
+    def _select(self, step: Step, layer: int, inputs: LayerInputs) -> None:
+        """Leaves the selection of the group in the step, if the layer is its anchor."""
+        model = self._tiers.config.model
+        if not model.is_anchor(layer):
+            return
+        group = model.group(layer)
+        keys = LayerIndexKeys(self._tiers, step, group, self._traffic[group])
         step.groups[group].topk_indices = self._selected(step, layer, keys, inputs)
-        if index_rows is not None and step.kind == "decode":
-            keys.spill(index_rows)
 
     def _selected(
         self, step: Step, layer: int, keys: LayerIndexKeys, inputs: LayerInputs
@@ -105,19 +125,14 @@ class LayerPipeline:
             step.row_seq,
             step.row_pos,
             self._tiers.config.model.topk,
+            step.row_block,
+            step.row_end,
         )
         if len(step.selections) > 1:
             query = query.only(mine)
         return self._policy.select(step, layer, selection, query, keys)
 
     # -- attention ----------------------------------------------------------------------------
-
-    def _attend_hot(
-        self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        hot_rows, slots = kv_rows.swap_in()
-        split_keys = decode_split_keys(inputs.query.shape[1])
-        return self._attend(inputs.query, hot_rows, slots, inputs.sink, split_keys)
 
     def _attend_staged(
         self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs

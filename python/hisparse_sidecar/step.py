@@ -47,13 +47,11 @@ class GroupStep:
     """What an anchor layer leaves for the layers that share its selection.
 
     Attributes:
-        new_slots: [rows, 1] int32, slots of the step's own rows; None in a prefill chunk.
         topk_indices: [rows, topk] int32, token positions.
         slots: [rows, topk] int32, their slots; None in a prefill chunk.
         plan: the rows to swap in, the same for every layer of the group.
     """
 
-    new_slots: torch.Tensor | None = None
     topk_indices: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     plan: MissPlan | None = None
@@ -69,9 +67,11 @@ class Step:
         sequences: in row order.
         row_seq: [rows] int32, index into `sequences`; -1 = padding row.
         row_pos: [rows] int32, token position; -1 = padding row.
+        row_block, row_end: [rows] int32, block of that position (-1 = padding row); 1 more than it.
         page_table: [sequences, max_pages] int32, host pages; -1 beyond the end.
         host_row_ids: [rows] int64, row of the host pool for each new row; -1 = padding row.
         spill_row_ids: [rows] int64, the same, but -1 where another rank writes it.
+        begins_blocks: whether a row is the first of its block.
         num_spilled_rows, num_spilled_blocks: rows and pooled keys that this rank writes, a layer.
         pooled_table: [sequences, max_pooled_pages] int32, device pages of the pooled keys.
         hot_ranges, window_ranges: slots and tables of the sequences.
@@ -79,6 +79,7 @@ class Step:
         select_stamps: [2] int32, `claim_stamp` twice: for what the step appends and selects.
         stream_stamps: [2] int32, `stream_stamp` and `claim_stamp`: for what streams through.
         lengths: [sequences] int32, tokens, the new ones included.
+        first_pos, first_row: [sequences] int32, the first new position, and its row of the step.
         closed_rows: [closed] int64, rows of the pooled keys of the blocks that the step fills.
         closed_pages: [closed] int64, host page of each; -1 = another rank writes it.
         selections: how rows select, and [rows] bool, which rows do; True only for real rows.
@@ -93,9 +94,12 @@ class Step:
     sequences: tuple[StepSequence, ...]
     row_seq: torch.Tensor
     row_pos: torch.Tensor
+    row_block: torch.Tensor
+    row_end: torch.Tensor
     page_table: torch.Tensor
     host_row_ids: torch.Tensor
     spill_row_ids: torch.Tensor
+    begins_blocks: bool
     num_spilled_rows: int
     num_spilled_blocks: int
     pooled_table: torch.Tensor
@@ -106,6 +110,8 @@ class Step:
     select_stamps: torch.Tensor
     stream_stamps: torch.Tensor
     lengths: torch.Tensor
+    first_pos: torch.Tensor
+    first_row: torch.Tensor
     closed_rows: torch.Tensor
     closed_pages: torch.Tensor
     selections: tuple[tuple[SelectionConfig, torch.Tensor], ...]

@@ -1,10 +1,12 @@
 """What a step leaves to be looked at when it ends, so that no layer waits for the device."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
 
+from hisparse_kernels.append_rows import IndexSide
 from hisparse_kernels.resolve import MissPlan
 from hisparse_sidecar.errors import HisparseError, InvalidArgument, WrongState
 from hisparse_sidecar.layer_io import LayerInputs
@@ -15,11 +17,14 @@ _INDEX_INPUTS = ("index_q", "index_weights", "index_k")
 
 @dataclass(frozen=True)
 class _Resolved:
-    """One resolve: its counts [sequences] int32, and where they are counted (None = nowhere)."""
+    """One resolve: its counts, and where they are counted (None = nowhere).
+
+    Attributes:
+        counts: [sequences] int32 each: items, misses, and if any may be, fresh ones among these.
+    """
 
     what: str
-    item_count: torch.Tensor
-    miss_count: torch.Tensor
+    counts: tuple[torch.Tensor, ...]
     traffic: Traffic | None
     item_bytes: int
 
@@ -46,6 +51,12 @@ class StepWatch:
     _amounts: list[_Amounts] = field(default_factory=list)
     _failure: HisparseError | None = None
 
+    def see_largest(self, layer: int, index: IndexSide) -> None:
+        """Notes what `append_rows` has found: as `see_inputs`, of what it looked at."""
+        for name, largest in zip(_INDEX_INPUTS, index.largest, strict=True):
+            if getattr(index, name) is not None:
+                self._largest[layer, name] = largest
+
     def see_inputs(self, layer: int, inputs: LayerInputs) -> None:
         """Notes how large each row of a layer's index inputs is: NaN and infinity show there."""
         for name in _INDEX_INPUTS:
@@ -54,7 +65,12 @@ class StepWatch:
                 self._largest[layer, name] = tensor.float().abs().flatten(1).amax(1)
 
     def see_resolve(
-        self, what: str, plan: MissPlan, traffic: Traffic | None, item_bytes: int
+        self,
+        what: str,
+        plan: MissPlan,
+        traffic: Traffic | None,
+        item_bytes: int,
+        num_fresh: torch.Tensor | None = None,
     ) -> None:
         """Notes the counts of a resolve.
 
@@ -63,9 +79,12 @@ class StepWatch:
             plan: its miss plan; only the counts are kept.
             traffic: where they are added; None = nowhere.
             item_bytes: bytes that one miss brings in.
+            num_fresh: [sequences] int32, misses that the step itself had made: nothing is brought
+                in for them, so they count as found; None = none.
         """
-        counts = plan.item_count, plan.miss_count
-        self._resolved.append(_Resolved(what, *counts, traffic, item_bytes))
+        fresh = () if num_fresh is None else (num_fresh,)
+        counts = plan.item_count, plan.miss_count, *fresh
+        self._resolved.append(_Resolved(what, counts, traffic, item_bytes))
 
     def see_amounts(self, counts: object, name: str, amounts: torch.Tensor) -> None:
         """Notes bools or integers, whose sum is added to the attribute `name` of `counts`."""
@@ -85,7 +104,7 @@ class StepWatch:
         resolved, self._resolved = self._resolved, []
         amounts, self._amounts = self._amounts, []
         wrong = _wrong_rows(largest, row_seq)
-        counts = [count for one in resolved for count in (one.item_count, one.miss_count)]
+        counts = [count for one in resolved for count in one.counts]
         alike = _alike(amounts)
         sums = [torch.stack([one.amounts.flatten() for one in group]).sum(1) for group in alike]
         # with a row of its own the transfer waits also where no layer left anything to look at
@@ -94,7 +113,7 @@ class StepWatch:
         for one in chain.from_iterable(alike):
             setattr(one.counts, one.name, getattr(one.counts, one.name) + next(numbers))
         found = [next(numbers) for _ in range(2 * len(largest))]
-        refused = [_count(one, [next(numbers) for _ in range(2 * _width(one))]) for one in resolved]
+        refused = [_count(one, numbers) for one in resolved]
         self._failure = self._failure or _not_finite(list(largest), found) or _first(refused)
         if self._failure is not None:
             raise self._failure
@@ -110,15 +129,11 @@ def _wrong_rows(
     return [torch.stack([wrong.sum(1), wrong.int().argmax(1)], dim=1).flatten().int()]
 
 
-def _width(one: _Resolved) -> int:
-    return one.miss_count.numel()
-
-
-def _count(one: _Resolved, numbers: list[int]) -> HisparseError | None:
-    """Adds the counts [items of each sequence, misses of each] to the traffic."""
-    items, misses = numbers[: _width(one)], numbers[_width(one) :]
+def _count(one: _Resolved, numbers: Iterator[int]) -> HisparseError | None:
+    """Adds its counts, which come next, to the traffic."""
+    items, misses, *fresh = ([next(numbers) for _ in range(len(count))] for count in one.counts)
     if one.traffic is not None:
-        moved = sum(max(0, count) for count in misses)
+        moved = sum(max(0, count) for count in misses) - sum(chain.from_iterable(fresh))
         one.traffic.requests += sum(items)
         one.traffic.misses += moved
         one.traffic.bytes_in += moved * one.item_bytes

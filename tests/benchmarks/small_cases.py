@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.ops import (
+    append_cases,
     attention_cases,
     copy_cases,
     hot_buffers,
@@ -23,6 +24,7 @@ from benchmarks.ops.case import Prepared
 from benchmarks.ops.inputs import BF16_ROWS, FP8_ROWS
 
 _SIZES: dict[ModuleType, dict[str, int]] = {
+    append_cases: {"_HEADS": 3},
     attention_cases: {"_TOPK": 512, "_CONTEXT": 2048, "_ROWS": 2},
     copy_cases: {"TOPK": 32, "_CONTEXT": 512, "_WINDOW_BLOCKS": 4},
     hot_buffers: {"TOPK": 32, "HOT_SLOTS": 64},
@@ -52,6 +54,8 @@ SMALL: dict[str, Callable[[Any, Any], Prepared]] = {
     "write_index_rows": lambda peers, pool: row_cases._write_index(5),
     "read_index_rows": lambda peers, pool: row_cases._read_index(5),
     "quantize_index_q": lambda peers, pool: row_cases._quantize(5),
+    "append_rows, anchor": lambda peers, pool: append_cases._append(pool, 3, is_anchor=True),
+    "append_rows, shared": lambda peers, pool: append_cases._append(pool, 3, is_anchor=False),
     "lay_out_batch": lambda peers, pool: paged_cases._lay_out(3),
     "locate_rows": lambda peers, pool: paged_cases._locate(3),
     "append_index_rows, decode": lambda peers, pool: pooled_cases._append(2, 2),

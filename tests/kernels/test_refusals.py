@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from hisparse_kernels.append_rows import IndexSide, StepRows, append_rows
 from hisparse_kernels.block_topm import block_topm
 from hisparse_kernels.index_logits import index_logits, paged_index_logits
 from hisparse_kernels.index_rows import (
@@ -26,7 +27,7 @@ from hisparse_kernels.route_heads import route_heads
 from hisparse_kernels.score_positions import score_positions
 from hisparse_kernels.sparse_mla import sparse_mla
 from hisparse_kernels.spill import spill
-from hisparse_kernels.swap_in import swap_in, swap_in_blocks
+from hisparse_kernels.swap_in import FreshRows, swap_in, swap_in_blocks
 from hisparse_kernels.tail_share import tail_share
 from hisparse_kernels.topk import candidate_positions, topk
 
@@ -56,6 +57,14 @@ POOLED = {"pooled_pages": u8(1, 8448), "pooled_base": i64(1)}
 STORED = {"index_pages": PAGES, "page_table": zeros(1, 2), "lengths": zeros(1) + 70}
 BLOCK = {"block_tokens": 64, "layout": INDEX}
 PLAN = MissPlan(zeros(1, 4), zeros(1, 4), zeros(1), zeros(1))
+INDEX_SIDE = IndexSide(
+    **({"index_k": f32(2, 128), "largest": f32(3, 2)} | QUERY | STATE | POOLED | BLOCK),
+    window_pages=PAGES,
+    slot_table=zeros(20),
+    window=SlotRanges(i64(1), i64(1) + 4, i64(1)),
+    host_pages=PAGES,
+    host_pooled=u8(4, 132),
+)
 
 
 def slots() -> dict[str, Any]:
@@ -87,6 +96,11 @@ OPS = [
         | STATE
         | POOLED
         | BLOCK,
+    ),
+    Op(
+        append_rows,
+        {"values": f32(2, 576), "layout": KV, "rows": StepRows(zeros(2), zeros(2), i64(2) - 1)}
+        | {"host_rows": u8(64, 656), "packed": u8(2, 656), "index": INDEX_SIDE},
     ),
     Op(rebuild_pooled_keys, STORED | STATE | POOLED | BLOCK),
     Op(resum_open_blocks, STORED | STATE | BLOCK),
@@ -157,7 +171,8 @@ OPS = [
     Op(release_items, slots() | {"seq": 0, "first_item": 0}),
     Op(
         swap_in,
-        {"host_rows": u8(64, 656), "page_table": zeros(1, 2), "plan": PLAN, "hot_rows": u8(5, 656)},
+        {"host_rows": u8(64, 656), "page_table": zeros(1, 2), "plan": PLAN, "hot_rows": u8(5, 656)}
+        | {"fresh": FreshRows(u8(1, 656), zeros(1), zeros(1), zeros(1))},
     ),
     Op(
         swap_in_blocks,
@@ -305,6 +320,53 @@ def test_a_plan_for_another_number_of_sequences_is_refused(call: Callable[..., A
     plan = MissPlan(zeros(2, 4), zeros(2, 4), zeros(2), zeros(2))
 
     refused(op_named(call), "miss_item has 2 num_seqs, needs 1", plan=plan)
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "match"),
+    [
+        ("rows", u8(1, 528), "rows has 528 row_bytes, needs 656"),
+        ("first_item", zeros(2), "first_item has 2 num_seqs, needs 1"),
+        ("first_row", i64(1), "first_row has dtype torch.int64"),
+        ("num_missed", f32(1), "num_missed has dtype torch.float32"),
+    ],
+)
+def test_fresh_rows_that_do_not_fit_are_refused(field: str, bad: torch.Tensor, match: str) -> None:
+    op = op_named(swap_in)
+
+    refused(op, f"fresh.{match}", fresh=dataclasses.replace(op.good["fresh"], **{field: bad}))
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "match"),
+    [
+        ("index_k", f32(1, 128), "index_k has 1 rows, needs 2"),
+        ("index_q", f32(2, 4, 64), "index_q has a dimension of 64, needs 128"),
+        ("index_weights", f32(2, 5), "index_weights has 5 heads, needs 4"),
+        ("largest", f32(2, 2), "largest has a dimension of 2, needs 3"),
+        ("window_pages", u8(4, 32768), "window_pages has 32768 page_bytes, needs 8448"),
+        ("host_pages", f32(4, 8448), "host_pages has dtype torch.float32"),
+        ("host_pooled", u8(3, 132), "host_pooled has 3 num_host_pages, needs 4"),
+        ("slot_table", i64(20), "slot_table has dtype torch.int64"),
+        ("window", SlotRanges(i64(2), i64(2), i64(2)), "state_rows has 1 num_seqs, needs 2"),
+        ("open_sums", f32(3, 64), "open_sums has a dimension of 64, needs 128"),
+        ("state_rows", i64(2), "state_rows has 2 num_seqs, needs 1"),
+        ("pooled_pages", u8(1, 512), "pooled_pages has 512 page_bytes, needs 8448"),
+        ("pooled_base", zeros(1), "pooled_base has dtype torch.int32"),
+        ("block_tokens", 96, "block_tokens is 96, needs a multiple of 64"),
+        ("layout", index_layout("fp32"), "window_pages has 8448 page_bytes, needs 32768"),
+    ],
+)
+def test_an_index_side_that_does_not_fit_is_refused(field: str, bad: Any, match: str) -> None:
+    refused(op_named(append_rows), match, index=dataclasses.replace(INDEX_SIDE, **{field: bad}))
+
+
+@pytest.mark.parametrize("field", ["row_seq", "row_pos", "host_row_ids"])
+def test_step_rows_that_do_not_fit_are_refused(field: str) -> None:
+    op = op_named(append_rows)
+    few = dataclasses.replace(op.good["rows"], **{field: getattr(op.good["rows"], field)[:1]})
+
+    refused(op, f"{field} has 1 rows, needs 2", rows=few)
 
 
 @pytest.mark.parametrize("kind", [kv_layout, index_layout])

@@ -4,7 +4,7 @@ import torch
 from accuracy import assert_bits_equal
 from hisparse_kernels.resolve import MissPlan
 from hisparse_kernels.spill import spill
-from hisparse_kernels.swap_in import swap_in, swap_in_blocks
+from hisparse_kernels.swap_in import FreshRows, swap_in, swap_in_blocks
 
 ROW_BYTES = [132, 528, 656, 1152, 2304]
 
@@ -37,6 +37,26 @@ def test_missed_rows_arrive_byte_for_byte_and_others_stay(row_bytes: int) -> Non
     swap_in(host, page_table, plan_of(misses), hot)
 
     assert_bits_equal(hot, expected)
+
+
+def test_fresh_rows_come_from_the_step_and_are_counted() -> None:
+    host, hot, rows = pool(9 * 64, 656), pool(20, 656), pool(6, 656) ^ 255
+    page_table = torch.tensor([[7, 2], [0, 8], [5, -1]]).int()
+    first_item, first_row = torch.tensor([65, 100, 3]).int(), torch.tensor([0, 3, 4]).int()
+    misses = [[(0, 4), (64, 0), (65, 7), (67, 1)], [(5, 11), (99, 2)], [(4, 19)]]
+    expected = hot.clone()
+    expected[4], expected[0] = host[7 * 64], host[2 * 64]
+    expected[7], expected[1] = rows[0], rows[2]
+    expected[11], expected[2] = host[5], host[8 * 64 + 35]
+    expected[19] = rows[5]
+    counts = torch.full((3,), 77).int()
+    before = host.clone()
+
+    swap_in(host, page_table, plan_of(misses), hot, FreshRows(rows, first_item, first_row, counts))
+
+    assert_bits_equal(hot, expected)
+    assert_bits_equal(host, before)
+    assert counts.tolist() == [2, 0, 1]
 
 
 def test_a_plan_without_misses_copies_nothing() -> None:

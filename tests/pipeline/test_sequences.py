@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hisparse_sidecar import HisparseError, Sidecar
+from hisparse_sidecar import HisparseError, LayerInputs, Sidecar
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import WrongState
 from tests.pipeline.world import (
@@ -180,6 +180,65 @@ def test_traffic_counts_what_moved() -> None:
         held = sidecar.stats().held
         assert held == sidecar.tier_bytes(sequence)
         assert held.hot_buffer == 101 * 656 * 3
+
+
+def test_rows_of_the_step_itself_are_no_misses() -> None:
+    config = small_config(max_step_rows=3, hot_slots=144)
+    with Sidecar(config) as sidecar:
+        sequence = sidecar.open(10, 8)
+        prefill(sidecar, sequence, 10, 1)
+        counts = []
+        for count, seed in ((1, 2), (3, 3), (1, 4)):  # everything is selected
+            run_step(sidecar, [Rows(sequence, count, seed)], "decode")
+            rows = sidecar.stats().groups[0].rows
+            counts.append((rows.requests, rows.misses, rows.bytes_in))
+        moved = 10 * config.kv.row_bytes * 2
+        assert counts == [(11, 10, moved), (11 + 14, 10, moved), (11 + 14 + 15, 10, moved)]
+
+
+def given_step(sidecar: Sidecar, sequence: int, seed: int, positions: list[int]) -> list:
+    """A decode step of one row that attends to `positions`; not committed."""
+    config = sidecar.config
+    topk = torch.full((1, config.model.topk), -1, dtype=torch.int32)
+    topk[0, : len(positions)] = torch.tensor(positions)
+    outputs = []
+    for layer in range(config.model.num_layers):
+        rows = random_rows(config, layer, 1, seed)
+        given = topk if config.model.is_anchor(layer) else None
+        inputs = LayerInputs(rows.query, rows.kv, topk_indices=given)
+        outputs.append(on_cpu(sidecar.run_layer(layer, inputs)))
+    return outputs
+
+
+@pytest.mark.interpreted
+def test_a_new_row_that_nobody_selects_gets_a_slot_when_somebody_does() -> None:
+    with Sidecar(small_config(selection=SelectionConfig("given"))) as sidecar:
+        sequence = sidecar.open(4, 4)
+        misses = []
+        for seed, positions in enumerate(([0], [0], [0, 1, 2])):
+            sidecar.begin_step([(sequence, 1)], "decode")
+            given_step(sidecar, sequence, seed, positions)
+            sidecar.commit_step()
+            sidecar.check_integrity()
+            misses.append(sidecar.stats().groups[0].rows.misses)
+        assert misses == [0, 0, 1]  # 0 and 2 were new in the steps that selected them first
+
+
+@pytest.mark.interpreted
+def test_a_step_reads_its_own_rows_before_another_rank_has_written_them() -> None:
+    found = []
+    for is_own in (True, False):
+        with Sidecar(small_config(selection=SelectionConfig("given"))) as sidecar:
+            sequence = sidecar.open(4, 4)
+            step = sidecar.begin_step([(sequence, 1)], "decode")
+            if not is_own:
+                step.spill_row_ids.fill_(-1)
+            found.append(given_step(sidecar, sequence, 1, [0]))
+            host_row = sidecar.host.kv_rows[0][sidecar.host_row_id(sequence, 0)]
+            assert bool(host_row.any()) == is_own
+            del host_row
+            sidecar.abort_step()
+    assert_same_bits(*found)
 
 
 @pytest.mark.interpreted

@@ -28,8 +28,8 @@ def cases() -> list[Case]:
         for kind, k, slots, entries in (
             ("hot buffer", 2048, HOT_SLOTS, CONTEXT_TOKENS),
             ("hot buffer, one slot more", 2048, HOT_SLOTS + 1, CONTEXT_TOKENS + 1),
-            ("hot append", 1, HOT_SLOTS, CONTEXT_TOKENS),
             ("block window", 64, 128, CONTEXT_TOKENS // BLOCK_TOKENS),
+            ("window append", 1, 128, CONTEXT_TOKENS // BLOCK_TOKENS),
         ):
             call = partial(_resolve, k, slots, entries, dtype)
             found.append(Case(f"resolve, {kind}, {name}", call))

@@ -1,9 +1,12 @@
 """Cases of the ops that make rows and move them."""
 
 from functools import partial
+from itertools import product
 
 import torch
 
+from hisparse_kernels.append_rows import IndexSide, StepRows
+from hisparse_kernels.gpu.append_rows import append_rows_triton
 from hisparse_kernels.gpu.index_rows import (
     pack_index_rows_triton,
     quantize_index_q_triton,
@@ -19,11 +22,19 @@ from hisparse_kernels.gpu.pool_keys import (
 )
 from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
-from hisparse_kernels.layouts import INDEX_LAYOUTS, KV_LAYOUTS, IndexLayout, KvLayout
-from hisparse_kernels.resolve import MissPlan
+from hisparse_kernels.layouts import (
+    INDEX_LAYOUTS,
+    KV_LAYOUTS,
+    PAGE_TOKENS,
+    IndexLayout,
+    KvLayout,
+)
+from hisparse_kernels.resolve import MissPlan, SlotRanges
+from hisparse_kernels.swap_in import FreshRows
 from tools.crosscompile.case import Case, Expects
 from tools.crosscompile.tensors import (
     BLOCK_TOKENS,
+    CONTEXT_TOKENS,
     HOST_TOKENS,
     HOT_SLOTS,
     NUM_SEQS,
@@ -44,7 +55,7 @@ _SEQS = (1, 3, NUM_SEQS)
 
 def cases() -> list[Case]:
     """Each op with each layout."""
-    return [*_kv_cases(), *_index_cases(), *_query_cases()]
+    return [*_kv_cases(), *_index_cases(), *_query_cases(), *_append_cases()]
 
 
 def _kv_cases() -> list[Case]:
@@ -57,6 +68,11 @@ def _kv_cases() -> list[Case]:
             Case(f"unpack_kv_rows, {name}", partial(_unpack_kv, layout)),
             Case(
                 f"swap_in, {name}", partial(_swap_in, layout), Expects(wide=("host_ptr", "hot_ptr"))
+            ),
+            Case(
+                f"swap_in, {name}, fresh rows",
+                partial(_swap_in_fresh, layout),
+                Expects(wide=("host_ptr", "fresh_ptr", "hot_ptr")),
             ),
             Case(f"spill, {name}", partial(_spill, layout), Expects(wide=("rows_ptr", "host_ptr"))),
         ]
@@ -89,6 +105,25 @@ def _query_cases() -> list[Case]:
     ] + [Case("quantize_index_q, 64 heads", partial(_quantize_q, 64, torch.bfloat16))]
 
 
+def _append_cases() -> list[Case]:
+    """Whole rows of a decode step, of both kinds of layers; slots with both kinds of tables."""
+    production = partial(_append_rows, KV_LAYOUTS["fp8_ds_mla"], INDEX_LAYOUTS["fp8"])
+    oracle = partial(_append_rows, KV_LAYOUTS["fp32"], INDEX_LAYOUTS["fp32"])
+    queries = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
+    return [
+        *(
+            Case(f"append_rows, fp8_ds_mla, {name} queries", partial(production, 64, dtype))
+            for name, dtype in queries.items()
+        ),
+        Case("append_rows, fp32, fp32 queries", partial(oracle, 8, torch.float32)),
+        Case("append_rows, fp8, given positions", partial(production, 0, torch.bfloat16)),
+        *(
+            Case(f"append_rows, {name}, shared layer", partial(_append_kv_rows, layout))
+            for name, layout in KV_LAYOUTS.items()
+        ),
+    ]
+
+
 def _pack_kv(layout: KvLayout, dtype: torch.dtype) -> None:
     for rows in ROWS:
         values = torch.empty(rows, layout.query_dim, dtype=dtype)
@@ -105,6 +140,15 @@ def _swap_in(layout: KvLayout) -> None:
     for seqs in _SEQS:
         hot = kv_rows(seqs * HOT_SLOTS, layout)
         swap_in_triton(host, page_table(seqs), miss_plan(seqs, HOT_SLOTS), hot)
+
+
+def _swap_in_fresh(layout: KvLayout) -> None:
+    host = kv_rows(HOST_TOKENS, layout)
+    for seqs, num_missed in product(_SEQS, (int32, None)):
+        counts = None if num_missed is None else num_missed(seqs)
+        fresh = FreshRows(kv_rows(4 * seqs, layout), int32(seqs), int32(seqs), counts)
+        hot = kv_rows(seqs * HOT_SLOTS, layout)
+        swap_in_triton(host, page_table(seqs), miss_plan(seqs, HOT_SLOTS), hot, fresh)
 
 
 def _spill(layout: KvLayout) -> None:
@@ -160,6 +204,45 @@ def _append(layout: IndexLayout) -> None:
             BLOCK_TOKENS,
             layout,
         )
+
+
+def _append_kv_rows(layout: KvLayout) -> None:
+    host = kv_rows(HOST_TOKENS, layout)
+    for rows in (1, 3, 128):
+        values = torch.empty(rows, layout.query_dim, dtype=torch.bfloat16)
+        append_rows_triton(values, layout, _step_rows(rows), host, kv_rows(rows, layout))
+
+
+def _append_rows(
+    layout: KvLayout, index_layout: IndexLayout, heads: int, dtype: torch.dtype
+) -> None:
+    host, pages = kv_rows(HOST_TOKENS, layout), index_pages(HOST_TOKENS, index_layout)
+    tables = {torch.int16: torch.empty(CONTEXT_TOKENS // BLOCK_TOKENS, dtype=torch.int16)}
+    tables[torch.int32] = int32(CONTEXT_TOKENS // BLOCK_TOKENS)
+    for rows, table in product((1, 3, 128), tables.values()):
+        index = IndexSide(
+            index_k=torch.empty(rows, index_layout.head_dim, dtype=torch.bfloat16),
+            index_q=torch.empty(rows, heads, index_layout.head_dim, dtype=dtype) if heads else None,
+            index_weights=fp32(rows, heads) if heads else None,
+            largest=fp32(3, rows),
+            window_pages=pages,
+            slot_table=table,
+            window=SlotRanges(int64(NUM_SEQS), int64(NUM_SEQS), int64(NUM_SEQS)),
+            host_pages=pages,
+            host_pooled=index_rows(HOST_TOKENS // PAGE_TOKENS, index_layout),
+            open_sums=fp32(NUM_SEQS, index_layout.head_dim),
+            state_rows=int64(NUM_SEQS),
+            pooled_pages=pages,
+            pooled_base=int64(NUM_SEQS),
+            block_tokens=BLOCK_TOKENS,
+            layout=index_layout,
+        )
+        values = torch.empty(rows, layout.query_dim, dtype=torch.bfloat16)
+        append_rows_triton(values, layout, _step_rows(rows), host, kv_rows(rows, layout), index)
+
+
+def _step_rows(rows: int) -> StepRows:
+    return StepRows(int32(rows), int32(rows), int64(rows))
 
 
 def _rebuild(layout: IndexLayout) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from hisparse_kernels.backends import Ops
+from hisparse_kernels.gpu.append_rows import append_rows_triton
 from hisparse_kernels.gpu.block_topm import block_topm_triton
 from hisparse_kernels.gpu.flash_mla import sparse_mla_fastest
 from hisparse_kernels.gpu.index_logits import index_logits_triton, paged_index_logits_triton
@@ -54,6 +55,7 @@ def triton_ops() -> Ops:
         append_index_rows=append_index_rows_triton,
         rebuild_pooled_keys=rebuild_pooled_keys_triton,
         resum_open_blocks=resum_open_blocks_triton,
+        append_rows=append_rows_triton,
         index_logits=index_logits_triton,
         paged_index_logits=paged_index_logits_triton,
         block_topm=block_topm_triton,

@@ -139,6 +139,47 @@ def stored_words(row_id, FP8: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
 
 
 @triton.jit
+def stored_key(key, FP8: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """A key [128] fp32 as it is stored, codes or fp32, and its scale."""
+    scale = key_scale(amax_or_nan(key, 0))
+    stored = to_e4m3(quotient(key, scale)) if FP8 else key
+    return stored, scale
+
+
+@triton.jit
+def key_values(stored, scale, FP8: tl.constexpr) -> tl.tensor:
+    """The values [128] fp32 of a stored key."""
+    return from_e4m3(stored) * scale if FP8 else stored
+
+
+@triton.jit
+def store_in_pages(pages_ptr, row_id, stored, scale, FP8: tl.constexpr) -> None:
+    """Writes a stored key to row `row_id` (int64) of the pages; -1 = skip."""
+    if row_id >= 0:
+        codes_at, scale_at = stored_words(row_id, FP8)
+        _store_parts(pages_ptr, codes_at, scale_at, stored, scale, FP8)
+
+
+@triton.jit
+def store_packed(rows_ptr, row, stored, scale, FP8: tl.constexpr) -> None:
+    """Writes a stored key to row `row` (int64) of packed rows; -1 = skip."""
+    if row >= 0:
+        codes_at = row * (_DIM // 4 + 1 if FP8 else _DIM)
+        _store_parts(rows_ptr, codes_at, codes_at + _DIM // 4, stored, scale, FP8)
+
+
+@triton.jit
+def _store_parts(out_ptr, codes_at, scale_at, stored, scale, FP8: tl.constexpr) -> None:
+    dim = tl.arange(0, _DIM)
+    float_ptr = out_ptr.to(tl.pointer_type(tl.float32))
+    if FP8:
+        tl.store(out_ptr + codes_at * 4 + dim, stored)
+        tl.store(float_ptr + scale_at, scale)
+    else:
+        tl.store(float_ptr + codes_at + dim, stored)
+
+
+@triton.jit
 def write_row(pages_ptr, row_id, rows_ptr, row, FP8: tl.constexpr) -> None:
     """Copies packed rows [tile] to rows `row_id` [tile] of the pages; -1 = skip."""
     pages_ptr = pages_ptr.to(tl.pointer_type(tl.int32))

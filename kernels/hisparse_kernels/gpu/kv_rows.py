@@ -26,7 +26,7 @@ def pack_kv_rows_triton(
                 values, out, *strides, layout.query_dim, 1024, layout.name == "bf16", **_OPTIONS
             )
         else:
-            _pack_fp8_kernel[(num_rows,)](values, out, *strides, *_fp8_sizes(layout), **_OPTIONS)
+            _pack_fp8_kernel[(num_rows,)](values, out, *strides, *fp8_sizes(layout), **_OPTIONS)
     return out
 
 
@@ -44,11 +44,12 @@ def unpack_kv_rows_triton(
                 rows, out, layout.query_dim, 1024, layout.name == "bf16", **_OPTIONS
             )
         else:
-            _unpack_fp8_kernel[(num_rows,)](rows, out, *_fp8_sizes(layout), **_OPTIONS)
+            _unpack_fp8_kernel[(num_rows,)](rows, out, *fp8_sizes(layout), **_OPTIONS)
     return out
 
 
-def _fp8_sizes(layout: KvLayout) -> tuple[int, int, int]:
+def fp8_sizes(layout: KvLayout) -> tuple[int, int, int]:
+    """Scales, rope values and bytes of a row."""
     return layout.latent_dim // SCALE_DIM, layout.rope_dim, layout.row_bytes
 
 
@@ -63,15 +64,8 @@ def _pack_plain_kernel(
     BF16: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    dim = tl.arange(0, BLOCK)
-    held = dim < QUERY_DIM
-    values = tl.load(values_ptr + row * row_stride + dim * dim_stride, mask=held)
-    if BF16:
-        typed_ptr = out_ptr.to(tl.pointer_type(tl.int16))
-        tl.store(typed_ptr + row * QUERY_DIM + dim, _bf16_bits(values), mask=held)
-    else:
-        typed_ptr = out_ptr.to(tl.pointer_type(tl.float32))
-        tl.store(typed_ptr + row * QUERY_DIM + dim, values.to(tl.float32), mask=held)
+    values = plain_values(values_ptr + row * row_stride, dim_stride, QUERY_DIM, BLOCK, BF16)
+    store_plain(out_ptr, row, values, QUERY_DIM, BLOCK)
 
 
 @triton.jit
@@ -85,19 +79,58 @@ def _pack_fp8_kernel(
     ROW_BYTES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    parts = fp8_parts(values_ptr + row * row_stride, dim_stride, NUM_SCALES, ROPE_DIM)
+    store_fp8(out_ptr + row * ROW_BYTES, parts, NUM_SCALES, ROPE_DIM)
+
+
+@triton.jit
+def plain_values(
+    values_ptr, dim_stride, QUERY_DIM: tl.constexpr, BLOCK: tl.constexpr, BF16: tl.constexpr
+) -> tl.tensor:
+    """A row [BLOCK] as it is stored: bits of bf16, or fp32."""
+    dim = tl.arange(0, BLOCK)
+    values = tl.load(values_ptr + dim * dim_stride, mask=dim < QUERY_DIM)
+    return _bf16_bits(values) if BF16 else values.to(tl.float32)
+
+
+@triton.jit
+def store_plain(rows_ptr, row, values, QUERY_DIM: tl.constexpr, BLOCK: tl.constexpr) -> None:
+    """Writes `plain_values` to row `row` (int64)."""
+    dim = tl.arange(0, BLOCK)
+    typed_ptr = rows_ptr.to(tl.pointer_type(values.dtype))
+    tl.store(typed_ptr + row * QUERY_DIM + dim, values, mask=dim < QUERY_DIM)
+
+
+@triton.jit
+def fp8_parts(
+    values_ptr, dim_stride, NUM_SCALES: tl.constexpr, ROPE_DIM: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Codes [groups, 128], scales [groups] and rope bits of a row; of no rope part the scales."""
     group = tl.arange(0, NUM_SCALES)
-    dim = group[:, None] * _SCALE_DIM + tl.arange(0, _SCALE_DIM)[None, :]  # [groups, 128]
-    values = tl.load(values_ptr + row * row_stride + dim * dim_stride).to(tl.float32)
+    dim = group[:, None] * _SCALE_DIM + tl.arange(0, _SCALE_DIM)[None, :]
+    values = tl.load(values_ptr + dim * dim_stride).to(tl.float32)
     scale = _power_of_two_scale(amax_or_nan(values, 1))
-    row_ptr = out_ptr + row * ROW_BYTES
-    tl.store(row_ptr + dim, to_e4m3(quotient(values, scale[:, None])))
+    codes = to_e4m3(quotient(values, scale[:, None]))
+    if ROPE_DIM:
+        source = (NUM_SCALES * _SCALE_DIM + tl.arange(0, ROPE_DIM)) * dim_stride
+        rope = _bf16_bits(tl.load(values_ptr + source))
+    else:
+        rope = scale
+    return codes, scale, rope
+
+
+@triton.jit
+def store_fp8(row_ptr, parts, NUM_SCALES: tl.constexpr, ROPE_DIM: tl.constexpr) -> None:
+    """Writes `fp8_parts` to a row."""
+    codes, scale, rope = parts
+    group = tl.arange(0, NUM_SCALES)
+    dim = group[:, None] * _SCALE_DIM + tl.arange(0, _SCALE_DIM)[None, :]
+    tl.store(row_ptr + dim, codes)
     scale_ptr = (row_ptr + NUM_SCALES * _SCALE_DIM).to(tl.pointer_type(tl.float32))
     tl.store(scale_ptr + group, scale)
     if ROPE_DIM:
-        rope = tl.arange(0, ROPE_DIM)
-        source = (NUM_SCALES * _SCALE_DIM + rope) * dim_stride
         rope_ptr = (row_ptr + NUM_SCALES * (_SCALE_DIM + 4)).to(tl.pointer_type(tl.int16))
-        tl.store(rope_ptr + rope, _bf16_bits(tl.load(values_ptr + row * row_stride + source)))
+        tl.store(rope_ptr + tl.arange(0, ROPE_DIM), rope)
 
 
 @triton.jit

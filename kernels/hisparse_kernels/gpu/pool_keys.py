@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from hisparse_kernels.gpu.e4m3 import amax_or_nan, from_e4m3, quotient, to_e4m3
-from hisparse_kernels.gpu.index_rows import key_scale, stored_words, write_row
+from hisparse_kernels.gpu.e4m3 import from_e4m3
+from hisparse_kernels.gpu.index_rows import store_in_pages, stored_key, stored_words, write_row
 from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
 
 _DIM = tl.constexpr(INDEX_DIM)
@@ -133,7 +133,7 @@ def _append_kernel(
         pooled_row = tl.load(base_ptr + seq) + pos // block_tokens
         open_ptr += tl.load(state_ptr + seq) * _DIM
         part_end = tl.minimum(row + block_tokens - pos % block_tokens, num_rows)
-        count = _count_rows(seq_ptr, seq, row, part_end, 128)
+        count = count_rows(seq_ptr, seq, row, part_end, 128)
         closes = pos % block_tokens + count == block_tokens
         zeros = tl.zeros([_DIM], tl.float32)
         # The head of a sequence alone touches its open sum: what it reads cannot have been
@@ -146,7 +146,7 @@ def _append_kernel(
             total = _sum_packed(total, rows_ptr, row, count, FP8)
             if closes:
                 _store_mean(pooled_ptr, pooled_row, total, block_tokens, FP8)
-                later = _count_rows(seq_ptr, seq, row + count, num_rows, 1024)
+                later = count_rows(seq_ptr, seq, row + count, num_rows, 1024)
                 open_rows = later % block_tokens
                 first = row + count + later - open_rows
                 total = _sum_packed(zeros, rows_ptr, first, open_rows, FP8)
@@ -194,7 +194,7 @@ def _rebuild_kernel(
 
 
 @triton.jit
-def _count_rows(seq_ptr, seq, first, end, TILE: tl.constexpr):
+def count_rows(seq_ptr, seq, first, end, TILE: tl.constexpr) -> tl.tensor:
     """Rows of `seq` in [first, end)."""
     count = 0
     for start in range(first, end, TILE):
@@ -245,13 +245,11 @@ def _sum_rows(
 @triton.jit
 def _store_mean(pooled_ptr, pooled_row, total, block_tokens, FP8: tl.constexpr):
     """Closes a block: its mean key becomes row `pooled_row` (int64) of the pooled pages."""
-    mean = tl.div_rn(total, block_tokens.to(tl.float32))
-    float_ptr = pooled_ptr.to(tl.pointer_type(tl.float32))
-    dim = tl.arange(0, _DIM)
-    codes_at, scale_at = stored_words(pooled_row, FP8)
-    if FP8:
-        scale = key_scale(amax_or_nan(mean, 0))
-        tl.store(pooled_ptr + codes_at * 4 + dim, to_e4m3(quotient(mean, scale)))
-        tl.store(float_ptr + scale_at, scale)
-    else:
-        tl.store(float_ptr + codes_at + dim, mean)
+    stored, scale = stored_key(mean_key(total, block_tokens), FP8)
+    store_in_pages(pooled_ptr, pooled_row, stored, scale, FP8)
+
+
+@triton.jit
+def mean_key(total, block_tokens) -> tl.tensor:
+    """The mean [128] fp32 of a full block whose keys sum to `total`."""
+    return tl.div_rn(total, block_tokens.to(tl.float32))

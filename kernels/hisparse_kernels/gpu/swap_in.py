@@ -8,17 +8,26 @@ from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
 from hisparse_kernels.gpu.words import word_dtype
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import MissPlan
+from hisparse_kernels.swap_in import FreshRows
 
 _PAGE_TOKENS = tl.constexpr(PAGE_TOKENS)
 _TILE_BYTES = 8192  # in flight per program; PCIe wants about 100 KB in flight
 _PROGRAMS = 1024  # fill the largest GPUs
+_COUNT_BLOCK = tl.constexpr(32)
 
 
 def swap_in_triton(
-    host_rows: torch.Tensor, page_table: torch.Tensor, plan: MissPlan, hot_rows: torch.Tensor
+    host_rows: torch.Tensor,
+    page_table: torch.Tensor,
+    plan: MissPlan,
+    hot_rows: torch.Tensor,
+    fresh: FreshRows | None = None,
 ) -> None:
     """See `hisparse_kernels.swap_in.swap_in`; a count of -1, of a refused sequence, is none."""
-    _copy(_swap_in_kernel, host_rows, page_table, plan, hot_rows)
+    known: tuple[torch.Tensor | None, ...] = (None,) * 4
+    if fresh is not None:
+        known = fresh.rows, fresh.first_item, fresh.first_row, fresh.num_missed
+    _copy(_swap_in_kernel, host_rows, page_table, plan, hot_rows, 1, *known)
 
 
 def swap_in_blocks_triton(
@@ -39,7 +48,8 @@ def _copy(
     page_table: torch.Tensor,
     plan: MissPlan,
     target: torch.Tensor,
-    pages_per_block: int = 1,
+    pages_per_block: int,
+    *known: torch.Tensor | None,
 ) -> None:
     num_seqs, cap = plan.miss_item.shape
     if not num_seqs or not cap:
@@ -59,6 +69,7 @@ def _copy(
         page_table.shape[1],
         cap,
         pages_per_block,
+        *known,
         word,
         row_bytes // word_bytes,
         _TILE_BYTES // word_bytes,
@@ -81,6 +92,10 @@ def _swap_in_kernel(
     max_pages,
     cap,
     pages_per_block,
+    fresh_ptr,
+    first_item_ptr,
+    first_row_ptr,
+    missed_ptr,
     WORD: tl.constexpr,
     ROW_WORDS: tl.constexpr,
     TILE: tl.constexpr,
@@ -90,18 +105,33 @@ def _swap_in_kernel(
     start, step = tl.program_id(1) * TILE, tl.num_programs(1) * TILE
     # loaded beside the count: beyond it entries mean nothing, and are not used
     item, dst = _load_entries(item_ptr, dst_ptr, seq, start, cap, ROW_WORDS, TILE)
-    num_words = tl.load(count_ptr + seq) * ROW_WORDS
+    count = tl.load(count_ptr + seq)
+    if fresh_ptr is not None:
+        first_item = tl.load(first_item_ptr + seq)
+        first_row = tl.load(first_row_ptr + seq)
+    num_words = count * ROW_WORDS
     while start < num_words:
         word = start + tl.arange(0, TILE)
         held, column = word < num_words, word % ROW_WORDS
+        is_old = held
+        if fresh_ptr is not None:
+            is_old = held & (item < first_item)
         page_entry = seq * seq_stride + (item // _PAGE_TOKENS) * page_stride
-        page = tl.load(table_ptr + page_entry, mask=held, other=0).to(tl.int64)
+        page = tl.load(table_ptr + page_entry, mask=is_old, other=0).to(tl.int64)
         row = page * _PAGE_TOKENS + item % _PAGE_TOKENS
-        values = _load_host(host_ptr, row * ROW_WORDS + column, held, WORD)
+        values = _load_host(host_ptr, row * ROW_WORDS + column, is_old, WORD)
+        if fresh_ptr is not None:
+            offset = (first_row + item - first_item).to(tl.int64) * ROW_WORDS + column
+            own_ptr = fresh_ptr.to(tl.pointer_type(WORD)) + offset
+            values = tl.where(is_old, values, tl.load(own_ptr, mask=held & (item >= first_item)))
         hot_word = dst.to(tl.int64) * ROW_WORDS + column
         tl.store(hot_ptr.to(tl.pointer_type(WORD)) + hot_word, values, mask=held)
         start += step
         item, dst = _load_entries(item_ptr, dst_ptr, seq, start, cap, ROW_WORDS, TILE)
+    if missed_ptr is not None:  # noqa: SIM102 (the one is for the compiler)
+        if tl.program_id(1) == 0:
+            missed = _count_fresh(item_ptr + seq * cap, count, first_item)
+            tl.store(missed_ptr + seq, missed)
 
 
 @triton.jit
@@ -111,6 +141,18 @@ def _load_entries(item_ptr, dst_ptr, seq, start, cap, ROW_WORDS: tl.constexpr, T
     entry = seq * cap + rank
     item = tl.load(item_ptr + entry, mask=rank < cap, other=0)
     return item, tl.load(dst_ptr + entry, mask=rank < cap, other=0)
+
+
+@triton.jit
+def _count_fresh(item_ptr, count, first_item):
+    """Items of a plan from `first_item` on: it ascends, so they are its last ones."""
+    last = tl.load(item_ptr + count - 1, mask=count > 0, other=-1)
+    missed = 0
+    for start in range(0, last - first_item + 1, _COUNT_BLOCK):
+        entry = count - 1 - start - tl.arange(0, _COUNT_BLOCK)
+        item = tl.load(item_ptr + entry, mask=entry >= 0, other=-1)
+        missed += tl.sum((item >= first_item).to(tl.int32))
+    return missed
 
 
 @triton.jit

@@ -86,7 +86,7 @@ class PagedIndexKeys(ResidentKeyChoices):
         logits = query.index_weights.new_empty(rows, self.pooled_columns)
         arrivals = None if rows >= COUNTED_ROWS else self._planned.arrivals[:rows]
         slots = self._slots_to_find(rows, kept) if self._has_slots else None
-        pooled = *self._pooled(query), self._block_of(query.row_pos)
+        pooled = *self._pooled(query), query.newest_blocks(self.block_tokens)
         scratch = BlockScratch(logits, arrivals)
         ids = self._ops.select_blocks(*pooled, kept, self._layout, scratch, slots=slots)
         return KeptBlocks(ids, logits, None if slots is None else slots.out)

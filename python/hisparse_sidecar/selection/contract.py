@@ -1,7 +1,7 @@
 """The contract between a selector and the index keys of one layer, wherever these lie."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -16,6 +16,8 @@ class SelectionQuery:
         row_seq: [rows] int32, sequence of the row; -1 = a row to leave alone.
         row_pos: [rows] int32, position of the row; it may select positions up to its own.
         topk: tokens to select.
+        row_block: [rows] int32, block of each row's position, -1 = padding row; None = to be found.
+        row_end: [rows] int32, `row_pos` + 1; None = to be found.
     """
 
     index_q: torch.Tensor
@@ -23,31 +25,31 @@ class SelectionQuery:
     row_seq: torch.Tensor
     row_pos: torch.Tensor
     topk: int
+    row_block: torch.Tensor | None = None
+    row_end: torch.Tensor | None = None
 
     @property
     def num_rows(self) -> int:
         """Rows, padding included."""
         return self.row_seq.numel()
 
+    def newest_blocks(self, block_tokens: int) -> torch.Tensor:
+        """[rows] int32, the block that holds the row itself; -1 for padding rows."""
+        if self.row_block is not None:
+            return self.row_block
+        return torch.div(self.row_pos, block_tokens, rounding_mode="floor")
+
+    def ends(self) -> torch.Tensor:
+        """[rows] int32, how many positions each row sees."""
+        return self.row_pos + 1 if self.row_end is None else self.row_end
+
     def rows(self, rows: slice) -> "SelectionQuery":
         """The same query for some of the rows."""
-        return SelectionQuery(
-            self.index_q[rows],
-            self.index_weights[rows],
-            self.row_seq[rows],
-            self.row_pos[rows],
-            self.topk,
-        )
+        return replace(self, **{name: one[rows] for name, one in self._tensors().items()})
 
     def contiguous(self) -> "SelectionQuery":
         """The same query in tensors without gaps."""
-        return replace(
-            self,
-            index_q=self.index_q.contiguous(),
-            index_weights=self.index_weights.contiguous(),
-            row_seq=self.row_seq.contiguous(),
-            row_pos=self.row_pos.contiguous(),
-        )
+        return replace(self, **{name: one.contiguous() for name, one in self._tensors().items()})
 
     def only(self, keep: torch.Tensor) -> "SelectionQuery":
         """The same query with every row outside `keep` [rows] bool turned into padding."""
@@ -55,6 +57,8 @@ class SelectionQuery:
             self,
             row_seq=self.row_seq.masked_fill(~keep, -1),
             row_pos=self.row_pos.masked_fill(~keep, -1),
+            row_block=None,
+            row_end=None,
         )
 
     def with_heads(self, heads: torch.Tensor) -> "SelectionQuery":
@@ -66,6 +70,9 @@ class SelectionQuery:
         )
         index_q = index_q.gather(1, width).view(self.index_q.dtype)
         return replace(self, index_q=index_q, index_weights=self.index_weights.gather(1, picked))
+
+    def _tensors(self) -> dict[str, Any]:
+        return {name: one for name, one in vars(self).items() if isinstance(one, torch.Tensor)}
 
 
 @dataclass(frozen=True)

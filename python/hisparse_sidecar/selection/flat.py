@@ -20,10 +20,5 @@ class FlatSelector:
 def all_blocks(query: SelectionQuery, keys: IndexKeys) -> torch.Tensor:
     """[rows, num_blocks] int32, every block up to the row's own; -1 pads."""
     blocks = torch.arange(keys.num_blocks, dtype=torch.int32, device=query.row_pos.device)
-    newest = newest_block(query, keys)[:, None]
+    newest = query.newest_blocks(keys.block_tokens)[:, None]
     return torch.where(blocks <= newest, blocks, -1)
-
-
-def newest_block(query: SelectionQuery, keys: IndexKeys) -> torch.Tensor:
-    """[rows] int32, the block that holds the row itself; -1 for padding rows."""
-    return torch.div(query.row_pos, keys.block_tokens, rounding_mode="floor")

@@ -6,7 +6,6 @@ import torch
 
 from hisparse_kernels.tail_share import rank_kept_blocks
 from hisparse_sidecar.selection.contract import IndexKeys, KeptBlocks, SelectionQuery
-from hisparse_sidecar.selection.flat import newest_block
 
 _ONE_IN = 4
 _NO_BLOCK = torch.iinfo(torch.int32).max
@@ -31,7 +30,7 @@ class RatioHisaSelector:
         """[rows, topk] int32, token positions, ascending, -1 pads the tail."""
         blocks = keys.best_blocks(query, self.scored_blocks(keys.num_blocks))
         assert blocks.pooled_logits is not None
-        newest = newest_block(query, keys)
+        newest = query.newest_blocks(keys.block_tokens)
         of_row = (newest + _ONE_IN) // _ONE_IN  # ceil((newest + 1) / 4)
         of_row = of_row.clamp(self.num_kept_blocks, self.max_blocks)
         kept = KeptBlocks(keep_best(blocks.ids, blocks.pooled_logits, newest, of_row))

@@ -66,7 +66,7 @@ class ResidentKeys(ResidentKeyChoices):
         """See `selection.IndexKeys`."""
         logits = query.index_weights.new_empty(query.num_rows, self.pooled_columns)
         scratch = BlockScratch(logits, torch.zeros_like(query.row_seq))
-        pooled = *self._pooled(query), self._block_of(query.row_pos)
+        pooled = *self._pooled(query), query.newest_blocks(self.block_tokens)
         slots = self._slots_to_find(query.num_rows, kept)
         ids = self.ops.select_blocks(*pooled, kept, self.layout, scratch, slots=slots)
         return KeptBlocks(ids, logits, slots.out)

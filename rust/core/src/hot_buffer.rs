@@ -1,6 +1,6 @@
-//! The hot buffer of one sequence: KV rows by token position, the newest tokens among them.
+//! The hot buffer of one sequence: KV rows by token position.
 
-use crate::error::{Result, check_range};
+use crate::error::Result;
 use crate::slot_lru::{Resolution, SlotLru, StepStamps};
 
 /// The executable model of a hot buffer. Steps are counted from 1 and never go back.
@@ -10,21 +10,15 @@ pub struct HotBuffer {
 }
 
 impl HotBuffer {
-    /// `num_slots` free slots: those for selected rows plus those for the rows of one step.
+    /// `num_slots` free slots.
     pub fn new(num_slots: usize) -> Result<Self> {
         SlotLru::new(num_slots).map(|lru| Self { lru })
     }
 
-    /// Gives the new tokens of a step their own slots, which the step keeps.
-    pub fn append(&mut self, step: u32, first_token: i32, num_tokens: u32) -> Result<Resolution> {
-        check_range("first_token", first_token, 0, i32::MAX)?;
-        let end = i64::from(first_token) + i64::from(num_tokens);
-        check_range("end of the appended tokens", end, 1, i64::from(i32::MAX))?;
-        let tokens: Vec<i32> = (first_token..).take(num_tokens as usize).collect();
-        self.select(step, &tokens)
-    }
-
     /// Makes the selected tokens of a step resident, and keeps them until the step is over.
+    ///
+    /// The step's own tokens are misses like any other, though their rows do not come from the host;
+    /// those that nobody selects get no slot.
     pub fn select(&mut self, step: u32, tokens: &[i32]) -> Result<Resolution> {
         let stamps = StepStamps::of_step(step)?;
         self.lru.resolve(tokens, stamps.claim, stamps.claim)
@@ -51,23 +45,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_token_keeps_its_slot_while_its_step_selects() {
+    fn what_a_step_selected_keeps_its_slot_until_the_next() {
         let mut hot = HotBuffer::new(3).unwrap();
         hot.select(1, &[0, 1]).unwrap();
-        let newest = hot.append(2, 2, 1).unwrap();
-        assert_eq!(newest.victims, [2]);
+        assert_eq!(hot.select(2, &[2]).unwrap().victims, [2]);
         assert_eq!(hot.select(2, &[3, 4]).unwrap().victims, [0, 1]);
         assert_eq!(hot.lru().slot_of(2), 2);
         assert!(hot.select(2, &[5]).is_err());
-        assert_eq!(hot.append(3, 3, 1).unwrap().hits, [3]);
+        assert_eq!(hot.select(3, &[3]).unwrap().hits, [3]);
     }
 
     #[test]
     fn truncated_tokens_lose_their_slots() {
         let mut hot = HotBuffer::new(4).unwrap();
-        hot.append(1, 0, 4).unwrap();
+        hot.select(1, &[0, 1, 2, 3]).unwrap();
         hot.truncate(2).unwrap();
-        assert_eq!(hot.append(2, 2, 2).unwrap().victims, [2, 3]);
-        assert!(hot.append(2, i32::MAX, 1).is_err());
+        assert_eq!(hot.select(2, &[2, 3]).unwrap().victims, [2, 3]);
     }
 }

@@ -5,7 +5,7 @@ from accuracy import assert_bits_equal
 from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
 from hisparse_kernels.resolve import MissPlan
-from hisparse_kernels.swap_in import swap_in_blocks_ref, swap_in_ref
+from hisparse_kernels.swap_in import FreshRows, swap_in_blocks_ref, swap_in_ref
 from tests.kernels.gpu.graphs import assert_allocates_nothing, pinned_on_gpu, replay
 
 ROW_BYTES = pytest.mark.parametrize("row_bytes", [132, 528, 656, 1152, 2304])
@@ -45,6 +45,55 @@ def without_refusals(plan: MissPlan) -> MissPlan:
     """The plan as the reference can read it: a refused sequence has no misses."""
     count = plan.miss_count.clamp(min=0)
     return MissPlan(plan.miss_item, plan.miss_dst, count, count)
+
+
+def fresh_rows(
+    num_fresh: list[int], first_item: list[int], row_bytes: int, *, seed: int = 2
+) -> FreshRows:
+    """So many fresh rows of each sequence, then padding rows."""
+    first_row = [sum(num_fresh[:seq]) for seq in range(len(num_fresh))]
+    rows = random_bytes(sum(num_fresh) + 3, row_bytes, seed=seed)
+    places = (torch.tensor(numbers, dtype=torch.int32) for numbers in (first_item, first_row))
+    return FreshRows(rows, *places, torch.full((len(num_fresh),), WILD, dtype=torch.int32))
+
+
+def fresh_on(device: str, fresh: FreshRows) -> FreshRows:
+    return FreshRows(*(tensor.clone().to(device) for tensor in fresh_tensors(fresh)))
+
+
+def fresh_tensors(fresh: FreshRows) -> list[torch.Tensor]:
+    return [tensor for tensor in vars(fresh).values() if tensor is not None]
+
+
+@ROW_BYTES
+@pytest.mark.parametrize(
+    ("counts", "num_fresh"),
+    [
+        pytest.param([0, 192, -1, 60], [1, 1, 1, 1], id="one_each"),
+        pytest.param([192, 192, 150], [1, 3, 2], id="several"),
+        pytest.param([192, 100], [70, 33], id="more_than_are_counted_at_once"),
+        pytest.param([192], [192], id="nothing_else"),
+    ],
+)
+@pytest.mark.parametrize("is_known", [False, True], ids=["counted", "known"])
+def test_fresh_rows_come_from_the_step_and_the_others_from_the_host(
+    row_bytes: int, counts: list[int], num_fresh: list[int], is_known: bool, device: str
+) -> None:
+    host, expected = random_bytes(12 * 64, row_bytes), random_bytes(700, row_bytes, seed=1)
+    page_table = torch.randperm(12)[: 3 * len(counts)].view(-1, 3).int()
+    plan = random_plan(counts, 3 * 64, 700, 192)
+    wanted = fresh_rows(num_fresh, [3 * 64 - count for count in num_fresh], row_bytes)
+    if is_known:
+        wanted = FreshRows(*fresh_tensors(wanted)[:3])
+    hot, fresh = expected.clone().to(device), fresh_on(device, wanted)
+    swap_in_ref(host, page_table, without_refusals(plan), expected, wanted)
+
+    swap_in_triton(host.to(device), page_table.to(device), on(device, plan), hot, fresh)
+
+    assert_bits_equal(hot.cpu(), expected)
+    if not is_known:
+        assert fresh.num_missed.tolist() == wanted.num_missed.tolist()
+        assert 0 < sum(wanted.num_missed.tolist()) <= sum(num_fresh)
 
 
 @ROW_BYTES
@@ -204,19 +253,24 @@ def test_a_graph_follows_new_plans_and_page_tables() -> None:
     blocks, new_blocks = random_plan([1, 0], 1, 8, 4), random_plan([1, 1], 1, 8, 4, seed=3)
     held_rows, held_blocks, held_table = on("cuda", rows), on("cuda", blocks), table.cuda()
     on_gpu = [tensor.cuda() for tensor in (host, hot, pages, window)]
+    wanted_fresh = fresh_rows([2, 44], [62, 20], 656, seed=4)  # items are below 64
+    held_fresh = fresh_on("cuda", fresh_rows([44, 2], [20, 62], 656))
 
     def call() -> None:
-        swap_in_triton(on_gpu[0], held_table, held_rows, on_gpu[1])
+        swap_in_triton(on_gpu[0], held_table, held_rows, on_gpu[1], held_fresh)
         swap_in_blocks_triton(on_gpu[2], held_table, held_blocks, on_gpu[3], 128)
 
     assert_allocates_nothing(call)
+    plans = [*tensors(held_rows), *tensors(held_blocks), *fresh_tensors(held_fresh)]
+    new_plans = [*tensors(new_rows), *tensors(new_blocks), *fresh_tensors(wanted_fresh)]
     replay(
         call,
-        [held_table, *tensors(held_rows), *tensors(held_blocks), on_gpu[1], on_gpu[3]],
-        [new_table, *tensors(new_rows), *tensors(new_blocks), hot, window],
+        [held_table, *plans, on_gpu[1], on_gpu[3]],
+        [new_table, *new_plans, hot, window],
     )
 
-    swap_in_ref(host, new_table, without_refusals(new_rows), hot)
+    swap_in_ref(host, new_table, without_refusals(new_rows), hot, wanted_fresh)
+    assert held_fresh.num_missed.tolist() == wanted_fresh.num_missed.tolist()
     swap_in_blocks_ref(pages, new_table, new_blocks, window, 128)
     assert_bits_equal(on_gpu[1].cpu(), hot)
     assert_bits_equal(on_gpu[3].cpu(), window)
