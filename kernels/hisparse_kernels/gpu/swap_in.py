@@ -121,9 +121,8 @@ def _swap_in_kernel(
         row = page * _PAGE_TOKENS + item % _PAGE_TOKENS
         values = _load_host(host_ptr, row * ROW_WORDS + column, is_old, WORD)
         if fresh_ptr is not None:
-            offset = (first_row + item - first_item).to(tl.int64) * ROW_WORDS + column
-            own_ptr = fresh_ptr.to(tl.pointer_type(WORD)) + offset
-            values = tl.where(is_old, values, tl.load(own_ptr, mask=held & (item >= first_item)))
+            own = _own_words(fresh_ptr, first_row + item - first_item, column, ROW_WORDS, WORD)
+            values = tl.where(is_old, values, tl.load(own, mask=held & (item >= first_item)))
         hot_word = dst.to(tl.int64) * ROW_WORDS + column
         tl.store(hot_ptr.to(tl.pointer_type(WORD)) + hot_word, values, mask=held)
         start += step
@@ -132,6 +131,11 @@ def _swap_in_kernel(
         if tl.program_id(1) == 0:
             missed = _count_fresh(item_ptr + seq * cap, count, first_item)
             tl.store(missed_ptr + seq, missed)
+
+
+@triton.jit
+def _own_words(fresh_ptr, row, column, ROW_WORDS: tl.constexpr, WORD: tl.constexpr):
+    return fresh_ptr.to(tl.pointer_type(WORD)) + (row.to(tl.int64) * ROW_WORDS + column)
 
 
 @triton.jit
