@@ -18,7 +18,7 @@ def device_capacity(config: SidecarConfig) -> DeviceCapacity:
     sequences = config.max_sequences
     blocks = tokens // config.block_tokens + sequences
     return DeviceCapacity(
-        slots=sequences * (config.default_hot_slots + config.max_step_rows),
+        slots=sequences * config.default_hot_slots,
         window_slots=sequences * (config.window_blocks + config.touched_blocks),
         table_tokens=tokens,
         table_blocks=blocks,

@@ -67,9 +67,9 @@ class SequenceOptions:
         require(self.window_blocks >= 1, f"window_blocks is {self.window_blocks}, must be >= 1")
 
     def device_slots(self, config: SidecarConfig) -> DeviceSlots:
-        """What the core is asked for, the slots of a step's own rows included."""
+        """What the core is asked for."""
         return DeviceSlots(
-            slots=self.hot_slots + config.max_step_rows,
+            slots=self.hot_slots,
             window_slots=self.window_blocks + config.touched_blocks,
         )
 
