@@ -12,7 +12,8 @@ from functools import partial
 
 from hisparse_sidecar._core import DeadlinePassed, TierDown, TierFull
 from hisparse_sidecar.remote.breaker import BreakerState
-from hisparse_sidecar.remote.calls import TIER, Call, StoreCalls
+from hisparse_sidecar.remote.calls import TIER, Call, StoreCalls, Work
+from hisparse_sidecar.remote.changes import Changes
 from hisparse_sidecar.remote.frame import FRAME_BYTES, open_frame, write_frame
 from hisparse_sidecar.remote.frames import Frame, SharedMemory, load_frames, store_frames
 from hisparse_sidecar.remote.object_store import (
@@ -35,7 +36,6 @@ from hisparse_sidecar.remote.pages import (
     check_names,
     check_tokens,
 )
-from hisparse_sidecar.remote.removals import Removals
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.2
 _LEAST_CALL_SECONDS = 0.1  # with less left, a try would fail by its deadline, not by the store
@@ -55,7 +55,7 @@ class MooncakeTier:
         self._options = options
         self._calls = StoreCalls(store, options)
         self._shared = SharedMemory()
-        self._removals = Removals()
+        self._changes = Changes()
 
     @property
     def state(self) -> BreakerState:
@@ -83,9 +83,10 @@ class MooncakeTier:
         """Stores a page, if the store has none of this identity: whether it had, it does not say.
 
         A full store evicts behind the caller's back: the put pauses and tries again. A call that is
-        left at its deadline may store the page late; of a page in memory that was shared it may
-        still read what has become of it, and what it then stores is a miss. A removal of the page
-        that is still under way is waited for: it could remove what is put.
+        left at its deadline may store the page late, if the store was called by then; of a page in
+        memory that was shared it may still read what has become of it, and what it then stores is a
+        miss. Calls that have been left and still change the page are waited for: a removal could
+        remove what is put.
 
         Raises:
             TierFull: the store was full until too little time was left for another try.
@@ -93,8 +94,9 @@ class MooncakeTier:
         content = bytes_of(page)
         self._calls.check_fit((identity,), content.nbytes)
         check_tokens(num_tokens)
-        with self._begin_put((identity,), deadline_seconds) as call:
-            self._put_frames(call, [self._write(call, 0, identity, content, num_tokens)])
+        with self._begin_change("put", (identity,), deadline_seconds) as call:
+            frames = [self._write(call, 0, identity, content, num_tokens)]
+            self._put_frames(call, (identity,), frames)
             self._calls.count("puts")
 
     def put_many(self, pages: Sequence[Page], *, deadline_seconds: float) -> None:
@@ -109,13 +111,13 @@ class MooncakeTier:
         for page in pages:
             check_tokens(page.num_tokens)
         names = [page.identity for page in pages]
-        with self._begin_put(names, deadline_seconds) as call:
+        with self._begin_change("put", names, deadline_seconds) as call:
             frames, offset = [], 0
             for page, content in zip(pages, contents, strict=True):
                 frame = self._write(call, offset, page.identity, content, page.num_tokens)
                 frames.append(frame)
                 offset += frame.memory.nbytes
-            self._put_frames(call, frames)
+            self._put_frames(call, names, frames)
             self._calls.count("puts", len(pages))
 
     def get(self, identity: bytes, into: WritableBytes, *, deadline_seconds: float) -> bool:
@@ -172,10 +174,10 @@ class MooncakeTier:
         """Forgets a page, even one that is being read: its reader finds the checksum wrong.
 
         A call that is left at its deadline removes nothing if the store was not called by then; if
-        it was, the page may go late, and a put of it waits for that.
+        it was, the page may go late, and a put of it waits for that, as a removal does for a put.
         """
         check_names((identity,))
-        with self._calls.begin("remove", deadline_seconds) as call:
+        with self._begin_change("remove", (identity,), deadline_seconds) as call:
             return self._remove(call, identity) not in ABOUT_THE_KEY
 
     def close(self) -> None:
@@ -189,11 +191,23 @@ class MooncakeTier:
         self.close()
 
     @contextmanager
-    def _begin_put(self, identities: Sequence[bytes], deadline_seconds: float) -> Iterator[Call]:
-        with self._calls.begin("put", deadline_seconds) as call:
-            if not self._removals.wait_out(identities, call.deadline):
+    def _begin_change(
+        self, name: str, identities: Sequence[bytes], deadline_seconds: float
+    ) -> Iterator[Call]:
+        with self._calls.begin(name, deadline_seconds) as call:
+            if not self._changes.wait_out(identities, call.deadline):
                 self._calls.give_up(call)
             yield call
+
+    def _change(self, call: Call, names: Sequence[bytes], change: Work, *answers: int) -> list[int]:
+        """The store's codes. A call that was left before it began changes nothing."""
+
+        def change_unless_left() -> list[int]:
+            with self._changes.of(names):
+                # in this order: who has left either finds the change under way, or stops it
+                return [ABSENT] if call.is_left else change()
+
+        return self._calls.run(call, change_unless_left, *answers)
 
     def _write(
         self, call: Call, offset: int, identity: bytes, content: memoryview, num_tokens: int
@@ -208,9 +222,9 @@ class MooncakeTier:
             return Frame(key, memory, [address], [in_lane])
         return Frame(key, memory, [address, shared_at], [FRAME_BYTES, content.nbytes])
 
-    def _put_frames(self, call: Call, frames: list[Frame]) -> None:
+    def _put_frames(self, call: Call, names: Sequence[bytes], frames: list[Frame]) -> None:
         for attempt in itertools.count():
-            codes = self._calls.run(call, partial(store_frames, self._store, frames), FULL)
+            codes = self._change(call, names, partial(store_frames, self._store, frames), FULL)
             if FULL not in codes:
                 return
             frames = [frame for frame, code in zip(frames, codes, strict=True) if code == FULL]
@@ -263,14 +277,8 @@ class MooncakeTier:
                 self._remove(call, identity)
 
     def _remove(self, call: Call, identity: bytes) -> int:
-        def remove() -> list[int]:
-            with self._removals.of(identity):
-                # in this order: who has left either finds the removal under way, or stops it
-                if call.is_left:
-                    return [ABSENT]
-                return [self._store.remove(self._key(identity), True)]
-
-        (code,) = self._calls.run(call, remove)
+        remove = partial(self._store.remove, self._key(identity), True)
+        (code,) = self._change(call, (identity,), lambda: [remove()])
         return code
 
     def _key(self, identity: bytes) -> str:

@@ -11,7 +11,7 @@ use hisparse_core::ErrorKind;
 use hisparse_core::hierarchy::{Hierarchy, HierarchyLimits};
 use hisparse_core::prefix::LowerTier;
 use hisparse_core::sync::Arc;
-use hisparse_core::tier::{Deadline, MemoryTier, PageHeader, PageTier};
+use hisparse_core::tier::{Changes, Deadline, MemoryTier, PageHeader, PageTier};
 use prefix_pages::{headers, identities};
 use shuttle::thread;
 
@@ -141,6 +141,38 @@ fn a_load_races_with_a_tier_that_loses_its_pages() {
 #[test]
 fn a_load_races_with_the_end_of_the_hierarchy() {
     explore(CLOSE_LOAD, DEFAULT_SCHEDULES);
+}
+
+/// Callers that leave their removals of one page, and put it: whoever puts last has put it.
+fn leave_removals_and_put() {
+    let page = headers("a", 1, 1)[0];
+    let tier = std::sync::Arc::new(MemoryTier::new(1 << 10));
+    let changes = std::sync::Arc::new(Changes::default());
+    let leave_and_put = || {
+        let (tier, changes) = (tier.clone(), changes.clone());
+        thread::spawn(move || {
+            let removal = changes.begin(&page.identity, "remove", far()).expect("they end");
+            let removed_from = tier.clone();
+            let left = thread::spawn(move || {
+                removed_from.remove(&page.identity, far()).expect("nobody has panicked");
+                drop(removal);
+            });
+            let _put = changes.begin(&page.identity, "put", far()).expect("they end");
+            tier.put(&page, &[1; 9], far()).expect("there is room");
+            left
+        })
+    };
+    let callers: Vec<_> = (0..3).map(|_| leave_and_put()).collect();
+    for caller in callers {
+        caller.join().expect("no thread panics").join().expect("no thread panics");
+    }
+    assert_eq!(tier.holds(&page.identity, far()), Ok(true));
+}
+
+#[test]
+fn a_page_that_was_put_after_removals_that_are_late_is_there() {
+    shuttle::check_random(leave_removals_and_put, 2 * DEFAULT_SCHEDULES);
+    shuttle::check_pct(leave_removals_and_put, 2 * DEFAULT_SCHEDULES, 3);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Where pages lie that are not in the host pool: one trait, and what every tier must keep to.
 
 mod breaker;
+mod changes;
 mod fault;
 pub mod file;
 pub mod frame;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 
 pub use breaker::{Admission, Breaker, BreakerLimits, BreakerState};
+pub use changes::{Change, Changes};
 pub use fault::{DrawBy, FaultCounts, FaultPlan, FaultTier, ONE_MILLION};
 pub use guarded::{Clock, GuardLimits, GuardedTier};
 pub use identity::{IDENTITY_BYTES, IdentityChain, PageIdentity, TenantKey};
