@@ -1,8 +1,4 @@
-"""Changes of pages under way, also by calls whose callers have left: `tier/changes.rs`, in Python.
-
-What is put while a removal goes on could be what goes, and what is removed while a put goes on
-could come back.
-"""
+"""Changes of pages under way, also by calls whose callers have left; as `tier/changes.rs`."""
 
 import threading
 import time
@@ -12,7 +8,11 @@ from contextlib import contextmanager
 
 
 class Changes:
-    """Names of pages that are being put or removed."""
+    """Names of pages that are being changed in one way.
+
+    A put waits for removals of its page, which could remove what it puts, and a removal for puts,
+    which could bring the page back. Changes of one kind are in nobody's way.
+    """
 
     def __init__(self) -> None:
         self._has_ended = threading.Condition()

@@ -25,7 +25,6 @@ from hisparse_sidecar.remote.object_store import (
     MooncakeOptions,
     ObjectStore,
     failure,
-    open_store,
 )
 from hisparse_sidecar.remote.pages import (
     Bytes,
@@ -50,17 +49,25 @@ class MooncakeTier:
     they are over, or `TierDown` if the store fails or is being spared.
     """
 
-    def __init__(self, store: ObjectStore, options: MooncakeOptions) -> None:
+    def __init__(self, store: ObjectStore, options: MooncakeOptions, *, is_up: bool = True) -> None:
+        """Takes charge of a store; where it is not up, it is spared until it is."""
         self._store = store
         self._options = options
         self._calls = StoreCalls(store, options)
         self._shared = SharedMemory()
-        self._changes = Changes()
+        self._puts, self._removals = Changes(), Changes()  # a page's wait for each other
+        if not is_up:
+            self._calls.spare()
 
     @property
     def state(self) -> BreakerState:
         """Whether the store answers; anything but closed is a degraded service."""
         return self._calls.state
+
+    @property
+    def is_up(self) -> bool:
+        """Whether calls are made at all at this moment."""
+        return self.state is BreakerState.CLOSED
 
     @property
     def usage(self) -> RemoteUsage:
@@ -85,8 +92,8 @@ class MooncakeTier:
         A full store evicts behind the caller's back: the put pauses and tries again. A call that is
         left at its deadline may store the page late, if the store was called by then; of a page in
         memory that was shared it may still read what has become of it, and what it then stores is a
-        miss. Calls that have been left and still change the page are waited for: a removal could
-        remove what is put.
+        miss. A removal of the page that is still under way is waited for: it could remove what is
+        put.
 
         Raises:
             TierFull: the store was full until too little time was left for another try.
@@ -94,7 +101,7 @@ class MooncakeTier:
         content = bytes_of(page)
         self._calls.check_fit((identity,), content.nbytes)
         check_tokens(num_tokens)
-        with self._begin_change("put", (identity,), deadline_seconds) as call:
+        with self._begin_put((identity,), deadline_seconds) as call:
             frames = [self._write(call, 0, identity, content, num_tokens)]
             self._put_frames(call, (identity,), frames)
             self._calls.count("puts")
@@ -111,7 +118,7 @@ class MooncakeTier:
         for page in pages:
             check_tokens(page.num_tokens)
         names = [page.identity for page in pages]
-        with self._begin_change("put", names, deadline_seconds) as call:
+        with self._begin_put(names, deadline_seconds) as call:
             frames, offset = [], 0
             for page, content in zip(pages, contents, strict=True):
                 frame = self._write(call, offset, page.identity, content, page.num_tokens)
@@ -177,7 +184,8 @@ class MooncakeTier:
         it was, the page may go late, and a put of it waits for that, as a removal does for a put.
         """
         check_names((identity,))
-        with self._begin_change("remove", (identity,), deadline_seconds) as call:
+        with self._calls.begin("remove", deadline_seconds) as call:
+            self._wait_out(call, self._puts, (identity,))
             return self._remove(call, identity) not in ABOUT_THE_KEY
 
     def close(self) -> None:
@@ -191,19 +199,22 @@ class MooncakeTier:
         self.close()
 
     @contextmanager
-    def _begin_change(
-        self, name: str, identities: Sequence[bytes], deadline_seconds: float
-    ) -> Iterator[Call]:
-        with self._calls.begin(name, deadline_seconds) as call:
-            if not self._changes.wait_out(identities, call.deadline):
-                self._calls.give_up(call)
+    def _begin_put(self, names: Sequence[bytes], deadline_seconds: float) -> Iterator[Call]:
+        with self._calls.begin("put", deadline_seconds) as call:
+            self._wait_out(call, self._removals, names)
             yield call
 
-    def _change(self, call: Call, names: Sequence[bytes], change: Work, *answers: int) -> list[int]:
+    def _wait_out(self, call: Call, changes: Changes, names: Sequence[bytes]) -> None:
+        if not changes.wait_out(names, call.deadline):
+            self._calls.give_up(call)
+
+    def _change(
+        self, call: Call, changes: Changes, names: Sequence[bytes], change: Work, *answers: int
+    ) -> list[int]:
         """The store's codes. A call that was left before it began changes nothing."""
 
         def change_unless_left() -> list[int]:
-            with self._changes.of(names):
+            with changes.of(names):
                 # in this order: who has left either finds the change under way, or stops it
                 return [ABSENT] if call.is_left else change()
 
@@ -224,7 +235,8 @@ class MooncakeTier:
 
     def _put_frames(self, call: Call, names: Sequence[bytes], frames: list[Frame]) -> None:
         for attempt in itertools.count():
-            codes = self._change(call, names, partial(store_frames, self._store, frames), FULL)
+            put = partial(store_frames, self._store, frames)
+            codes = self._change(call, self._puts, names, put, FULL)
             if FULL not in codes:
                 return
             frames = [frame for frame, code in zip(frames, codes, strict=True) if code == FULL]
@@ -277,19 +289,11 @@ class MooncakeTier:
                 self._remove(call, identity)
 
     def _remove(self, call: Call, identity: bytes) -> int:
-        remove = partial(self._store.remove, self._key(identity), True)
-        (code,) = self._change(call, (identity,), lambda: [remove()])
+        def remove() -> list[int]:
+            return [self._store.remove(self._key(identity), True)]
+
+        (code,) = self._change(call, self._removals, (identity,), remove)
         return code
 
     def _key(self, identity: bytes) -> str:
         return self._options.key_prefix + identity.hex()
-
-
-def connect(options: MooncakeOptions) -> MooncakeTier:
-    """A tier on a running store.
-
-    Raises:
-        TierDown: the master does not answer.
-        InvalidArgument: the wheel of the store is not installed, or a library that it needs.
-    """
-    return MooncakeTier(open_store(options), options)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::breaker::{Admission, Breaker, BreakerLimits, BreakerState};
-use super::changes::{Change, Changes};
+use super::changes::{Change, ChangeKind, Changes};
 use super::workers::Workers;
 use super::{Deadline, PageHeader, PageIdentity, PageTier, Stored, TierUsage};
 use crate::error::{Error, Result, check_range};
@@ -35,7 +35,7 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 ///
 /// Pages are copied to and from bytes of the call's own: a call that comes back late writes
 /// nothing that its caller owns. A late put may still store its page, and a late removal may still
-/// remove it; until such a call has ended, no other changes the page: what was put later is not what
+/// remove it; a removal and a put of the page wait for such a call: what was put later is not what
 /// goes, and a page that was removed does not come back. Timeouts, [`Error::TierIo`] and
 /// [`Error::TierDown`] count against the tier; a full tier answers, so [`Error::TierFull`] does not.
 pub struct GuardedTier<T: ?Sized> {
@@ -84,15 +84,15 @@ impl<T: PageTier + ?Sized + 'static> GuardedTier<T> {
         self.breaker.admit((self.clock)())
     }
 
-    /// Begins a change of a page once those have ended that others have left.
+    /// Begins a change of a page once those have ended that it must not meet.
     fn change(
         &self,
         admission: &Admission,
-        call: &'static str,
+        kind: ChangeKind,
         page: &PageIdentity,
         deadline: Deadline,
     ) -> Result<Change> {
-        let begun = self.changes.begin(page, call, deadline);
+        let begun = self.changes.begin(kind, page, deadline);
         if begun.is_err() {
             self.note(admission, &begun, deadline)?; // what is in the way hangs
         }
@@ -146,7 +146,7 @@ pub(super) const fn is_failure(error: &Error) -> bool {
 impl<T: PageTier + ?Sized + 'static> PageTier for GuardedTier<T> {
     fn put(&self, page: &PageHeader, bytes: &[u8], deadline: Deadline) -> Result<Stored> {
         let admission = self.admit("put", deadline)?;
-        let change = self.change(&admission, "put", &page.identity, deadline)?;
+        let change = self.change(&admission, ChangeKind::Put, &page.identity, deadline)?;
         let (page, bytes) = (*page, bytes.to_vec());
         self.call(&admission, "put", deadline, move |inner| {
             let _under_way = change;
@@ -182,7 +182,7 @@ impl<T: PageTier + ?Sized + 'static> PageTier for GuardedTier<T> {
 
     fn remove(&self, name: &PageIdentity, deadline: Deadline) -> Result<bool> {
         let admission = self.admit("remove", deadline)?;
-        let change = self.change(&admission, "remove", name, deadline)?;
+        let change = self.change(&admission, ChangeKind::Remove, name, deadline)?;
         let name = *name;
         self.call(&admission, "remove", deadline, move |inner| {
             let _under_way = change;
@@ -207,6 +207,10 @@ impl<T: PageTier + ?Sized + 'static> PageTier for GuardedTier<T> {
 
     fn forget_cached(&self) {
         self.inner.forget_cached();
+    }
+
+    fn is_up(&self) -> bool {
+        self.inner.is_up()
     }
 
     fn keeps_deadlines(&self) -> bool {
