@@ -42,7 +42,7 @@ impl Gate {
         let mut adopted = lock(&self.adopted)?;
         adopted.table.speeds.retain(|(known, _)| *known != tier);
         adopted.table.speeds.push((tier, speed));
-        adopted.epoch += 1;
+        adopted.epoch = adopted.epoch.saturating_add(1);
         Ok(())
     }
 
