@@ -765,15 +765,22 @@ class Hierarchy:
             manager: whose pages move.
             file: a FileTier, MemoryTier or FaultTier; None = there is none.
             remote: the same, or an object like `hisparse_sidecar.remote.MooncakeTier`: with put,
-                get, holds and remove that keep their deadlines.
+                get, holds and remove that keep their deadlines, and perhaps `is_up`.
             low_watermark_pages: host pages that the thread of `start` keeps free.
             num_threads: threads that move pages, 0 to 64.
             staging_bytes: of pages on their way at a time; at least 8 pages.
             call_seconds: most that one call of a tier may take.
         """
 
-    def start(self) -> None:
-        """Starts the thread that moves idle pages down while too few host pages are free."""
+    def start(self, *, measure_seconds: float = 0.0) -> None:
+        """Starts the threads that work by themselves.
+
+        One moves idle pages down while too few host pages are free. One asks degraded tiers each
+        second whether they work again, and measures those that have no speeds in force.
+
+        Args:
+            measure_seconds: as `tier_seconds` of `measure`; 0 = nothing is measured.
+        """
 
     def wake(self) -> None:
         """Tells that thread that pages may have become idle; cheap, and never waits."""
@@ -868,11 +875,18 @@ class Hierarchy:
     def drain(self, deadline_seconds: float) -> tuple[int, int]:
         """Moves every page down that may move, then flushes: (host pages freed, left in it)."""
 
-    def measure(self, deadline_seconds: float) -> list[tuple[str, int, int]]:
-        """Speeds of the tiers that answer: name, latency in us, bytes a second."""
+    def measure(self, tier_seconds: float) -> list[tuple[str, int, int]]:
+        """Speeds of the tiers that answer: name, latency in us, bytes a second.
+
+        Args:
+            tier_seconds: for each tier; removing what was written may take as long again.
+        """
 
     def load_table(self) -> tuple[list[tuple[str, int, int]], int]:
-        """The speeds in force, and their epoch; epoch 0 is that of an empty table."""
+        """The speeds in force, and their epoch; epoch 0 is that of an empty table.
+
+        Each tier that is measured later, as `start` says, is another epoch.
+        """
 
     def adopt_load_table(self, table: list[tuple[str, int, int]], epoch: SupportsIndex) -> None:
         """Puts speeds in force that all ranks agree on; WrongState unless the epoch is later."""

@@ -41,7 +41,8 @@ def open_tiers(
 
     Raises:
         WrongState: another process has the file tier, or its pages are of another model.
-        TierDown: the system refuses the files, or the remote master does not answer.
+        TierDown: the system refuses the files. A remote master that does not answer is waited for
+            behind the caller's back.
     """
     tiers = config.tiers
     has_tiers = tiers.has_lower_tiers or remote_tier is not None
@@ -92,4 +93,6 @@ def _begin(tiers: TiersConfig, hierarchy: Hierarchy) -> None:
         hierarchy.adopt_load_table(table, 1)
         for name, latency_us, bytes_per_second in table:
             _LOG.info("%s tier: %.2f GB/s after %d us", name, bytes_per_second / 1e9, latency_us)
-    hierarchy.start()
+        for name in {state.name for state in hierarchy.state()} - {name for name, *_ in table}:
+            _LOG.warning("%s tier: not measured; nothing is loaded from it until it is", name)
+    hierarchy.start(measure_seconds=tiers.probe_seconds)

@@ -17,7 +17,8 @@ class TiersConfig:
         segment_bytes: bytes of one file, 65536 to 2**32; `file_bytes` has room for three or more.
         strict_recovery: refuse to start on damaged files, instead of passing over what is damaged;
             what a crash leaves, and what no sync is known to have reached, is no damage.
-        remote_master: host:port of a Mooncake master; None = no remote tier.
+        remote_master: host:port of a Mooncake master; None = no remote tier. One that does not
+            answer yet is used as soon as it does.
         remote_segment_bytes: memory that this process lends to the remote store.
         secret_file: 32 bytes that page names are made with; whoever is to find the same pages
             needs the same. Made, readable by its owner alone, where it is missing. Default: beside
@@ -28,8 +29,8 @@ class TiersConfig:
         staging_bytes: most bytes of pages on their way at a time.
         load_seconds: how long opening or resuming a sequence may wait for lower tiers.
         call_seconds: most that one call of a tier may take.
-        probe_seconds: how long measuring the tiers at the start may take; 0 = do not measure, and
-            load whatever is there.
+        probe_seconds: how long measuring a tier may take, at the start, and again later where that
+            has failed; 0 = do not measure, and load whatever is there.
         recompute_tokens_per_second: what the engine prefills; pages that would take longer to load
             are computed again. None = measured over the prefill steps.
     """

@@ -1,10 +1,13 @@
 """What a store below the host pool may answer, and numbers without end: never a panic."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 
 import pytest
 
-from hisparse_sidecar._core import Hierarchy, Manager, WrongState
+from hisparse_sidecar._core import Hierarchy, Manager, TierDown, WrongState
 from tests.core.conftest import Host
 
 DEVICE = {"slots": 8, "window_slots": 2}
@@ -32,6 +35,37 @@ class Store:
 
     def remove(self, name: bytes, *, deadline_seconds: float) -> bool:
         return True
+
+
+class LateStore:
+    """A dictionary that is down until it is told that it is up."""
+
+    def __init__(self) -> None:
+        self.is_up = False
+        self.pages: dict[bytes, bytes] = {}
+        self.num_puts = 0
+
+    def put(self, name: bytes, page: bytes, *, num_tokens: int, deadline_seconds: float) -> None:
+        self._check()
+        self.pages[name] = page
+        self.num_puts += 1
+
+    def get(self, name: bytes, into: bytearray, *, deadline_seconds: float) -> bool:
+        self._check()
+        into[:] = self.pages.get(name, into)
+        return name in self.pages
+
+    def holds(self, name: bytes, *, deadline_seconds: float) -> bool:
+        self._check()
+        return name in self.pages
+
+    def remove(self, name: bytes, *, deadline_seconds: float) -> bool:
+        self._check()
+        return self.pages.pop(name, None) is not None
+
+    def _check(self) -> None:
+        if not self.is_up:
+            raise TierDown("not yet")
 
 
 def cached_tokens(host: Host, store: Store) -> int:
@@ -84,3 +118,51 @@ def test_no_epoch_follows_the_last_one(host: Host) -> None:
     hierarchy.adopt_load_table([("file", 2**64 - 1, 0)], 2**64 - 1)
     with pytest.raises(WrongState, match="found 1, needed 18446744073709551615"):
         hierarchy.adopt_load_table([], 1)
+
+
+def test_a_store_that_is_down_at_first_is_measured_once_it_is_up(host: Host) -> None:
+    store = LateStore()
+    hierarchy = Hierarchy(host.manager, remote=store)
+    assert hierarchy.state()[0].condition == "degraded"  # before any call has failed
+    assert hierarchy.measure(60.0) == []
+    hierarchy.adopt_load_table([], 1)
+    hierarchy.start(measure_seconds=60.0)
+    store.is_up = True
+    begin = time.monotonic()
+    while hierarchy.load_table()[1] < 2:
+        assert time.monotonic() - begin < 60.0
+        time.sleep(0.01)
+    assert [name for name, *_ in hierarchy.load_table()[0]] == ["remote"]
+    assert hierarchy.state()[0].condition == "serving"
+    hierarchy.close()
+    assert store.num_puts > 0
+    assert not store.pages
+
+
+def test_a_hierarchy_that_nobody_closes_waits_for_calls_of_its_store() -> None:
+    """A wait that kept the interpreter's lock would never end."""
+    subprocess.run([sys.executable, "-c", UNCLOSED], check=True, timeout=120)
+
+
+UNCLOSED = """
+import threading, time
+from tests.core.conftest import Host
+from hisparse_sidecar._core import Hierarchy
+
+class Store:
+    is_up = False
+    begun = threading.Event()
+    def put(self, name, page, **options):
+        self.begun.set()
+        for _ in range(100):
+            time.sleep(0.01)
+    def get(self, name, into, **options):
+        return False
+    holds = remove = get
+
+host = Host()
+hierarchy = Hierarchy(host.manager, remote=Store())
+hierarchy.start()
+assert Store.begun.wait(60)
+del hierarchy
+"""

@@ -9,14 +9,20 @@ from hisparse_sidecar.remote.local_store import LocalMaster, LocalOwner
 
 
 @pytest.fixture
-def master() -> Iterator[LocalMaster]:
+def master_to_come() -> Iterator[LocalMaster]:
+    """One that nobody has started yet."""
     try:
-        running = LocalMaster()
+        master = LocalMaster()
     except InvalidArgument as error:
         pytest.skip(str(error))
-    running.start()
-    yield running
-    running.kill()
+    yield master
+    master.kill()
+
+
+@pytest.fixture
+def master(master_to_come: LocalMaster) -> LocalMaster:
+    master_to_come.start()
+    return master_to_come
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ class ScriptedStore:
         self.objects: dict[str, bytes] = {}
         self.codes: list[int] = []
         self.hanging_keys: set[str] = set()
+        self.hanging_puts: set[str] = set()
         self.hanging_removals: set[str] = set()
         self.may_go_on = threading.Event()
         self.num_calls = self.num_closed = self.num_in_place = 0
@@ -22,6 +23,8 @@ class ScriptedStore:
 
     def put_from(self, key: str, buffer_ptr: int, size: int) -> int:
         code = self._begin(key)
+        if key in self.hanging_puts:
+            assert self.may_go_on.wait(LONG)
         if code == 0:
             self.objects.setdefault(key, ctypes.string_at(buffer_ptr, size))
         return code

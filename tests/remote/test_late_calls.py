@@ -116,6 +116,35 @@ def test_a_put_waits_for_a_removal_that_is_still_under_way(
     assert remove(tier, 1)
 
 
+def test_a_removal_waits_for_a_put_that_is_still_under_way(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    store.hanging_puts = {key_of(1)}
+    with pytest.raises(DeadlinePassed):
+        put(tier, 1, SHORT)
+    with pytest.raises(DeadlinePassed):
+        remove(tier, 1, SHORT)
+    assert not remove(tier, 2, 10.0)  # others do not wait
+    store.may_go_on.set()
+    assert remove(tier, 1)
+    assert not store.objects
+
+
+def test_a_put_that_was_left_before_it_began_puts_nothing(
+    store: ScriptedStore, tier: MooncakeTier
+) -> None:
+    blocks = SimpleNamespace(run=lambda: not store.may_go_on.wait(LONG))
+    for lane in tier._calls._lanes.all:
+        lane._jobs.put(blocks)  # type: ignore[arg-type]  # threads that get no turn
+    with pytest.raises(DeadlinePassed):
+        put(tier, 1, SHORT)
+    store.may_go_on.set()
+    with ExitStack() as held:  # until the lane of the put is back
+        for _ in range(NUM_LANES):
+            reading = tier.read(identity_of(1), SMALL_BYTES, deadline_seconds=LONG)
+            assert held.enter_context(reading) is None
+
+
 def test_a_removal_that_was_left_before_it_began_removes_nothing(
     store: ScriptedStore, tier: MooncakeTier
 ) -> None:

@@ -135,6 +135,44 @@ def test_a_killed_master_is_an_error_at_once_and_used_again_once_it_is_back(
     assert get(tier, 1) in (None, bytes_of(1))
 
 
+def test_a_master_that_is_down_at_first_is_used_once_it_is_there(
+    master_to_come: LocalMaster,
+) -> None:
+    with connect(options_of(master_to_come, segment_bytes=4 * LARGE_BYTES)) as tier:
+        for _ in range(2):
+            with pytest.raises(TierDown):
+                put(tier, 1, seconds=SOON)
+        assert not tier.is_up
+        pool = bytearray(bytes_of(2, LARGE_BYTES))
+        tier.share(pool)  # the store gets it when there is one
+        master_to_come.start()
+        assert seconds_until_put(tier, 1) <= RECONNECT_SECONDS
+        assert tier.is_up
+        assert get(tier, 1) == bytes_of(1)
+        tier.put(identity_of(2), pool, num_tokens=64, deadline_seconds=LONG)
+        assert get(tier, 2, LARGE_BYTES) == bytes_of(2, LARGE_BYTES)
+
+
+def test_a_process_that_lends_memory_does_so_again_after_its_master_was_killed(
+    master: LocalMaster,
+) -> None:
+    with connect(options_of(master, segment_bytes=4 * LARGE_BYTES)) as tier:
+        put(tier, 1)
+        master.kill()
+        with pytest.raises((TierDown, DeadlinePassed)):
+            put(tier, 2, seconds=SOON)
+        master.start()
+        assert seconds_until_put(tier, 3) <= RECONNECT_SECONDS
+        assert get(tier, 3) == bytes_of(3)
+        assert get(tier, 1) in (None, bytes_of(1))
+
+
+def test_a_master_that_hangs_at_the_start_is_a_tier_that_is_down(master: LocalMaster) -> None:
+    master.stop()
+    with connect(options_of(master)) as tier, pytest.raises(TierDown):
+        put(tier, 1)
+
+
 def test_a_killed_owner_makes_its_pages_misses(tier: MooncakeTier, owner: LocalOwner) -> None:
     put(tier, 1)
     owner.kill()

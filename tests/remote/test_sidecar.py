@@ -1,5 +1,6 @@
 """Two sidecars that share nothing but a store: what one has computed, the other finds there."""
 
+import time
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from hisparse_sidecar.remote.local_store import LocalMaster, LocalOwner
 from hisparse_sidecar.tiers_config import TiersConfig
 
 PROMPT = list(range(1000, 1300))
+RECONNECT_SECONDS = 5.0
 
 
 def config(master: LocalMaster, path: Path) -> SidecarConfig:
@@ -65,3 +67,42 @@ def test_a_prompt_of_one_sidecar_is_found_by_another(
         other.evict_idle(32)
         _, cached = other.open_prompt(PROMPT, 10)
         assert cached == 0  # listed, perhaps, but not to be had: computed again, and no error
+
+
+def wait_until_serving(sidecar: Sidecar) -> None:
+    """Without a call that could wake the tier."""
+    start = time.monotonic()
+    while sidecar.lower_tiers()[0].condition != "serving":
+        assert time.monotonic() - start < RECONNECT_SECONDS
+        time.sleep(0.01)
+
+
+def compute(sidecar: Sidecar, num_cached: int) -> None:
+    sequence, cached = sidecar.open_prompt(PROMPT, 10)
+    assert cached == num_cached
+    run(sidecar, sequence, cached, 300 - cached)
+    sidecar.close_sequence(sequence)
+
+
+def test_a_sidecar_starts_without_a_master_and_finds_it_by_itself(
+    master_to_come: LocalMaster, tmp_path: Path
+) -> None:
+    with Sidecar(config(master_to_come, tmp_path)) as one:
+        assert one.lower_tiers()[0].condition == "degraded"
+        compute(one, 0)
+        master_to_come.start()
+        owner = LocalOwner(master_to_come.address, 64 << 20)
+        wait_until_serving(one)
+        assert one.drain(10.0) == (4, 0)
+        with Sidecar(config(master_to_come, tmp_path)) as other:
+            compute(other, 256)
+            owner.kill()
+            master_to_come.kill()
+            while other.lower_tiers()[0].condition == "serving":
+                other.evict_idle(32)
+                compute(other, 0)
+            master_to_come.start()
+            owner = LocalOwner(master_to_come.address, 64 << 20)
+            wait_until_serving(other)
+            assert other.drain(10.0) == (4, 0)
+    owner.kill()

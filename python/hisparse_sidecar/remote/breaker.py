@@ -119,6 +119,11 @@ class Breaker:
                 if is_full and now - self._failed_at[0] <= self._limits.window_seconds:
                     self._open(now)
 
+    def open(self, now: float) -> None:
+        """Spares the tier before any call has failed: it is known not to answer."""
+        with self._lock:
+            self._open(now)
+
     def _open(self, now: float) -> None:
         self._state = BreakerState.OPEN
         self._probe_at = now + self._limits.probe_seconds

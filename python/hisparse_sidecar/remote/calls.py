@@ -73,6 +73,10 @@ class StoreCalls:
         """Of the breaker."""
         return self._breaker.state
 
+    def spare(self) -> None:
+        """Makes no call before the next probe is due: the store is known not to answer."""
+        self._breaker.open(time.monotonic())
+
     @property
     def counts(self) -> dict[str, int]:
         """By name, what was counted so far."""

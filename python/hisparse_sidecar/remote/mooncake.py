@@ -12,7 +12,8 @@ from functools import partial
 
 from hisparse_sidecar._core import DeadlinePassed, TierDown, TierFull
 from hisparse_sidecar.remote.breaker import BreakerState
-from hisparse_sidecar.remote.calls import TIER, Call, StoreCalls
+from hisparse_sidecar.remote.calls import TIER, Call, StoreCalls, Work
+from hisparse_sidecar.remote.changes import Changes
 from hisparse_sidecar.remote.frame import FRAME_BYTES, open_frame, write_frame
 from hisparse_sidecar.remote.frames import Frame, SharedMemory, load_frames, store_frames
 from hisparse_sidecar.remote.object_store import (
@@ -24,7 +25,6 @@ from hisparse_sidecar.remote.object_store import (
     MooncakeOptions,
     ObjectStore,
     failure,
-    open_store,
 )
 from hisparse_sidecar.remote.pages import (
     Bytes,
@@ -35,7 +35,6 @@ from hisparse_sidecar.remote.pages import (
     check_names,
     check_tokens,
 )
-from hisparse_sidecar.remote.removals import Removals
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.2
 _LEAST_CALL_SECONDS = 0.1  # with less left, a try would fail by its deadline, not by the store
@@ -50,17 +49,25 @@ class MooncakeTier:
     they are over, or `TierDown` if the store fails or is being spared.
     """
 
-    def __init__(self, store: ObjectStore, options: MooncakeOptions) -> None:
+    def __init__(self, store: ObjectStore, options: MooncakeOptions, *, is_up: bool = True) -> None:
+        """Takes charge of a store; where it is not up, it is spared until it is."""
         self._store = store
         self._options = options
         self._calls = StoreCalls(store, options)
         self._shared = SharedMemory()
-        self._removals = Removals()
+        self._puts, self._removals = Changes(), Changes()  # a page's wait for each other
+        if not is_up:
+            self._calls.spare()
 
     @property
     def state(self) -> BreakerState:
         """Whether the store answers; anything but closed is a degraded service."""
         return self._calls.state
+
+    @property
+    def is_up(self) -> bool:
+        """Whether calls are made at all at this moment."""
+        return self.state is BreakerState.CLOSED
 
     @property
     def usage(self) -> RemoteUsage:
@@ -83,9 +90,10 @@ class MooncakeTier:
         """Stores a page, if the store has none of this identity: whether it had, it does not say.
 
         A full store evicts behind the caller's back: the put pauses and tries again. A call that is
-        left at its deadline may store the page late; of a page in memory that was shared it may
-        still read what has become of it, and what it then stores is a miss. A removal of the page
-        that is still under way is waited for: it could remove what is put.
+        left at its deadline may store the page late, if the store was called by then; of a page in
+        memory that was shared it may still read what has become of it, and what it then stores is a
+        miss. A removal of the page that is still under way is waited for: it could remove what is
+        put.
 
         Raises:
             TierFull: the store was full until too little time was left for another try.
@@ -94,7 +102,8 @@ class MooncakeTier:
         self._calls.check_fit((identity,), content.nbytes)
         check_tokens(num_tokens)
         with self._begin_put((identity,), deadline_seconds) as call:
-            self._put_frames(call, [self._write(call, 0, identity, content, num_tokens)])
+            frames = [self._write(call, 0, identity, content, num_tokens)]
+            self._put_frames(call, (identity,), frames)
             self._calls.count("puts")
 
     def put_many(self, pages: Sequence[Page], *, deadline_seconds: float) -> None:
@@ -115,7 +124,7 @@ class MooncakeTier:
                 frame = self._write(call, offset, page.identity, content, page.num_tokens)
                 frames.append(frame)
                 offset += frame.memory.nbytes
-            self._put_frames(call, frames)
+            self._put_frames(call, names, frames)
             self._calls.count("puts", len(pages))
 
     def get(self, identity: bytes, into: WritableBytes, *, deadline_seconds: float) -> bool:
@@ -172,10 +181,11 @@ class MooncakeTier:
         """Forgets a page, even one that is being read: its reader finds the checksum wrong.
 
         A call that is left at its deadline removes nothing if the store was not called by then; if
-        it was, the page may go late, and a put of it waits for that.
+        it was, the page may go late, and a put of it waits for that, as a removal does for a put.
         """
         check_names((identity,))
         with self._calls.begin("remove", deadline_seconds) as call:
+            self._wait_out(call, self._puts, (identity,))
             return self._remove(call, identity) not in ABOUT_THE_KEY
 
     def close(self) -> None:
@@ -189,11 +199,26 @@ class MooncakeTier:
         self.close()
 
     @contextmanager
-    def _begin_put(self, identities: Sequence[bytes], deadline_seconds: float) -> Iterator[Call]:
+    def _begin_put(self, names: Sequence[bytes], deadline_seconds: float) -> Iterator[Call]:
         with self._calls.begin("put", deadline_seconds) as call:
-            if not self._removals.wait_out(identities, call.deadline):
-                self._calls.give_up(call)
+            self._wait_out(call, self._removals, names)
             yield call
+
+    def _wait_out(self, call: Call, changes: Changes, names: Sequence[bytes]) -> None:
+        if not changes.wait_out(names, call.deadline):
+            self._calls.give_up(call)
+
+    def _change(
+        self, call: Call, changes: Changes, names: Sequence[bytes], change: Work, *answers: int
+    ) -> list[int]:
+        """The store's codes. A call that was left before it began changes nothing."""
+
+        def change_unless_left() -> list[int]:
+            with changes.of(names):
+                # in this order: who has left either finds the change under way, or stops it
+                return [ABSENT] if call.is_left else change()
+
+        return self._calls.run(call, change_unless_left, *answers)
 
     def _write(
         self, call: Call, offset: int, identity: bytes, content: memoryview, num_tokens: int
@@ -208,9 +233,10 @@ class MooncakeTier:
             return Frame(key, memory, [address], [in_lane])
         return Frame(key, memory, [address, shared_at], [FRAME_BYTES, content.nbytes])
 
-    def _put_frames(self, call: Call, frames: list[Frame]) -> None:
+    def _put_frames(self, call: Call, names: Sequence[bytes], frames: list[Frame]) -> None:
         for attempt in itertools.count():
-            codes = self._calls.run(call, partial(store_frames, self._store, frames), FULL)
+            put = partial(store_frames, self._store, frames)
+            codes = self._change(call, self._puts, names, put, FULL)
             if FULL not in codes:
                 return
             frames = [frame for frame, code in zip(frames, codes, strict=True) if code == FULL]
@@ -264,24 +290,10 @@ class MooncakeTier:
 
     def _remove(self, call: Call, identity: bytes) -> int:
         def remove() -> list[int]:
-            with self._removals.of(identity):
-                # in this order: who has left either finds the removal under way, or stops it
-                if call.is_left:
-                    return [ABSENT]
-                return [self._store.remove(self._key(identity), True)]
+            return [self._store.remove(self._key(identity), True)]
 
-        (code,) = self._calls.run(call, remove)
+        (code,) = self._change(call, self._removals, (identity,), remove)
         return code
 
     def _key(self, identity: bytes) -> str:
         return self._options.key_prefix + identity.hex()
-
-
-def connect(options: MooncakeOptions) -> MooncakeTier:
-    """A tier on a running store.
-
-    Raises:
-        TierDown: the master does not answer.
-        InvalidArgument: the wheel of the store is not installed, or a library that it needs.
-    """
-    return MooncakeTier(open_store(options), options)

@@ -1,6 +1,7 @@
 """What the remote tier uses of Mooncake's client, and where the store is."""
 
 import os
+import socket
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +22,10 @@ _STALL_BOUNDS = {
     "MC_TCP_PROGRESS_TIMEOUT_SEC": STALL_SECONDS,
     "MC_TCP_STATUS_TIMEOUT_SEC": STALL_SECONDS,
 }
+# A call of no known function, as coro_rpc frames one: magic, version, how it is packed, kind, its
+# number, the function, two lengths.
+_CALL_OF_NOTHING = bytes([21, 0, 0, 0]) + (1).to_bytes(4, "little") + bytes(12)
+_ANSWER_SECONDS = 1.0
 
 
 class ObjectStore(Protocol):
@@ -96,8 +101,12 @@ def open_store(options: MooncakeOptions) -> ObjectStore:
     The client takes these bounds from the process's environment, which is changed for it; a process
     that has used another client before keeps that one's.
 
+    While the client sets itself up it keeps the interpreter's lock: 50 ms with a master that
+    answers, and 5 s with one that ends just then. So the master is asked first, and the client is
+    given one port to listen at, for it would try 20 of them one after another.
+
     Raises:
-        TierDown: the master does not answer.
+        TierDown: the master does not answer, within a second.
         InvalidArgument: the wheel of the store is not installed, or a library that it needs.
     """
     os.environ.update({name: str(bound) for name, bound in _STALL_BOUNDS.items()})
@@ -106,9 +115,10 @@ def open_store(options: MooncakeOptions) -> ObjectStore:
     except ImportError as error:
         found = f"Mooncake: found {error}"
         raise InvalidArgument(f"{found}, needed hisparse-sidecar[mooncake], libibverbs1") from error
+    check_answers(options.master)
     client = MooncakeDistributedStore()
     code = client.setup(
-        options.hostname,
+        _with_port(options.hostname),
         options.metadata_server,
         options.segment_bytes,
         options.staging_bytes,
@@ -120,6 +130,33 @@ def open_store(options: MooncakeOptions) -> ObjectStore:
         raise TierDown(failure(f"setup with {options.master}", code))
     store: ObjectStore = client
     return store
+
+
+def check_answers(master: str) -> None:
+    """Raises TierDown unless something at `master`, host:port, reacts to what it is sent.
+
+    Anything else than host:port is for the client to understand.
+    """
+    host, _, port = master.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        address = (host.strip("[]"), int(port))
+        with socket.create_connection(address, timeout=_ANSWER_SECONDS) as connection:
+            connection.settimeout(_ANSWER_SECONDS)
+            connection.sendall(_CALL_OF_NOTHING)
+            connection.recv(1)  # a refusal, or the end: both are an answer
+    except OSError as error:
+        raise TierDown(f"remote tier: {master} does not answer: {error}") from error
+
+
+def _with_port(hostname: str) -> str:
+    """A host and a port of it that is free at this moment."""
+    if ":" in hostname:
+        return hostname
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{hostname}:{probe.getsockname()[1]}"
 
 
 def failure(call: str, code: int) -> str:

@@ -11,7 +11,7 @@ use crate::ledger::Prompt;
 use crate::manager::Manager;
 use crate::names::PageNames;
 use crate::page::PAGE_TOKENS;
-use crate::prefix::{PrefixLease, PrefixLimits, PrefixTable};
+use crate::prefix::{Elsewhere, LowerTier, PrefixLease, PrefixLimits, PrefixTable};
 use crate::sequence::SequenceHandle;
 use crate::tenant_names::{ChainMaker, Tenant};
 use crate::tenants::TenantId;
@@ -122,6 +122,19 @@ impl MatchedPrompt {
         let before = at.checked_sub(1).map(|before| self.chain[before]);
         let parent = before.unwrap_or(self.tenant.chain.root());
         PageHeader { identity: self.chain[at], parent, num_tokens: PAGE_TOKENS }
+    }
+
+    /// Pins more pages: of the `num_asked` that follow those found, `tier` says that it has the first
+    /// `num_held`; see [`PrefixLease::lengthen`]. How many were added.
+    pub(crate) fn lengthen(
+        &mut self,
+        num_asked: usize,
+        num_held: usize,
+        tier: LowerTier,
+    ) -> Result<usize> {
+        let first = self.lease.found().len();
+        let pages: Vec<PageHeader> = (first..first + num_asked).map(|at| self.header(at)).collect();
+        self.lease.lengthen(Elsewhere { pages: &pages, num_held, tier }, NO_TIME_MS)
     }
 
     /// Names of all pages of the prompt that could be shared; the lease has the first of them.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use file_pages::Scratch;
 use hierarchy_rig::{LIMITS, Rig, far, file, remote, state, within};
 use hisparse_core::ErrorKind;
-use hisparse_core::hierarchy::{Condition, HierarchyLimits, LoadTable, TierSpeed};
+use hisparse_core::hierarchy::{HierarchyLimits, LoadTable, TierSpeed};
 use hisparse_core::prefix::LowerTier;
 use hisparse_core::tier::{MemoryTier, PageHeader, PageTier};
 use prefix_pages::headers;
@@ -259,33 +259,4 @@ fn loading_is_worth_it_where_bytes_are_faster_than_computing() {
     let error = hierarchy.adopt(LoadTable::default(), 3).unwrap_err();
     assert_eq!(error.to_string(), "epoch of a load table: found 3, needed 4");
     assert_eq!(hierarchy.load_table().unwrap().1, 3);
-}
-
-#[test]
-fn measuring_leaves_nothing_behind_and_names_the_tiers_that_answer() {
-    let (rig, scratch) = (Rig::new(4), Scratch::new("measure"));
-    let (files, tiny) = (Arc::new(scratch.open(8).0), Arc::new(MemoryTier::new(10)));
-    let hierarchy = rig.hierarchy(vec![file(files.clone()), remote(tiny.clone())]);
-    let table = hierarchy.measure(far()).unwrap();
-    assert!(table.speed(LowerTier::File).is_some_and(|speed| speed.bytes_per_s > 0));
-    assert_eq!(table.speed(LowerTier::Remote), None, "it has no room for a page");
-    assert_eq!((files.usage().pages, tiny.usage().pages), (0, 0));
-    assert_eq!(state(&hierarchy, LowerTier::File).condition, Condition::Serving);
-    hierarchy.adopt(table, 1).unwrap();
-    rig.check_rest();
-}
-
-#[test]
-fn a_full_tier_is_measured_by_the_pages_that_it_has() {
-    let (rig, scratch) = (Rig::new(40), Scratch::new("measure_full"));
-    let tiny = MemoryTier::new(3 * rig.layout.page_bytes() as u64);
-    let files = Arc::new(scratch.open(3).0);
-    let hierarchy = rig.hierarchy(vec![file(files.clone()), remote(Arc::new(tiny))]);
-    let is_taken =
-        |page: &PageHeader| files.put(page, &rig.bytes_of(&page.identity), far()).is_ok();
-    let num_pages = headers("a", 1, 500).iter().take_while(|page| is_taken(page)).count();
-    let table = hierarchy.measure(far()).unwrap();
-    assert!(table.speed(LowerTier::File).is_some_and(|speed| speed.bytes_per_s > 0));
-    assert!(table.speed(LowerTier::Remote).is_some(), "three pages are enough to measure it");
-    assert_eq!(files.usage().pages, num_pages as u64);
 }

@@ -29,6 +29,11 @@ fn options() -> SharingOptions {
     SharingOptions { max_pages: 200, model: "m".into(), secret: [5; 32] }
 }
 
+/// A directory that may know so few pages.
+fn narrow(max_pages: u32) -> SharingOptions {
+    SharingOptions { max_pages, ..options() }
+}
+
 /// A host with a hierarchy over `below`.
 struct Site {
     host: Host,
@@ -37,11 +42,15 @@ struct Site {
 
 impl Site {
     fn new(below: Vec<LowerStore>) -> Self {
+        Self::sharing(below, &options())
+    }
+
+    fn sharing(below: Vec<LowerStore>, options: &SharingOptions) -> Self {
         let layout = HostLayout::new(SHAPE).expect("legal, and room");
         let region = HostRegion::create(layout.num_bytes(), &RegionOptions::default());
         let region = Arc::new(region.expect("legal, and room"));
         let shared = Arc::clone(&region);
-        let manager = Manager::sharing(shared, layout, CAPACITY, BLOCK_TOKENS, &options())
+        let manager = Manager::sharing(shared, layout, CAPACITY, BLOCK_TOKENS, options)
             .expect("legal, and room");
         let (own, directory) = (Arc::clone(&region), manager.directory());
         let limits = HierarchyLimits { num_threads: 1, ..HierarchyLimits::default() };
@@ -214,6 +223,28 @@ fn a_store_that_another_host_has_filled_is_asked_for_what_the_directory_does_not
     assert_eq!(one.hierarchy.drain(far()).unwrap().moved, 8);
     assert_eq!(other.run_once(&prompt[..300]), 256);
     assert_eq!(other.run_once(&prompt), 512);
+}
+
+#[test]
+fn a_prompt_longer_than_the_directory_begins_with_as_much_as_fits_and_leaves_no_lease() {
+    let shared: StdArc<dyn PageTier> = StdArc::new(MemoryTier::new(1 << 22));
+    let remote = || LowerStore { tier: LowerTier::Remote, store: StdArc::clone(&shared) };
+    let (one, prompt) = (Site::new(vec![remote()]), tokens(6, 900));
+    one.run_once(&prompt);
+    assert_eq!(one.hierarchy.drain(far()).unwrap().moved, 14);
+    for max_pages in [1, 5, 13, 14, 15] {
+        let other = Site::sharing(vec![remote()], &narrow(max_pages));
+        let manager = &other.host.manager;
+        let opened = other.open(&prompt, 1).unwrap();
+        let num_pages = max_pages.min(14);
+        assert_eq!(opened.cached_tokens, num_pages * PAGE_TOKENS);
+        other.check(opened.sequence, &prompt[..opened.cached_tokens as usize]);
+        let refused = other.open(&prompt, 620).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::HostPoolFull);
+        manager.close(opened.sequence).unwrap();
+        let stats = manager.directory().stats().unwrap();
+        assert_eq!((stats.leases, stats.pins, stats.pages), (0, 0, num_pages.into()));
+    }
 }
 
 #[test]

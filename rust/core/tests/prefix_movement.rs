@@ -6,8 +6,8 @@ mod prefix_pages;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hisparse_core::prefix::{
-    Held, HostShelf, LowerTier, LowerTiers, OwnerId, PrefixDirectory, PrefixTable, Promotion,
-    Published, Shelf, TenantId, Verdict,
+    Elsewhere, Held, HostShelf, LowerTier, LowerTiers, OwnerId, PrefixDirectory, PrefixTable,
+    Promotion, Published, Shelf, TenantId, Verdict,
 };
 use hisparse_core::sync::{Arc, Mutex};
 use hisparse_core::tier::PageHeader;
@@ -266,10 +266,11 @@ fn a_promotion_of_many_pages_takes_all_or_none() {
 #[test]
 fn a_page_that_is_here_goes_down_whatever_others_have_put_under_its_name() {
     let three = three();
-    for page in &three.pages {
-        let (remote, tenant) = (LowerTier::Remote, three.tenant);
-        three.directory.found_elsewhere(page, remote, tenant).expect("its own tenant's");
-    }
+    let (directory, tenant) = (&three.directory, three.tenant);
+    let mut lease = directory.match_prefix(&[], tenant, three.owner, FOREVER).expect("it lives");
+    let found = Elsewhere { pages: &three.pages, num_held: 3, tier: LowerTier::Remote };
+    assert_eq!(lease.lengthen(found, 0), Ok(3));
+    drop(lease);
     let pressure = three.directory.demote(9).expect("nobody has panicked");
     assert_eq!((pressure.freed, pressure.demotions.len()), (0, 3));
     for demotion in pressure.demotions {

@@ -4,7 +4,8 @@
 mod prefix_pages;
 
 use hisparse_core::prefix::{
-    Held, HostPages, LowerTier, OwnerId, PrefixDirectory, PrefixLease, Published, TenantId,
+    Elsewhere, Held, HostPages, LowerTier, LowerTiers, OwnerId, PrefixDirectory, PrefixLease,
+    Published, TenantId,
 };
 use hisparse_core::sync::Arc;
 use hisparse_core::tier::PageHeader;
@@ -135,7 +136,10 @@ fn open_and_close(host: &Host) {
 }
 
 fn publish_rest(rest: &[PageHeader], taken: &mut HostPages) {
-    let published = taken.publish(0, rest).expect("the pages are this thread's");
+    let published = match taken.publish(0, rest) {
+        Ok(published) => published,
+        Err(error) => return assert!(is_full(&error), "the pages are this thread's: {error}"),
+    };
     let numbers = taken.numbers();
     for (outcome, number) in published.into_iter().zip(numbers) {
         if let Published::Existing(page) = outcome {
@@ -205,6 +209,22 @@ fn reap(host: &Host) {
     assert!(reaped.owners <= 1, "only one owner is silent");
 }
 
+/// A chain longer than the directory, which a store has: what was found stays found.
+fn lease_elsewhere(host: &Host) {
+    let pages = headers("a", 9, NUM_PAGES);
+    let (chain, now_ms) = (identities(&pages), 0);
+    let lease = host.directory.match_prefix(&chain, host.tenant, host.owner, FOREVER);
+    let mut lease = lease.expect("the owner lives");
+    for _ in 0..2 {
+        let rest = &pages[lease.found().len()..];
+        let found = Elsewhere { pages: rest, num_held: rest.len(), tier: LowerTier::Remote };
+        lease.lengthen(found, now_ms).expect("the owner lives");
+        let now = lease.pages(now_ms).expect("the owner lives");
+        assert_eq!(now, lease.found(), "nobody moves them");
+        assert!(now.iter().all(|held| *held != Held::Lower(LowerTiers::NONE)), "{now:?}");
+    }
+}
+
 fn sweep(host: &Host) {
     host.directory.sweep(1).expect("nobody has panicked");
 }
@@ -212,6 +232,8 @@ fn sweep(host: &Host) {
 const EVICT_LEASE: &[Work] = &[lease_and_look, share_and_drop, evict_all, take_most];
 const SPILL_CLOSE: &[Work] = &[spill, open_and_close, open_and_close, lease_and_look];
 const PROMOTE_LOSE: &[Work] = &[spill, promote_some, promote_some, lose_below, open_and_close];
+const FIND_ELSEWHERE: &[Work] =
+    &[lease_elsewhere, lease_elsewhere, lease_and_look, open_and_close, evict_all];
 const REAP_REGISTER: &[Work] =
     &[reap, reap, register_and_live, match_while_dying, come_back, sweep];
 
@@ -236,9 +258,14 @@ fn a_reaper_races_with_owners_that_register_and_die() {
 }
 
 #[test]
+fn prompts_that_a_store_has_find_their_pages_while_others_want_the_entries() {
+    explore(FIND_ELSEWHERE, DEFAULT_SCHEDULES);
+}
+
+#[test]
 #[ignore = "the full size: minutes"]
 fn all_races_in_full() {
-    for threads in [EVICT_LEASE, SPILL_CLOSE, PROMOTE_LOSE, REAP_REGISTER] {
+    for threads in [EVICT_LEASE, SPILL_CLOSE, PROMOTE_LOSE, FIND_ELSEWHERE, REAP_REGISTER] {
         explore(threads, ALL_SCHEDULES);
     }
 }

@@ -65,9 +65,12 @@ impl Hierarchy {
         Ok(Self { manager, core: Mutex::new(Some(Arc::new(core))) })
     }
 
-    /// Starts the thread that keeps host pages free.
-    fn start(&self) -> PyResult<()> {
-        self.core()?.start_balancing().map_err(raise)
+    /// Starts the thread that keeps host pages free, and the one that looks after lower tiers.
+    #[pyo3(signature = (*, measure_seconds=0.0))]
+    fn start(&self, measure_seconds: f64) -> PyResult<()> {
+        let limit = Some(duration(measure_seconds)?).filter(|limit| !limit.is_zero());
+        let core = self.core()?;
+        core.start_balancing().and_then(|()| core.start_measuring(limit)).map_err(raise)
     }
 
     /// Pages may have become idle: the thread looks whether enough host pages are free.
@@ -192,9 +195,9 @@ impl Hierarchy {
         Ok((drained.moved, drained.left))
     }
 
-    fn measure(&self, py: Python<'_>, deadline_seconds: f64) -> PyResult<Speeds> {
-        let deadline = Deadline::after(duration(deadline_seconds)?);
-        self.call(py, |core| core.measure(deadline)).map(|table| speeds(&table))
+    fn measure(&self, py: Python<'_>, tier_seconds: f64) -> PyResult<Speeds> {
+        let limit = duration(tier_seconds)?;
+        self.call(py, |core| core.measure(limit)).map(|table| speeds(&table))
     }
 
     fn load_table(&self) -> PyResult<(Speeds, u64)> {
@@ -226,16 +229,25 @@ impl Hierarchy {
 
     /// Lets go of the tiers, too: files may be opened again once the last call has ended.
     fn close(&self, py: Python<'_>) {
-        let core = self.core.lock().unwrap_or_else(PoisonError::into_inner).take();
-        py.detach(|| {
-            if let Some(core) = core {
-                core.close();
-            }
-        });
+        self.end(py);
+    }
+}
+
+/// One that nobody has closed: its threads may be waiting for Python, in a tier that is an object.
+impl Drop for Hierarchy {
+    fn drop(&mut self) {
+        Python::attach(|py| self.end(py));
     }
 }
 
 impl Hierarchy {
+    fn end(&self, py: Python<'_>) {
+        let core = self.core.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(core) = core {
+            py.detach(|| core.close());
+        }
+    }
+
     fn core(&self) -> PyResult<Arc<Core>> {
         let core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
         let closed = Error::WrongState { what: "open hierarchies", found: 0, needed: 1 };

@@ -2,7 +2,7 @@
 //!
 //! The object has `put`, `get`, `holds`, `count_held` and `remove` with `deadline_seconds`, keeps to
 //! it, and raises `TierFull`, `TierDown` or `DeadlinePassed`; anything else that it raises is its
-//! failure.
+//! failure. It may have `is_up`, which is False where it knows that its store does not answer.
 
 use hisparse_core::tier::{Deadline, PageHeader, PageIdentity, PageTier, Stored, TierUsage};
 use hisparse_core::{Error, Result};
@@ -105,6 +105,13 @@ impl PageTier for ObjectTier {
                 failures: count("failures"),
                 ..TierUsage::default()
             }
+        })
+    }
+
+    fn is_up(&self) -> bool {
+        Python::attach(|py| {
+            let is_up = self.object.bind(py).getattr("is_up");
+            is_up.ok().and_then(|is_up| is_up.extract().ok()).unwrap_or(true)
         })
     }
 

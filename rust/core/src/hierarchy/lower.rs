@@ -26,7 +26,7 @@ pub enum Condition {
     Serving,
     /// It gives pages out; the last one that it was to take had no room.
     Full,
-    /// It failed too often, and is tried again now and then.
+    /// It failed too often, or knows that it does not answer, and is tried again now and then.
     Degraded,
 }
 
@@ -141,12 +141,13 @@ impl Lower {
         })
     }
 
-    fn condition(&self) -> Result<Condition> {
+    pub(super) fn condition(&self) -> Result<Condition> {
         let breaker = match &self.guard {
             Guard::Spared(tier) => tier.state()?,
             Guard::Guarded(tier) => tier.state()?,
         };
         Ok(match breaker {
+            _ if !self.store().is_up() => Condition::Degraded,
             BreakerState::Closed if self.is_full.load(Ordering::Relaxed) => Condition::Full,
             BreakerState::Closed => Condition::Serving,
             BreakerState::Open | BreakerState::HalfOpen => Condition::Degraded,

@@ -10,11 +10,15 @@
 //! 3. No call waits beyond its deadline, but for the calls of tiers that end by it.
 
 mod balancer;
+mod bell;
 mod crew;
 mod gate;
 mod load;
 mod lower;
+mod measure;
+mod measurer;
 mod motion;
+mod probes;
 mod recovery;
 mod room;
 mod sequences;
@@ -35,11 +39,12 @@ use crate::region::HostRegion;
 use crate::sync::Arc;
 use crate::tier::{BreakerLimits, Deadline};
 
-use balancer::Balancer;
+use bell::Sleeper;
 use crew::Crew;
 use gate::Gate;
 use lower::Lower;
 use motion::Motion;
+use probes::Probes;
 use staging::Staging;
 use stale::Tidying;
 
@@ -84,7 +89,8 @@ impl Default for HierarchyLimits {
 /// between them. Dropping it ends its threads; pages stay where they are.
 pub struct Hierarchy {
     mover: StdArc<Mover>,
-    balancer: Balancer,
+    balancer: Sleeper,
+    measurer: Sleeper,
 }
 
 /// What the calls and the threads of a hierarchy share.
@@ -98,6 +104,7 @@ struct Mover {
     motion: Motion,
     staging: Staging,
     gate: Gate,
+    probes: Probes,
     num_kept: AtomicU64, // demotions that no tier has taken
     tidying: Tidying,
     is_closed: AtomicBool,
@@ -117,6 +124,7 @@ impl Hierarchy {
         check_range("num_threads", limits.num_threads, 0, 64)?;
         let batch_bytes = limits.batch_pages.saturating_mul(layout.page_bytes());
         check_range("staging_bytes", limits.staging_bytes, batch_bytes, usize::MAX)?;
+        let num_tiers = below.len();
         let guard_threads = limits.num_threads.max(1);
         let guarded = |store| Lower::new(store, limits.breaker, guard_threads);
         let mover = Mover {
@@ -129,11 +137,13 @@ impl Hierarchy {
             motion: Motion::default(),
             staging: Staging::new(limits.staging_bytes),
             gate: Gate::default(),
+            probes: Probes::new(num_tiers),
             num_kept: AtomicU64::new(0),
             tidying: Tidying::default(),
             is_closed: AtomicBool::new(false),
         };
-        Ok(Self { mover: StdArc::new(mover), balancer: Balancer::default() })
+        let (balancer, measurer) = (Sleeper::default(), Sleeper::default());
+        Ok(Self { mover: StdArc::new(mover), balancer, measurer })
     }
 
     /// The directory whose pages are moved.
@@ -154,7 +164,9 @@ impl Hierarchy {
     /// Ends the threads, each after the call that it makes; every later movement is refused.
     pub fn close(&self) {
         self.mover.is_closed.store(true, Ordering::Relaxed);
+        self.measurer.dismiss();
         self.balancer.close();
+        self.measurer.close();
         self.mover.crew.close();
     }
 }

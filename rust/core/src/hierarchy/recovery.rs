@@ -63,10 +63,13 @@ impl Hierarchy {
 
     /// Moves every page down that may move, removes the copies that nobody wants any more, then
     /// flushes: after it the process may end, and a restart finds what was `moved`. Moving ends in
-    /// time for the flush.
+    /// time for the flush. No tier is measured meanwhile.
     pub fn drain(&self, deadline: Deadline) -> Result<Drained> {
+        let no_probes = self.mover.probes.pause()?;
         let moved = self.mover.move_all(Deadline::after(deadline.left() / 4 * 3))?;
         self.mover.tidy(&[], deadline)?;
+        no_probes.wait(deadline)?;
+        self.mover.remove_all_probes(deadline)?;
         self.flush(deadline)?;
         let stats = self.mover.directory.stats()?;
         Ok(Drained { moved, left: stats.resident + stats.demoting })

@@ -49,8 +49,8 @@ impl Hierarchy {
         device: DeviceSlots,
         loading: Loading,
     ) -> Result<OpenedPrompt> {
-        let matched = manager.match_prompt(tenant, tokens)?;
-        let matched = self.discover(manager, matched, (tenant, tokens), loading.deadline)?;
+        let mut matched = manager.match_prompt(tenant, tokens)?;
+        self.discover(&mut matched, loading.deadline)?;
         let num_pages = self.bring_up(&matched, loading)?;
         let wanted = pages_beyond(num_pages, matched.num_tokens(), max_new_tokens);
         let sequence = self.with_room(wanted, loading.deadline, || {
@@ -141,50 +141,35 @@ impl Hierarchy {
         outcome
     }
 
-    /// Asks a store that others fill, too, for pages beyond those that the directory knows.
-    fn discover(
-        &self,
-        manager: &Manager,
-        matched: MatchedPrompt,
-        (tenant, tokens): (&str, &[u32]),
-        deadline: Deadline,
-    ) -> Result<MatchedPrompt> {
-        let num_known = matched.lease().found().len();
-        let Some(remote) = self.mover.lower(LowerTier::Remote) else { return Ok(matched) };
-        let mut num_found = 0;
-        for asked in matched.chain()[num_known..].chunks(PAGES_PER_QUESTION) {
+    /// Asks a store that others fill, too, for pages beyond those that the directory knows. What it
+    /// has is pinned at once: the tail of a long prompt takes no entry from its head.
+    fn discover(&self, matched: &mut MatchedPrompt, deadline: Deadline) -> Result<()> {
+        let Some(remote) = self.mover.lower(LowerTier::Remote) else { return Ok(()) };
+        loop {
+            let unknown = &matched.chain()[matched.lease().found().len()..];
+            let asked = &unknown[..unknown.len().min(PAGES_PER_QUESTION)];
+            let num_asked = asked.len();
+            if num_asked == 0 {
+                return Ok(());
+            }
             let held = remote.store().count_held(asked, self.mover.call_by(deadline)).unwrap_or(0);
-            let held = held.min(asked.len()); // a store may say anything
-            let num_noted = self.note_found(&matched, num_known + num_found, held)?;
-            num_found += num_noted;
-            if num_noted < asked.len() {
-                break;
+            let held = held.min(num_asked); // a store may say anything
+            if matched.lengthen(num_asked, held, LowerTier::Remote)? < num_asked {
+                return Ok(());
             }
         }
-        if num_found == 0 { Ok(matched) } else { manager.match_prompt(tenant, tokens) }
-    }
-
-    /// Tells the directory of pages of a prompt that the remote tier has, as far as entries are left.
-    fn note_found(&self, matched: &MatchedPrompt, first: usize, count: usize) -> Result<usize> {
-        for (num_noted, page) in (first..).take(count).map(|at| matched.header(at)).enumerate() {
-            match self.directory().found_elsewhere(&page, LowerTier::Remote, matched.tenant()) {
-                Err(Error::TierFull { .. }) => return Ok(num_noted),
-                noted => noted?,
-            }
-        }
-        Ok(count)
     }
 
     /// Pages of a match, from its first on, that are in the host pool in the end.
     fn bring_up(&self, matched: &MatchedPrompt, loading: Loading) -> Result<usize> {
         let found = matched.lease().found();
-        let resident = found.iter().take_while(|page| matches!(page, Held::Host(_))).count();
+        let resident = num_in_host(found);
         let worth = self.worth_loading_of(&found[resident..], loading)?;
         match self.load(matched.lease(), 0..resident + worth, NO_TIME_MS, loading.deadline) {
             Ok(loaded) => Ok(loaded.pages),
-            // without room for more, what is there already is still worth having
+            // without room for more, what is there by now is still worth having
             Err(Error::HostPoolFull { .. } | Error::ShareFull { .. } | Error::TierFull { .. }) => {
-                Ok(resident)
+                Ok(num_in_host(&matched.lease().pages(NO_TIME_MS)?).min(resident + worth))
             }
             Err(error) => Err(error),
         }
@@ -208,6 +193,11 @@ impl Hierarchy {
 /// Host pages that so many tokens take beside those that are there.
 fn pages_beyond(num_there: usize, first_tokens: u32, max_new_tokens: u32) -> usize {
     pages_for(first_tokens.saturating_add(max_new_tokens)).saturating_sub(num_there)
+}
+
+/// Pages from the first on that are in the host pool.
+fn num_in_host(pages: &[Held]) -> usize {
+    pages.iter().take_while(|page| matches!(page, Held::Host(_))).count()
 }
 
 /// Whether this is the tier that the page would be loaded from.

@@ -126,17 +126,6 @@ impl PrefixDirectory {
         self.with(|pool, table| table.found_below(pool, page, tier, tenant))
     }
 
-    /// Notes that a store which others fill, too, has a page of a tenant. A page that is known keeps
-    /// the copies that it has: what others put may be other bytes, and may go at any time.
-    pub fn found_elsewhere(
-        &self,
-        page: &PageHeader,
-        tier: LowerTier,
-        tenant: TenantId,
-    ) -> Result<()> {
-        self.with(|pool, table| table.found_elsewhere(pool, page, tier, tenant))
-    }
-
     /// Notes that a lower tier has lost a page; false if it was not known to have it.
     pub fn lost_below(&self, identity: &PageIdentity, tier: LowerTier) -> Result<bool> {
         self.with(|_, table| table.lost_below(identity, tier))

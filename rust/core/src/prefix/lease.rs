@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::entry::Held;
 use super::host_pages::HostPages;
-use super::leases::LeaseKey;
+use super::leases::{Elsewhere, LeaseKey};
 use super::movement::Promotion;
 use super::shelf::ShelfRef;
 use super::table::PrefixTable;
@@ -59,6 +59,21 @@ impl PrefixLease {
             let keys = table.begin_promotions(pool, self.key, range, now_ms)?;
             Ok(keys.into_iter().map(|key| Promotion::new(&self.shelf, table, key)).collect())
         })?
+    }
+
+    /// Lengthens the lease by the run of pages that follows its last: those that the directory knows,
+    /// and those that a store has which others fill, too. A page that is known keeps the copies that
+    /// it has: what others put may be other bytes, and may go at any time.
+    ///
+    /// The run ends early where no entry of the directory is left: no page of this lease is given up
+    /// for a later one. How many pages were added.
+    pub fn lengthen(&mut self, found: Elsewhere<'_>, now_ms: u64) -> Result<usize> {
+        let lengthen = |pool: &mut _, table: &mut PrefixTable| {
+            table.lengthen_lease(pool, self.key, found, now_ms)
+        };
+        let added = self.shelf.with(lengthen)?;
+        self.found.extend_from_slice(&added);
+        Ok(added.len())
     }
 
     /// Lets the lease last until `deadline_ms` instead.

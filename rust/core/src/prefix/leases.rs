@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use super::entry::Held;
+use super::entry::{Held, LowerTier};
 use super::owners::{self, OwnerId};
 use super::slab::SlabKey;
 use super::table::PrefixTable;
 use crate::error::{Error, Result, check_range};
 use crate::page::{PageAllocator, PageHandle};
 use crate::tenants::TenantId;
-use crate::tier::PageIdentity;
+use crate::tier::{PageHeader, PageIdentity};
 
 /// Names one lease; stale for ever after the lease has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,6 +26,18 @@ impl LeaseKey {
     pub const fn bits(self) -> u64 {
         (self.0.generation as u64) << 32 | self.0.entry as u64
     }
+}
+
+/// The pages that follow those of a lease, and how many of them `tier` says that it has: a store
+/// which others fill, too.
+#[derive(Debug, Clone, Copy)]
+pub struct Elsewhere<'a> {
+    /// Each follows the one before it; the first follows the last page of the lease.
+    pub pages: &'a [PageHeader],
+    /// So many of them, from the first on.
+    pub num_held: usize,
+    /// Who has them.
+    pub tier: LowerTier,
 }
 
 #[derive(Debug)]
@@ -54,6 +66,31 @@ impl PrefixTable {
         let entries = entries.into_boxed_slice();
         let key = self.add_lease(LeaseRecord { owner, tenant, entries, deadline_ms });
         Ok((key, found))
+    }
+
+    /// Lengthens a lease by the run of pages that follows it: those that are known, and those that
+    /// were found elsewhere, as far as entries are left. Each is pinned before the next one makes
+    /// room for itself. What was added; nothing, if it fails.
+    pub(crate) fn lengthen_lease(
+        &mut self,
+        pool: &mut PageAllocator,
+        lease: LeaseKey,
+        found: Elsewhere<'_>,
+        now_ms: u64,
+    ) -> Result<Vec<Held>> {
+        self.end_if_expired(pool, lease, now_ms)?;
+        let tenant = self.lease_tenant(lease)?;
+        let mut run = Vec::new();
+        if let Err(error) = self.pin_elsewhere(pool, tenant, found, &mut run) {
+            return self.unpin(pool, &run).and(Err(error));
+        }
+        self.counters.hits += run.len() as u64;
+        let held = run.iter().map(|&entry| self.entries.at(entry).held()).collect();
+        let record = self.leases.get_mut(lease.0)?;
+        let all = [&record.entries, run.as_slice()].concat();
+        record.entries = all.clone().into_boxed_slice();
+        self.touch_run(&all);
+        Ok(held)
     }
 
     /// A lease of pages that are pinned for it already.
@@ -122,11 +159,7 @@ impl PrefixTable {
     /// Unpins the pages of a lease.
     pub(crate) fn end_lease(&mut self, pool: &mut PageAllocator, lease: LeaseKey) -> Result<()> {
         let record = self.leases.remove(lease.0)?;
-        for &entry in record.entries.iter().rev() {
-            self.entries.at_mut(entry).num_pins -= 1;
-            self.let_go(pool, entry)?;
-        }
-        Ok(())
+        self.unpin(pool, &record.entries)
     }
 
     /// Ends every lease whose deadline has come; how many.
@@ -204,21 +237,60 @@ impl PrefixTable {
     fn pin_run(&mut self, chain: &[PageIdentity], tenant: TenantId) -> (Vec<u32>, Vec<Held>) {
         let (mut run, mut found) = (Vec::new(), Vec::new());
         for identity in chain {
-            let Some(entry) = self.find(identity) else { break };
-            let page = self.entries.at_mut(entry);
-            let is_foreign = page.tenant.is_some_and(|owner| owner != tenant);
-            if is_foreign || page.is_lost() || page.num_pins == u32::MAX {
-                break;
-            }
-            page.tenant = Some(tenant);
-            page.num_pins += 1;
+            let Some(entry) = self.pin(identity, tenant) else { break };
             reserve_once(&mut run, &mut found, chain.len());
-            found.push(page.held());
+            found.push(self.entries.at(entry).held());
             run.push(entry);
         }
-        // the first page is the newest: without it no other could be found
-        run.iter().rev().for_each(|&entry| self.touch(entry));
+        self.touch_run(&run);
         (run, found)
+    }
+
+    /// Appends the entries of the run to `run`, each pinned.
+    fn pin_elsewhere(
+        &mut self,
+        pool: &mut PageAllocator,
+        tenant: TenantId,
+        found: Elsewhere<'_>,
+        run: &mut Vec<u32>,
+    ) -> Result<()> {
+        for (at, page) in found.pages.iter().enumerate() {
+            if at < found.num_held {
+                match self.found_elsewhere(pool, page, found.tier, tenant) {
+                    Err(Error::TierFull { .. }) => return Ok(()),
+                    noted => noted?,
+                }
+            }
+            let Some(entry) = self.pin(&page.identity, tenant) else { return Ok(()) };
+            run.push(entry);
+        }
+        Ok(())
+    }
+
+    /// Pins a page that some tier has for the tenant.
+    fn pin(&mut self, identity: &PageIdentity, tenant: TenantId) -> Option<u32> {
+        let entry = self.find(identity)?;
+        let page = self.entries.at_mut(entry);
+        let is_foreign = page.tenant.is_some_and(|owner| owner != tenant);
+        if is_foreign || page.is_lost() || page.num_pins == u32::MAX {
+            return None;
+        }
+        page.tenant = Some(tenant);
+        page.num_pins += 1;
+        Some(entry)
+    }
+
+    fn unpin(&mut self, pool: &mut PageAllocator, run: &[u32]) -> Result<()> {
+        for &entry in run.iter().rev() {
+            self.entries.at_mut(entry).num_pins -= 1;
+            self.let_go(pool, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Counts a use of every page; the first is the newest, for without it no other could be found.
+    fn touch_run(&mut self, run: &[u32]) {
+        run.iter().rev().for_each(|&entry| self.touch(entry));
     }
 
     fn end_leases_if(

@@ -43,7 +43,7 @@ pub use evict::Pressure;
 pub(crate) use hold::RestingPage;
 pub use host_pages::HostPages;
 pub use lease::PrefixLease;
-pub use leases::LeaseKey;
+pub use leases::{Elsewhere, LeaseKey};
 pub use movement::{Demotion, Enqueued, Promotion, Refused, Started};
 pub use owners::{OwnerId, OwnerLimits, Reaped};
 pub use publish::Published;

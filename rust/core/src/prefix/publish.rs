@@ -63,7 +63,7 @@ impl PrefixTable {
 
     /// As [`found_below`](Self::found_below), of a page that another may have put there: by other
     /// bytes perhaps, or to be gone soon. One that is known keeps the copies that it has.
-    pub(crate) fn found_elsewhere(
+    pub(super) fn found_elsewhere(
         &mut self,
         pool: &mut PageAllocator,
         page: &PageHeader,

@@ -53,7 +53,8 @@ pub struct PrefixStats {
     pub epoch: u64,
     /// Pages that a match found, since the start.
     pub hits: u64,
-    /// Pages that a match was asked for and did not find.
+    /// Pages that a match was asked for and did not find, though they may have been found elsewhere
+    /// then: those are hits, too.
     pub misses: u64,
 }
 

@@ -221,6 +221,10 @@ impl<T: PageTier> PageTier for FaultTier<T> {
         self.inner.flush(deadline)
     }
 
+    fn is_up(&self) -> bool {
+        self.inner.is_up()
+    }
+
     /// What the inner tier counted; the faults are in [`FaultTier::injected`].
     fn usage(&self) -> TierUsage {
         self.inner.usage()

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::breaker::{Admission, Breaker, BreakerLimits, BreakerState};
+use super::changes::{Change, ChangeKind, Changes};
 use super::workers::Workers;
 use super::{Deadline, PageHeader, PageIdentity, PageTier, Stored, TierUsage};
 use crate::error::{Error, Result, check_range};
@@ -33,12 +34,14 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 /// A tier of which no call lasts beyond its deadline, though a call of the inner tier may hang.
 ///
 /// Pages are copied to and from bytes of the call's own: a call that comes back late writes
-/// nothing that its caller owns. A late put may still store its page. Timeouts,
-/// [`Error::TierIo`] and [`Error::TierDown`] count against the tier; a full tier answers, so
-/// [`Error::TierFull`] does not.
+/// nothing that its caller owns. A late put may still store its page, and a late removal may still
+/// remove it; a removal and a put of the page wait for such a call: what was put later is not what
+/// goes, and a page that was removed does not come back. Timeouts, [`Error::TierIo`] and
+/// [`Error::TierDown`] count against the tier; a full tier answers, so [`Error::TierFull`] does not.
 pub struct GuardedTier<T: ?Sized> {
     inner: Arc<T>,
     workers: Workers,
+    changes: Arc<Changes>,
     breaker: Breaker,
     clock: Clock,
     failures: AtomicU64,
@@ -61,7 +64,8 @@ impl<T: PageTier + ?Sized + 'static> GuardedTier<T> {
         check_range("max_waiting", limits.max_waiting, 1, 65_536)?;
         let breaker = Breaker::new(name, limits.breaker)?;
         let workers = Workers::start(limits.num_threads, limits.max_waiting)?;
-        Ok(Self { inner, workers, breaker, clock, failures: AtomicU64::new(0) })
+        let changes = Arc::default();
+        Ok(Self { inner, workers, changes, breaker, clock, failures: AtomicU64::new(0) })
     }
 
     /// The tier that is guarded.
@@ -80,6 +84,21 @@ impl<T: PageTier + ?Sized + 'static> GuardedTier<T> {
         self.breaker.admit((self.clock)())
     }
 
+    /// Begins a change of a page once those have ended that it must not meet.
+    fn change(
+        &self,
+        admission: &Admission,
+        kind: ChangeKind,
+        page: &PageIdentity,
+        deadline: Deadline,
+    ) -> Result<Change> {
+        let begun = self.changes.begin(kind, page, deadline);
+        if begun.is_err() {
+            self.note(admission, &begun, deadline)?; // what is in the way hangs
+        }
+        begun
+    }
+
     /// Makes one call on the pool, and tells the breaker what it came to.
     fn call<R: Send + 'static>(
         &self,
@@ -90,14 +109,18 @@ impl<T: PageTier + ?Sized + 'static> GuardedTier<T> {
     ) -> Result<R> {
         let inner = Arc::clone(&self.inner);
         let answer = self.workers.call(call, deadline, move || work(&inner)).and_then(identity);
-        match &answer {
+        self.note(admission, &answer, deadline)?;
+        answer
+    }
+
+    fn note<R>(&self, admission: &Admission, answer: &Result<R>, by: Deadline) -> Result<()> {
+        match answer {
             Err(error) if is_failure(error) => {
                 self.failures.fetch_add(1, Ordering::Relaxed);
-                note_failure(&self.breaker, admission, error, deadline, (self.clock)())?;
+                note_failure(&self.breaker, admission, error, by, (self.clock)())
             }
-            _ => self.breaker.succeeded(admission)?,
+            _ => self.breaker.succeeded(admission),
         }
-        answer
     }
 }
 
@@ -123,8 +146,12 @@ pub(super) const fn is_failure(error: &Error) -> bool {
 impl<T: PageTier + ?Sized + 'static> PageTier for GuardedTier<T> {
     fn put(&self, page: &PageHeader, bytes: &[u8], deadline: Deadline) -> Result<Stored> {
         let admission = self.admit("put", deadline)?;
+        let change = self.change(&admission, ChangeKind::Put, &page.identity, deadline)?;
         let (page, bytes) = (*page, bytes.to_vec());
-        self.call(&admission, "put", deadline, move |inner| inner.put(&page, &bytes, deadline))
+        self.call(&admission, "put", deadline, move |inner| {
+            let _under_way = change;
+            inner.put(&page, &bytes, deadline)
+        })
     }
 
     fn get(&self, name: &PageIdentity, into: &mut [u8], deadline: Deadline) -> Result<bool> {
@@ -155,8 +182,12 @@ impl<T: PageTier + ?Sized + 'static> PageTier for GuardedTier<T> {
 
     fn remove(&self, name: &PageIdentity, deadline: Deadline) -> Result<bool> {
         let admission = self.admit("remove", deadline)?;
+        let change = self.change(&admission, ChangeKind::Remove, name, deadline)?;
         let name = *name;
-        self.call(&admission, "remove", deadline, move |inner| inner.remove(&name, deadline))
+        self.call(&admission, "remove", deadline, move |inner| {
+            let _under_way = change;
+            inner.remove(&name, deadline)
+        })
     }
 
     fn flush(&self, deadline: Deadline) -> Result<()> {
@@ -176,6 +207,10 @@ impl<T: PageTier + ?Sized + 'static> PageTier for GuardedTier<T> {
 
     fn forget_cached(&self) {
         self.inner.forget_cached();
+    }
+
+    fn is_up(&self) -> bool {
+        self.inner.is_up()
     }
 
     fn keeps_deadlines(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Where pages lie that are not in the host pool: one trait, and what every tier must keep to.
 
 mod breaker;
+mod changes;
 mod fault;
 pub mod file;
 pub mod frame;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 
 pub use breaker::{Admission, Breaker, BreakerLimits, BreakerState};
+pub use changes::{Change, ChangeKind, Changes};
 pub use fault::{DrawBy, FaultCounts, FaultPlan, FaultTier, ONE_MILLION};
 pub use guarded::{Clock, GuardLimits, GuardedTier};
 pub use identity::{IDENTITY_BYTES, IdentityChain, PageIdentity, TenantKey};
@@ -91,6 +93,12 @@ pub trait PageTier: Send + Sync {
     /// Lets go of what the system keeps in memory of the pages put last, for a measurement: the next
     /// `get` reads them from where they last. A hint.
     fn forget_cached(&self) {}
+
+    /// False where the tier knows that its store does not answer at this moment, so that nobody has to
+    /// find it out by calls that fail.
+    fn is_up(&self) -> bool {
+        true
+    }
 
     /// Whether no call lasts beyond its deadline even if what lies below hangs.
     fn keeps_deadlines(&self) -> bool {

@@ -61,6 +61,10 @@ impl PageTier for SharedTier {
         self.0.forget_cached();
     }
 
+    fn is_up(&self) -> bool {
+        self.0.is_up()
+    }
+
     fn keeps_deadlines(&self) -> bool {
         self.0.keeps_deadlines()
     }

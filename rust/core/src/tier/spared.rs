@@ -108,6 +108,10 @@ impl<T: PageTier + ?Sized> PageTier for SparedTier<T> {
         self.inner.forget_cached();
     }
 
+    fn is_up(&self) -> bool {
+        self.inner.is_up()
+    }
+
     fn keeps_deadlines(&self) -> bool {
         self.inner.keeps_deadlines()
     }

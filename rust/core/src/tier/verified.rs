@@ -125,6 +125,10 @@ impl<T: PageTier> PageTier for VerifiedTier<T> {
         self.inner.forget_cached();
     }
 
+    fn is_up(&self) -> bool {
+        self.inner.is_up()
+    }
+
     fn keeps_deadlines(&self) -> bool {
         self.inner.keeps_deadlines()
     }

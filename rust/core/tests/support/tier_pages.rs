@@ -1,4 +1,5 @@
 //! Small pages whose bytes follow from their number, and a tier with faults to keep them in.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::time::Duration;
 
