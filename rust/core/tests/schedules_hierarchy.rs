@@ -16,7 +16,7 @@ use prefix_pages::{headers, identities};
 use shuttle::thread;
 
 const DEFAULT_SCHEDULES: usize = 500;
-const ALL_SCHEDULES: usize = 50_000;
+const ALL_SCHEDULES: usize = 100_000;
 const NUM_PAGES: usize = 4;
 
 const ALONE: HierarchyLimits = HierarchyLimits { num_threads: 0, batch_pages: 2, ..LIMITS };
