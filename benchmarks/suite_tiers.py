@@ -32,8 +32,8 @@ def to_measurements(line: Line) -> Iterator[Measurement]:
         return
     for name, peer in _peers(line).items():
         spread = ratio_spread(peer, line["gb_per_s"])  # it is made for times
-        rates = median(line["gb_per_s"]), "higher", name, median(peer)
-        yield Measurement(case, "median GB/s", *rates, spread)
+        ours = median(line["gb_per_s"])
+        yield Measurement(case, "median GB/s", ours, "higher", name, median(peer), spread)
 
 
 def _peers(line: Line) -> dict[str, list[float]]:
