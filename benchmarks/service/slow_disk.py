@@ -21,6 +21,7 @@ _HOT_PROMPTS, _HOT_PAGES = 8, 4
 _COLD_PROMPTS, _COLD_PAGES, _COLD_CALLERS = 64, 16, 4
 _HOST_PAGES = 256
 _PER_SECOND = 100.0
+_LOAD_EVERY_SECONDS = 0.25  # of a client, or it would load the more, the faster the disk is
 _FAULTS: tuple[dict[str, Any], ...] = (
     {"point": "before_read", "sleep_seconds": 0.2, "one_in": 10, "seed": 1},
     {"point": "before_write", "sleep_seconds": 0.2, "one_in": 10, "seed": 2},
@@ -50,7 +51,9 @@ async def _load(server: Server, seconds: float) -> tuple[Calls, Calls]:
 
     async def open_cold(caller: Caller) -> None:
         while time.monotonic() < until:
+            due = time.monotonic() + _LOAD_EVERY_SECONDS
             await _open_and_close(caller, loads, text(next(numbers), _COLD_PAGES))
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def run(callers: list[Caller]) -> None:
         hot, *cold = callers
