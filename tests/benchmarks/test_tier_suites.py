@@ -160,6 +160,8 @@ def test_the_plan_of_a_step_has_a_median_and_a_p99() -> None:
     line: Line = {"case": "plan", "sequences": 256, "microseconds": [float(n) for n in range(101)]}
     found = list(suite_sessions.to_measurements(line))
     assert [round(one.ours) for one in found] == [50, 99]
+    found = list(suite_sessions.to_measurements(line | {"case": "lookup", "sessions": 9}))
+    assert {one.case for one in found} == {"lookup of one of 9 prompts of 16 pages, in Rust"}
 
 
 def test_counts_of_a_long_test_are_rows() -> None:
