@@ -7,7 +7,15 @@ calls that are made at a rate run from the moment at which each was due.
 
 from collections.abc import Callable, Iterator
 
-from benchmarks.service import drain, flood, full_pool, many_sessions, slow_disk, slow_readers
+from benchmarks.service import (
+    drain,
+    flood,
+    full_disk,
+    full_pool,
+    many_sessions,
+    slow_disk,
+    slow_readers,
+)
 from hisparse_sidecar.cli.bench.rows import Measurement
 from hisparse_sidecar.cli.bench.suite import Suite
 from hisparse_sidecar.cli.bench.timing import Stopwatch
@@ -15,7 +23,7 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch
 _SECONDS_A_RUN = 2.0
 _CASES: dict[str, Callable[[float], Iterator[Measurement]]] = {
     module.CASE: module.measure
-    for module in (full_pool, slow_disk, slow_readers, many_sessions, flood, drain)
+    for module in (full_pool, full_disk, slow_disk, slow_readers, many_sessions, flood, drain)
 }
 
 
@@ -27,7 +35,7 @@ def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
 
 SUITE = Suite(
     name="service",
-    summary="a server's calls while its pool is full, its disk slow, readers slow, tenants flood",
+    summary="a server's calls while pool or disk are full, disk or readers slow, tenants flood",
     device="cpu",
     measure=_measure,
 )

@@ -6,7 +6,15 @@ import time
 import pytest
 
 from benchmarks import suite_service
-from benchmarks.service import drain, flood, full_pool, many_sessions, slow_disk, slow_readers
+from benchmarks.service import (
+    drain,
+    flood,
+    full_disk,
+    full_pool,
+    many_sessions,
+    slow_disk,
+    slow_readers,
+)
 from benchmarks.service.callers import pace
 from benchmarks.service.latency import share_rows
 from hisparse_sidecar.cli.bench.timing import Stopwatch
@@ -21,6 +29,14 @@ def test_a_full_pool_refuses_and_loses_nothing() -> None:
     assert rows["refusals/s"] > 0
     assert rows["refusals without a time to try again"] == rows["failed calls"] == 0
     assert rows["pages lost"] == 0
+
+
+def test_a_full_disk_is_degraded_not_unhealthy_and_used_again() -> None:
+    rows = found(full_disk)
+    assert rows["health says serving meanwhile"] == 1
+    assert rows["s until degraded"] > 0
+    assert rows["s until it is used again"] > 0
+    assert rows["pages lost of what came after"] == 0
 
 
 def test_pages_come_from_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +61,10 @@ def test_sessions_end_and_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2 <= rows["calls"] <= 200
 
 
-def test_a_flood_finds_its_share_full_and_takes_no_hit_of_the_other() -> None:
+def test_a_flood_finds_its_share_full_and_takes_no_hit_of_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flood, "_PER_SECOND", 10.0)  # 20 calls: their pages fit if none is answered
     rows = found(flood, 2.0)
     assert (rows["hit rate %"], rows["failed calls"]) == (100, 0)
     assert rows["pages beyond its share, at most"] == 0
