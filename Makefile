@@ -62,7 +62,7 @@ test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kil
 	    --test prefix_model --test prefix_threads --test sharing_model \
 	    --test hierarchy_model -- --ignored
 	cargo test --quiet --release --package hisparse-core --features shuttle \
-	    --test schedules_prefix --test schedules_hierarchy -- --ignored
+	    --test schedules --test schedules_prefix --test schedules_hierarchy -- --ignored
 	$(PYTEST_JOBS) -m slow $(ARGS)
 
 test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of the system

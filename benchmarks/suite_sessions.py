@@ -1,4 +1,4 @@
-"""Suite `sessions`: what a page, an open sequence and the plan of a step of 256 sequences cost.
+"""Suite `sessions`: what a page, an open sequence, a lookup and the plan of a step cost.
 
 In Rust: memory by counted allocations, `rust/core/benches/sessions.rs` says of what; the plan is
 room for the step's rows and the tables of where everything lies. Through the binding: the
@@ -48,7 +48,13 @@ def to_measurements(line: Line) -> Iterator[Measurement]:
         yield Measurement(case, "B each", line["bytes"], "lower")
     else:
         timing = summarize([us / 1e6 for us in line["microseconds"]])
-        yield from _times(f"plan of {line['sequences']} sequences, in Rust", timing)
+        yield from _times(_timed_case(line), timing)
+
+
+def _timed_case(line: Line) -> str:
+    if line["case"] == "lookup":
+        return f"lookup of one of {line['sessions']} prompts of {_PAGES_EACH} pages, in Rust"
+    return f"plan of {line['sequences']} sequences, in Rust"
 
 
 def _times(case: str, timing: Timing) -> Iterator[Measurement]:

@@ -1,7 +1,10 @@
-"""Suite `tiers`: the file tier's spills and restores beside `dd`, and the recovery of 10 GiB.
+"""Suite `tiers`: the file tier's spills and restores beside plain calls and `dd`; a recovery.
 
-Rates are medians of rounds in which both sides take turns; what is durable counts, and what is read
+Rates are medians of rounds in which all sides take turns; what is durable counts, and what is read
 is cold. Pages are written to the build folder's disk, 10 GiB of them for the recovery.
+
+The plain peer makes as many `pwrite` or `pread` of the same size from as many threads, and the same
+syncs; it reads the tier's own files. `dd` is one thread.
 """
 
 from collections.abc import Iterator
@@ -27,14 +30,20 @@ def to_measurements(line: Line) -> Iterator[Measurement]:
         yield Measurement(case, "s", line["seconds"], "lower")
         yield Measurement(case, "segments scanned", line["scanned"], "lower")
         return
-    ours, peer = line["gb_per_s"], line["dd_gb_per_s"]
-    spread = ratio_spread(peer, ours)  # it is made for times
-    yield Measurement(case, "median GB/s", median(ours), "higher", "dd", median(peer), spread)
+    for name, peer in _peers(line).items():
+        spread = ratio_spread(peer, line["gb_per_s"])  # it is made for times
+        ours = median(line["gb_per_s"])
+        yield Measurement(case, "median GB/s", ours, "higher", name, median(peer), spread)
+
+
+def _peers(line: Line) -> dict[str, list[float]]:
+    plain = "plain pwrite" if line["case"] == "spill" else "plain pread"
+    return {plain: line["plain_gb_per_s"], "dd": line["dd_gb_per_s"]}
 
 
 SUITE = Suite(
     name="tiers",
-    summary="the file tier's spill and restore (GB/s), beside dd; recovery of 10 GiB (minutes)",
+    summary="the file tier's spill and restore (GB/s), beside pread and dd; recovery of 10 GiB",
     device="cpu",
     measure=_measure,
 )

@@ -1,97 +1,16 @@
-"""The life of sequences over all tiers: opened, forked, cut, at rest, closed."""
-
-from collections.abc import Sequence
+"""The life of sequences over all tiers: forked, cut, at rest, closed."""
 
 from hisparse_sidecar._core import PrefixStats, TierState
 from hisparse_sidecar.backends import runs_on_its_device
-from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.opening_calls import OpeningCalls
 from hisparse_sidecar.restore import restore_sequence
 from hisparse_sidecar.rollback import resum_open_blocks, roll_back
-from hisparse_sidecar.sequence_options import DeviceSlots, OpenedPrompt, SequenceOptions
-from hisparse_sidecar.sidecar_state import SidecarState
+from hisparse_sidecar.sequence_options import DeviceSlots
 
 
-class SequenceCalls(SidecarState):
+class SequenceCalls(OpeningCalls):
     """The calls of `Sidecar` that concern whole sequences, their tenants and lower tiers."""
-
-    @runs_on_its_device
-    def open(
-        self,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        *,
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
-    ) -> int:
-        """Admits a sequence: host pages for prompt + max_new_tokens and its device ranges.
-
-        Args:
-            prompt_tokens: tokens that prefill will append.
-            max_new_tokens: most tokens that decoding will append.
-            selection: how its top-k is found; default: the config's.
-            hot_slots: KV rows on the device, a layer; default: the config's.
-            window_blocks: index-key blocks on the device, an anchor layer; default: the config's.
-
-        Returns:
-            The handle of the sequence.
-
-        Raises:
-            InvalidArgument: a count is out of range or too small for the selection.
-            HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
-        """
-        config = self.config
-        options = SequenceOptions.of(config, selection, hot_slots, window_blocks)
-        self._require_open()
-        sequence = self._tiers.lower.open_sequence(
-            prompt_tokens, max_new_tokens, options.device_slots(config)
-        )
-        self._options[sequence] = options
-        self._tiers.device.reset(self._manager.ranges(sequence))
-        return sequence
-
-    @runs_on_its_device
-    def open_prompt(
-        self,
-        token_ids: Sequence[int],
-        max_new_tokens: int,
-        *,
-        tenant: str = "",
-        selection: SelectionConfig | None = None,
-        hot_slots: int | None = None,
-        window_blocks: int | None = None,
-    ) -> OpenedPrompt:
-        """As `open`, on what any tier has of the beginning of the prompt.
-
-        Pages are found that sequences of the same tenant have left: whole ones, and never the
-        whole prompt. Prefill goes on after them. What the sequence appends is found by others in
-        its turn if `begin_step` is told its token ids.
-
-        Args:
-            token_ids: the prompt's, 0 to 2**32 - 1 each.
-            max_new_tokens: see `open`.
-            tenant: whose pages may be found, see `add_tenant`; "" is there from the start.
-            selection: see `open`.
-            hot_slots: see `open`.
-            window_blocks: see `open`.
-
-        Raises:
-            InvalidArgument: no such tenant, and see `open`.
-            TierFull: the tenant's share of the host pool has no room.
-            HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
-            WrongState: a step is open.
-        """
-        config = self.config
-        options = SequenceOptions.of(config, selection, hot_slots, window_blocks)
-        self._require_open()
-        self._require_no_step("open a prompt")
-        sequence, cached_tokens = self._tiers.lower.open_prompt(
-            tenant, token_ids, max_new_tokens, options.device_slots(config)
-        )
-        self._options[sequence] = options
-        restore_sequence(self._tiers, sequence)
-        return OpenedPrompt(sequence, cached_tokens)
 
     def preempt(self, sequence: int) -> None:
         """Lets a sequence rest: all that it has on the device, and what it was promised, is free.

@@ -58,6 +58,12 @@ class SequenceOptions:
         options.check_for(config)
         return options
 
+    @classmethod
+    def of_open(cls, config: SidecarConfig, options: OpenOptions) -> "SequenceOptions":
+        """As `of`, from the keywords of a call."""
+        names = ("selection", "hot_slots", "window_blocks")
+        return cls.of(config, *(options.get(name) for name in names))  # type: ignore[arg-type]
+
     def check_for(self, config: SidecarConfig) -> None:
         """Raises InvalidArgument unless the selection and the slots fit the model."""
         self.selection.check_for(config.model, config.block_tokens)
@@ -72,6 +78,21 @@ class SequenceOptions:
             slots=self.hot_slots,
             window_slots=self.window_blocks + config.touched_blocks,
         )
+
+
+@dataclass(frozen=True)
+class AdmittedSequence:
+    """A sequence that the core has opened, and that has nothing on the device yet.
+
+    Attributes:
+        sequence: its handle.
+        cached_tokens: what it has of its prompt; None where no prompt was told.
+        options: what it was opened with.
+    """
+
+    sequence: int
+    cached_tokens: int | None
+    options: SequenceOptions
 
 
 class OpenedPrompt(NamedTuple):

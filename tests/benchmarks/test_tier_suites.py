@@ -41,14 +41,20 @@ def policies(pages: int = 64) -> Iterator[Line]:
     yield replayed("s3_fifo", 0.5, 20.0, pages)
 
 
-def test_a_rate_of_the_file_tier_is_the_median_beside_that_of_dd() -> None:
-    line: Line = {"case": "spill", "page_bytes": 48 << 10}
-    line |= {"gb_per_s": [3.0, 1.0, 2.0], "dd_gb_per_s": [1.0, 1.0, 4.0]}
-    (found,) = suite_tiers.to_measurements(line)
-    assert found.case == "spill, pages of 48 KiB"
-    assert (found.ours, found.peer, found.peer_value, found.ratio) == (2.0, "dd", 1.0, 2.0)
-    assert found.ratio_spread is not None
-    low, high = found.ratio_spread
+@pytest.mark.parametrize(("case", "plain"), [("spill", "pwrite"), ("restore", "pread")])
+def test_a_rate_of_the_file_tier_is_the_median_beside_those_of_its_peers(
+    case: str, plain: str
+) -> None:
+    line: Line = {"case": case, "page_bytes": 48 << 10, "gb_per_s": [3.0, 1.0, 2.0]}
+    line |= {"plain_gb_per_s": [4.0, 4.0, 5.0], "dd_gb_per_s": [1.0, 1.0, 4.0]}
+    found = list(suite_tiers.to_measurements(line))
+    assert {one.case for one in found} == {f"{case}, pages of 48 KiB"}
+    assert [(one.ours, one.peer, one.peer_value, one.ratio) for one in found] == [
+        (2.0, f"plain {plain}", 4.0, 0.5),
+        (2.0, "dd", 1.0, 2.0),
+    ]
+    assert found[1].ratio_spread is not None
+    low, high = found[1].ratio_spread
     assert 1 / 4 <= low < 1 < high <= 3  # of nine pairs, 1/4 to 3
 
 
@@ -154,6 +160,8 @@ def test_the_plan_of_a_step_has_a_median_and_a_p99() -> None:
     line: Line = {"case": "plan", "sequences": 256, "microseconds": [float(n) for n in range(101)]}
     found = list(suite_sessions.to_measurements(line))
     assert [round(one.ours) for one in found] == [50, 99]
+    found = list(suite_sessions.to_measurements(line | {"case": "lookup", "sessions": 9}))
+    assert {one.case for one in found} == {"lookup of one of 9 prompts of 16 pages, in Rust"}
 
 
 def test_counts_of_a_long_test_are_rows() -> None:

@@ -41,6 +41,7 @@ SUITES = (
     "remote",
     "round_trip",
     "select",
+    "service",
     "sessions",
     "step",
     "stress",

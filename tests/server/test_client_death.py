@@ -117,9 +117,11 @@ class Crowd:
 
 
 @contextmanager
-def crowd(folder: Path, config: SidecarConfig, limit_seconds: float) -> Iterator[Crowd]:
+def crowd(
+    folder: Path, config: SidecarConfig, limit_seconds: float, most: int = 256
+) -> Iterator[Crowd]:
     folder.mkdir()
-    flags = ("--max-silent-seconds", str(limit_seconds))
+    flags = ("--max-silent-seconds", str(limit_seconds), "--max-clients", str(most))
     with (
         ServerProgram(folder, config, *flags) as server,
         channel_to(server.socket_path) as channel,
@@ -129,32 +131,33 @@ def crowd(folder: Path, config: SidecarConfig, limit_seconds: float) -> Iterator
 
 
 def outlive(crowd: Crowd, count: int, limit_seconds: float) -> None:
-    """A quarter each is killed, is stopped for long, is stopped for short, lives on."""
+    """Half are killed; of the rest a third each is stopped for long, or for short, or lives on."""
     pages = crowd.free_pages()
     clients = crowd.join(count)
-    quarter = count // 4
-    killed, stopped, late, living = (clients[n * quarter : (n + 1) * quarter] for n in range(4))
+    half, sixth = count // 2, count // 6
+    killed, stopped = clients[:half], clients[half : half + sixth]
+    late, living = clients[half + sixth : half + 2 * sixth], clients[half + 2 * sixth :]
     assert (crowd.sequences(), crowd.regions()) == (count, count)
 
     for one in killed:
         one.end()
     began = time.monotonic()
-    wait_until(lambda: crowd.sequences() == 3 * quarter)
+    wait_until(lambda: crowd.sequences() == count - half)
     assert time.monotonic() - began < limit_seconds  # not one of them was waited for
 
     for one in stopped:
         one.process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     crowd.stop_for(late, 0.5 * limit_seconds)  # a sign or two are missed
-    wait_until(lambda: crowd.sequences() == 2 * quarter)
+    wait_until(lambda: crowd.sequences() == count - half - sixth)
     assert time.monotonic() - began < 1.25 * limit_seconds + SLACK_SECONDS
-    wait_until(lambda: crowd.regions() == 2 * quarter)
+    wait_until(lambda: crowd.regions() == count - half - sixth)
     for one in stopped:
         one.process.send_signal(signal.SIGCONT)
     time.sleep(limit_seconds)
     assert not any(one.is_connected() for one in stopped)  # what came back is nobody
 
-    again = crowd.join(2 * quarter)
+    again = crowd.join(half)
     assert not {one.sequence for one in again} & {one.sequence for one in clients}
     assert not {one.region_id for one in again} & {one.region_id for one in clients}
     time.sleep(1.5 * limit_seconds)
@@ -172,11 +175,10 @@ def test_clients_die_stop_and_come_late_and_only_the_dead_are_ended(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_hundred_clients_die_stop_and_come_late(tmp_path: Path) -> None:
-    config = replace(small_config(), max_sequences=100, host_pages=100)
-    with crowd(tmp_path / "run", config, 3.0) as people:
-        for _ in range(3):
-            outlive(people, 100, 3.0)
+def test_five_hundred_of_a_thousand_clients_die_and_the_others_keep_all(tmp_path: Path) -> None:
+    config = replace(small_config(), max_sequences=1000, host_pages=1000)
+    with crowd(tmp_path / "run", config, 3.0, most=1000) as people:
+        outlive(people, 1000, 3.0)
 
 
 def test_a_server_that_was_stopped_itself_keeps_its_clients(tmp_path: Path) -> None:

@@ -233,6 +233,8 @@ def test_a_bad_line_on_the_side_socket_is_answered(server: SidecarServer, name: 
 
 
 def test_connections_to_the_side_socket_are_limited(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="max_clients is 0, needs >= 1"):
+        Limits(max_clients=0)
     limits = Limits(max_clients=1)
     with (
         SidecarServer(small_config(), tmp_path / "s", limits=limits),

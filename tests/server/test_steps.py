@@ -144,28 +144,47 @@ def num_waiting_jobs(server: SidecarServer) -> int:
     return server._runtime._worker._executor._work_queue.qsize()
 
 
+@pytest.mark.parametrize(
+    ("name", "opened"), [("admit", {"prompt_tokens": 4}), ("admit_prompt", {"token_ids": range(4)})]
+)
 def test_a_sequence_whose_caller_gave_up_is_closed_again(
+    name: str,
+    opened: dict,
     server: SidecarServer,
     session: RemoteSession,
     channel: grpc.Channel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    entered, leave, admit = threading.Event(), threading.Event(), Sidecar.open
+    entered, leave, admit = threading.Event(), threading.Event(), getattr(Sidecar, name)
 
-    def slow(sidecar: Sidecar, *args: int, **options: object) -> int:
+    def slow(*args: object, **options: object) -> object:
         entered.set()
         leave.wait(WAIT_SECONDS)
-        return admit(sidecar, *args, **options)  # type: ignore[arg-type]
+        return admit(*args, **options)
 
-    monkeypatch.setattr(Sidecar, "open", slow)
+    monkeypatch.setattr(Sidecar, name, slow)
     sequences = sequence_pb2_grpc.SequenceServiceStub(channel)
-    opening = sequences.OpenSequence.future(sequence_pb2.OpenSequenceRequest(prompt_tokens=4))
+    opening = sequences.OpenSequence.future(sequence_pb2.OpenSequenceRequest(**opened))
     assert entered.wait(WAIT_SECONDS)
     opening.cancel()
-    wait_until(lambda: num_waiting_jobs(server) > 0)
+    wait_until(lambda: server._runtime._gate.num_calls == 0)
     leave.set()
     wait_until(lambda: session.stats().core.closed == 1)
     assert session.stats().core.sequences == 0
+
+
+def test_a_prompt_that_gives_up_waiting_for_its_turn_leaves_nothing_behind(
+    session: RemoteSession, server: SidecarServer
+) -> None:
+    rows = [(session.open(4, 4), 2)]
+    session.begin_step(rows, "prefill")
+    with SidecarClient.connect(server.socket_path, timeout_seconds=0.3) as impatient:
+        with pytest.raises(Exception, match="Deadline Exceeded"):
+            impatient.open_prompt([1, 2, 3], 0)
+        wait_until(lambda: session.stats().core.closed == 1)
+        assert session.stats().core.sequences == 1
+    run_layers(session, rows, 1)
+    session.end_step()
 
 
 def test_a_layer_whose_caller_gave_up_aborts_the_step(

@@ -14,11 +14,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hisparse_sidecar import HisparseError, SidecarConfig
 from hisparse_sidecar.client import RemoteSession
 from hisparse_sidecar.errors import HostPoolFull
+from hisparse_sidecar.server import SidecarServer
 from hisparse_sidecar.tiers_config import TiersConfig
 from hisparse_sidecar.wire.errors import Draining, ServerUnavailable
 from hisparse_sidecar.wire.stats import ServerStats
 from tests.pipeline.world import small_config
-from tests.server.serving import END_SECONDS, ServerProgram, channel_to, run_layers, wait_until
+from tests.server.serving import (
+    END_SECONDS,
+    ServerProgram,
+    channel_to,
+    run_layers,
+    run_step,
+    wait_until,
+)
 from tests.server.test_slow_readers import SlowReader
 
 PAGE_TOKENS = 64
@@ -26,7 +34,13 @@ PROMPT_PAGES = 4
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
-def config_with_files(folder: Path, free_share: float = 0.0, **changes: object) -> SidecarConfig:
+def config_with_files(
+    folder: Path,
+    free_share: float = 0.0,
+    load_seconds: float = 5.0,
+    call_seconds: float = 1.0,
+    **changes: object,
+) -> SidecarConfig:
     tiers = TiersConfig(
         file_directory=str(folder / "pages"),
         file_bytes=1 << 26,
@@ -34,6 +48,8 @@ def config_with_files(folder: Path, free_share: float = 0.0, **changes: object) 
         model_name="small",
         free_share=free_share,
         probe_seconds=0.0,
+        load_seconds=load_seconds,
+        call_seconds=call_seconds,
     )
     return small_config(tiers=tiers, **changes)
 
@@ -152,6 +168,32 @@ def test_more_prompts_than_the_host_pool_has_room_for_are_kept_below(tmp_path: P
         assert (tier.corrupt, tier.failed, tier.missed) == (0, 0, 0)
         found = [session.open_prompt(prompt(number), 0).cached_tokens for number in (0, 7)]
         assert found == [PROMPT_PAGES * PAGE_TOKENS] * 2
+
+
+def test_who_finds_pages_in_the_host_pool_does_not_wait_for_anothers_disk(tmp_path: Path) -> None:
+    config = config_with_files(tmp_path, 0.5, host_pages=12, load_seconds=60.0, call_seconds=60.0)
+    with (
+        SidecarServer(config, tmp_path / "s") as server,
+        RemoteSession(server.socket_path) as session,
+        RemoteSession(server.socket_path) as other,
+    ):
+        for number in range(4):
+            session.close_sequence(prefill(session, number)[0])
+            wait_until(lambda: session.stats().core.host_pages_free >= 6)
+        files = server._runtime._shared.sidecar._tiers.lower.files
+        files.arm("before_read", sleep_seconds=5.0, one_in=1, seed=1)
+        found = []
+        loading = threading.Thread(
+            target=lambda: found.append(other.open_prompt(prompt(0), 0).cached_tokens)
+        )
+        loading.start()
+        wait_until(lambda: files.num_injected(None) > 0)
+        assert session.open_prompt(prompt(3), 0).cached_tokens == PROMPT_PAGES * PAGE_TOKENS
+        run_step(session, [(session.open(8, 0), 8)], 1)
+        assert loading.is_alive()
+        files.disarm()
+        loading.join(END_SECONDS)
+        assert found == [PROMPT_PAGES * PAGE_TOKENS]
 
 
 def limit_files_to(server: ServerProgram, num_bytes: int) -> None:

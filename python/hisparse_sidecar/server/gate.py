@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from hisparse_sidecar.sequence_options import AdmittedSequence
 from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.server.liveness import Liveness
@@ -40,10 +41,16 @@ class Gate:
     """Runs calls on the shared sidecar in the worker thread."""
 
     def __init__(
-        self, shared: SharedSidecar, worker: Worker, step_ends: StepEnds, liveness: Liveness
+        self,
+        shared: SharedSidecar,
+        worker: Worker,
+        openers: Worker,
+        step_ends: StepEnds,
+        liveness: Liveness,
     ) -> None:
         self.shared = shared
         self.worker = worker
+        self._openers = openers
         self.liveness = liveness
         self._step_ends = step_ends
         self.draining = asyncio.Event()
@@ -76,6 +83,37 @@ class Gate:
 
         with self.liveness.calling(token):
             return await self._in_turn(make, unmake)
+
+    async def open_call(
+        self,
+        context: Context,
+        admit: Callable[[], AdmittedSequence],
+        adopt: Callable[[Client | None, AdmittedSequence], _Result],
+        undo: Callable[[Client | None, _Result], object],
+    ) -> _Result:
+        """As `call`, of what `admit()` gives, which may wait for lower tiers beside other calls.
+
+        Args:
+            context: as for `call`.
+            admit: runs in a thread of its own, whatever step is open.
+            adopt: what to run then in the worker thread.
+            undo: as for `call`; what was admitted and not adopted is discarded.
+        """
+        self.shared.clients.find(client_token(context))  # who is nobody has nothing admitted
+        self.num_calls += 1
+        try:
+            with self.liveness.calling(client_token(context)):
+                admitted = await self._openers.run(admit, undo=self._discard)
+            try:
+                return await self.call(context, lambda caller: adopt(caller, admitted), undo)
+            except BaseException:
+                self._discard(admitted)
+                raise
+        finally:
+            self.num_calls -= 1
+
+    def _discard(self, admitted: AdmittedSequence) -> None:
+        self.worker.submit(lambda: self.shared.sidecar.discard(admitted))
 
     async def client_call(
         self,

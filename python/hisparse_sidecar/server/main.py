@@ -67,7 +67,8 @@ async def _serve(config: SidecarConfig, options: ServerOptions) -> int:
 
 def server_options(arguments: argparse.Namespace) -> ServerOptions:
     """What the flags of `add_server_flags` ask for."""
-    limits = Limits(**{name: getattr(arguments, name) for name in _LIMIT_FLAGS})
+    named = {name: getattr(arguments, name) for name in _LIMIT_FLAGS}
+    limits = Limits(**named, max_clients=arguments.max_clients)
     tcp = None
     if arguments.tcp is not None:
         tcp = TcpOptions(
@@ -112,6 +113,8 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         flag, default = f"--{name.replace('_', '-')}", getattr(Limits(), name)
         text = f"{meaning}; default: %(default)g"
         add(flag, type=float, default=default, metavar="S", help=text)
+    most, text = Limits().max_clients, "clients at a time; default: %(default)d"
+    add("--max-clients", type=int, default=most, metavar="N", help=text)
     add(
         "--tenant",
         type=_tenant,

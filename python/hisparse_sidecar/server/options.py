@@ -53,6 +53,8 @@ class Limits:
             found = getattr(self, name)
             if not 0.0 < found < math.inf and (name, found) != ("drain_seconds", 0.0):
                 raise InvalidArgument(f"{name} is {found:g}, needs > 0 and finite")
+        if self.max_clients < 1:
+            raise InvalidArgument(f"max_clients is {self.max_clients}, needs >= 1")
 
 
 @dataclass(frozen=True)

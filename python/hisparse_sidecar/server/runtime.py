@@ -32,6 +32,7 @@ from hisparse_sidecar.wire.names import side_socket_path
 _Result = TypeVar("_Result")
 _LOG = logging.getLogger(__name__)
 _DRAIN_POLL_SECONDS = 0.02
+_OPENERS = 64  # openings that wait for lower tiers at a time; others wait behind them
 _LAST_RESPONSES_SECONDS = 1.0
 
 
@@ -51,6 +52,7 @@ class ServerRuntime:
         self._socket_path = options.socket_path.absolute()
         self._side_path = Path(side_socket_path(str(self._socket_path)))
         self._worker = Worker()
+        self._openers = Worker("hisparse-open", _OPENERS)
         self._servers: list[grpc.aio.Server] = []
         self._bound: dict[Path, tuple[int, int]] = {}
         self._ends = contextlib.AsyncExitStack()
@@ -76,10 +78,11 @@ class ServerRuntime:
         sidecar = await self._worker.run(lambda: self._make_sidecar(self._config))
         self._shared = SharedSidecar(sidecar, Clients(limits), step_ends.notify)
         self._ends.push_async_callback(self._worker.run, self._shared.close)
+        self._ends.push_async_callback(asyncio.to_thread, self._openers.close)
         for tenant, pages in self._options.quota_pages.items():
             self._shared.add_tenant(tenant, pages)
         liveness = Liveness(limits.max_silent_seconds)
-        self._gate = Gate(self._shared, self._worker, step_ends, liveness)
+        self._gate = Gate(self._shared, self._worker, self._openers, step_ends, liveness)
         self._servicers = Servicers(self._gate, _server_info(self._config, limits), limits)
         await self._servicers.set_serving(False)
         self._bind()

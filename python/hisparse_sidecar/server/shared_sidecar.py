@@ -5,11 +5,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from typing_extensions import Unpack
-
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
+from hisparse_sidecar.sequence_options import AdmittedSequence, OpenedPrompt
 from hisparse_sidecar.server.clients import Client, Clients
 from hisparse_sidecar.sidecar import Sidecar
 from hisparse_sidecar.stats import TierBytes
@@ -38,6 +36,7 @@ class SharedSidecar:
     def __init__(self, sidecar: Sidecar, clients: Clients, on_step_end: Callable[[], None]) -> None:
         self.sidecar = sidecar
         self.clients = clients
+        self.has_lower_tiers = bool(sidecar.lower_tiers())
         self._tenants: list[str] = []
         self._on_step_end = on_step_end
         self._owner_of_sequence: dict[int, Client | None] = {}  # of every open sequence
@@ -59,29 +58,11 @@ class SharedSidecar:
 
     # -- sequences ----------------------------------------------------------------------------
 
-    def open(
-        self,
-        caller: Client | None,
-        prompt_tokens: int,
-        max_new_tokens: int,
-        **options: Unpack[OpenOptions],
-    ) -> int:
-        """See `Sidecar.open`."""
-        sequence = self.sidecar.open(prompt_tokens, max_new_tokens, **options)
-        return self._own(caller, sequence)
-
-    def open_prompt(
-        self,
-        caller: Client | None,
-        token_ids: Sequence[int],
-        max_new_tokens: int,
-        *,
-        tenant: str,
-        **options: Unpack[OpenOptions],
-    ) -> OpenedPrompt:
-        """See `Sidecar.open_prompt`; StepTaken while another client's step is open."""
-        self._check_turn(caller)
-        opened = self.sidecar.open_prompt(token_ids, max_new_tokens, tenant=tenant, **options)
+    def adopt(self, caller: Client | None, admitted: AdmittedSequence) -> OpenedPrompt:
+        """See `Sidecar.adopt`; StepTaken for a prompt while another client's step is open."""
+        if admitted.cached_tokens is not None:
+            self._check_turn(caller)
+        opened = self.sidecar.adopt(admitted)
         self._own(caller, opened.sequence)
         return opened
 

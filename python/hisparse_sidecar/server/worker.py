@@ -1,4 +1,4 @@
-"""The one thread that touches the sidecar: calls run in it one after the other."""
+"""The thread that touches the sidecar, and those that wait for lower tiers beside it."""
 
 import asyncio
 import logging
@@ -11,10 +11,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class Worker:
-    """Lets the event loop wait for work that would block it."""
+    """Lets the event loop wait for work that would block it.
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hisparse-sidecar")
+    Calls run one after the other, or so many side by side.
+    """
+
+    def __init__(self, name: str = "hisparse-sidecar", num_threads: int = 1) -> None:
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
 
     async def run(
         self,
@@ -22,7 +25,7 @@ class Worker:
         *,
         undo: Callable[[_Result], object] | None = None,
     ) -> _Result:
-        """The result of `call`, made in the worker thread.
+        """The result of `call`, made in a thread of the worker.
 
         Args:
             call: what to run. It cannot be stopped once begun.
@@ -41,12 +44,12 @@ class Worker:
         self._executor.submit(call).add_done_callback(_log_failure)
 
     def close(self) -> None:
-        """Waits for what was submitted, then ends the thread."""
+        """Waits for what was submitted, then ends the threads."""
         self._executor.shutdown(wait=True)
 
 
 def _undo(future: "Future[_Result]", undo: Callable[[_Result], object]) -> None:
-    # runs after the call, in the same thread: the future is done or was never begun
+    # runs after the call, or waits for it where there are several threads
     if not future.cancelled() and future.exception() is None:
         undo(future.result())
 

@@ -2,7 +2,8 @@
 //!
 //! `metadata`: bytes of a directory's table a page. `sessions`: bytes of an open sequence of 16 pages
 //! with an owner and a lease on as many; `prompts`: of one that was told its tokens, its pages shared.
-//! `plan`: microseconds in which a step of 256 sequences, one row each, gets room for its rows and the
+//! `lookup`: microseconds in which the 16 pages of one of 10,000 sessions are found and leased, by Zipf's
+//! law. `plan`: microseconds in which a step of 256 sequences, one row each, gets room for its rows and the
 //! tables of where everything lies.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -27,6 +28,8 @@ const NUM_PREFIXES: u32 = 100;
 const SESSION_PAGES: u32 = 16;
 const SESSION_TOKENS: u32 = SESSION_PAGES * PAGE_TOKENS;
 const NUM_ANCHORS: usize = 4;
+const NUM_LOOKUPS: usize = 200_000;
+const ZIPF: f64 = 0.9;
 const PLAN_SEQUENCES: u32 = 256;
 const PLAN_STEPS: u32 = 512;
 
@@ -63,7 +66,7 @@ const ORDERS: [(&str, MakeOrder); 3] = [
 
 fn main() -> Result<()> {
     for (order, make_order) in ORDERS {
-        let (table, bytes) = counted(|| table(make_order))?;
+        let (table, bytes) = counted(|| table(make_order, TABLE_PAGES))?;
         let bytes_per_page = per(bytes, TABLE_PAGES);
         report(&format!(
             r#""case": "metadata", "order": "{order}", "pages": {TABLE_PAGES}, "bytes": {bytes_per_page:.1}"#
@@ -73,6 +76,10 @@ fn main() -> Result<()> {
     for (case, bytes) in [("sessions", session_bytes()?), ("prompts", prompt_bytes()?)] {
         report(&format!(r#""case": "{case}", "sessions": {NUM_SESSIONS}, "bytes": {bytes:.1}"#));
     }
+    let microseconds = lookup_us()?;
+    report(&format!(
+        r#""case": "lookup", "sessions": {NUM_SESSIONS}, "microseconds": {microseconds:.2?}"#
+    ));
     let microseconds = plan_us()?;
     report(&format!(
         r#""case": "plan", "sequences": {PLAN_SEQUENCES}, "microseconds": {microseconds:.1?}"#
@@ -87,15 +94,15 @@ fn counted<T>(make: impl FnOnce() -> Result<T>) -> Result<(T, isize)> {
     Ok((kept, HELD_BYTES.load(Ordering::Relaxed) - before))
 }
 
-fn table(make_order: MakeOrder) -> Result<PrefixTable> {
-    let limits = PrefixLimits { max_pages: TABLE_PAGES, page_bytes: 1 << 20, max_decisions: 4096 };
+fn table(make_order: MakeOrder, max_pages: u32) -> Result<PrefixTable> {
+    let limits = PrefixLimits { max_pages, page_bytes: 1 << 20, max_decisions: 4096 };
     PrefixTable::new(limits, make_order)
 }
 
 type Session = (SequenceHandle, OwnerId, PrefixLease);
 
 fn session_bytes() -> Result<f64> {
-    let (directory, tenant) = stocked_directory()?;
+    let (directory, tenant) = stocked_directory(NUM_PREFIXES)?;
     let manager = manager(NUM_SESSIONS, SESSION_TOKENS)?;
     let open = |number| open_session(&manager, &directory, tenant, number);
     let (sessions, bytes) = counted(|| (0..NUM_SESSIONS).map(open).collect::<Result<Vec<_>>>())?;
@@ -103,12 +110,12 @@ fn session_bytes() -> Result<f64> {
     Ok(per(bytes, NUM_SESSIONS))
 }
 
-fn stocked_directory() -> Result<(PrefixDirectory, TenantId)> {
-    let num_pages = NUM_PREFIXES * SESSION_PAGES;
-    let pool = PageAllocator::new(num_pages)?;
-    let directory = PrefixDirectory::new(pool, table(ORDERS[2].1)?, OwnerLimits::with_seed(1))?;
+fn stocked_directory(num_prefixes: u32) -> Result<(PrefixDirectory, TenantId)> {
+    let num_pages = num_prefixes * SESSION_PAGES;
+    let (pool, table) = (PageAllocator::new(num_pages)?, table(ORDERS[2].1, num_pages)?);
+    let directory = PrefixDirectory::new(pool, table, OwnerLimits::with_seed(1))?;
     let tenant = directory.add_tenant(num_pages.into())?;
-    for first in 0..NUM_PREFIXES {
+    for first in 0..num_prefixes {
         directory.take(tenant, SESSION_PAGES as usize)?.publish(0, &headers(first)?)?;
     }
     Ok((directory, tenant))
@@ -149,6 +156,36 @@ fn open_prompt(manager: &Manager, number: u32) -> Result<SequenceHandle> {
     }
     manager.publish(sequence)?;
     Ok(sequence)
+}
+
+/// Times of lookups among the pages of 10,000 sessions; each ends its lease again.
+fn lookup_us() -> Result<Vec<f64>> {
+    let (directory, tenant) = stocked_directory(NUM_SESSIONS)?;
+    let owner = directory.register(0)?;
+    let chain = |first| -> Result<Vec<PageIdentity>> {
+        Ok(headers(first)?.iter().map(|page| page.identity).collect())
+    };
+    let chains = (0..NUM_SESSIONS).map(chain).collect::<Result<Vec<_>>>()?;
+    let mut sum = 0.0;
+    let shares: Vec<f64> = (1..=NUM_SESSIONS)
+        .map(|rank| {
+            sum += f64::from(rank).powf(-ZIPF);
+            sum
+        })
+        .collect();
+    let mut draw = 1_u32;
+    (0..NUM_LOOKUPS)
+        .map(|_| {
+            draw = draw.wrapping_mul(1_664_525).wrapping_add(1_013_904_223); // Numerical Recipes
+            let place = sum * f64::from(draw) / 2.0_f64.powi(32);
+            let chain = &chains[shares.partition_point(|&share| share < place)];
+            let start = Instant::now();
+            let lease = directory.match_prefix(chain, tenant, owner, u64::MAX)?;
+            let took = start.elapsed();
+            assert_eq!(lease.found().len(), chain.len(), "every page is there");
+            Ok(took.as_secs_f64() * 1e6)
+        })
+        .collect()
 }
 
 /// Times of the steps in which sequences of 1 page to 16 pages grow by a token each.

@@ -13,18 +13,21 @@ use hisparse_core::{Error, ErrorKind, SequenceHandle};
 use shuttle::thread;
 use support::{DEVICE, Host, SHAPE};
 
-const ITERATIONS: usize = 600;
+const DEFAULT_SCHEDULES: usize = 1_200;
+const ALL_SCHEDULES: usize = 100_000;
 const FIRST_MARK: u64 = 1 << 32;
 const OWN_MARK: u64 = 2 << 32;
 
+type Work = fn(&Host, SequenceHandle);
+
 /// Runs `threads` to their ends in many orders, then checks that nothing is lost or held.
-fn explore(threads: &'static [fn(&Host, SequenceHandle)]) {
+fn explore(threads: &'static [Work], num_schedules: usize) {
     let body = move || {
         let host = Arc::new(Host::new());
         let shared = host.manager.open_sequence(130, 60, DEVICE).expect("an empty pool");
         host.manager.append(shared, 130).expect("admitted");
         mark_tokens(&host, shared, 0..130, FIRST_MARK);
-        let spawn = |&work: &fn(&Host, SequenceHandle)| {
+        let spawn = |&work: &Work| {
             let host = Arc::clone(&host);
             thread::spawn(move || {
                 work(&host, shared);
@@ -43,8 +46,8 @@ fn explore(threads: &'static [fn(&Host, SequenceHandle)]) {
         assert_eq!(stats.slots_used + stats.window_slots_used + stats.state_rows_used, 0);
         assert_eq!(stats.opened + stats.forked, stats.closed);
     };
-    shuttle::check_random(body, ITERATIONS);
-    shuttle::check_pct(body, ITERATIONS, 3);
+    shuttle::check_random(body, num_schedules / 2);
+    shuttle::check_pct(body, num_schedules / 2, 3);
 }
 
 /// Writes `mark + position` to every tenth row.
@@ -172,30 +175,45 @@ fn evict_all(host: &Host, _shared: SequenceHandle) {
     host.manager.directory().evict(99).expect("nobody has panicked");
 }
 
+const REST_DEMOTE: &[Work] = &[rest_shared, demote_and_lose, evict_all, close_shared];
+const REST_TWICE: &[Work] = &[rest_shared, rest_shared, demote_and_lose];
+const OPEN_LEASE: &[Work] = &[open_append_close, open_append_close, lease_and_drop, lease_and_drop];
+const CLOSE_TWICE: &[Work] = &[close_shared, close_shared, append_shared, open_append_close];
+const FORK_ROLL: &[Work] = &[fork_shared, fork_shared, close_shared, roll_shared_back];
+const COPY_APPEND: &[Work] = &[fork_shared, rewrite_shared, append_shared, lease_and_drop];
+
 #[test]
 fn rest_races_with_demotion_eviction_and_the_end_of_the_sequence() {
-    explore(&[rest_shared, demote_and_lose, evict_all, close_shared]);
-    explore(&[rest_shared, rest_shared, demote_and_lose]);
+    explore(REST_DEMOTE, DEFAULT_SCHEDULES);
+    explore(REST_TWICE, DEFAULT_SCHEDULES);
 }
 
 #[test]
 fn opens_and_leases_compete_for_pages_and_lose_none() {
-    explore(&[open_append_close, open_append_close, lease_and_drop, lease_and_drop]);
+    explore(OPEN_LEASE, DEFAULT_SCHEDULES);
 }
 
 #[test]
 fn a_sequence_is_closed_once_whoever_comes_first() {
-    explore(&[close_shared, close_shared, append_shared, open_append_close]);
+    explore(CLOSE_TWICE, DEFAULT_SCHEDULES);
 }
 
 #[test]
 fn forks_survive_the_end_and_the_rollback_of_their_parent() {
-    explore(&[fork_shared, fork_shared, close_shared, roll_shared_back]);
+    explore(FORK_ROLL, DEFAULT_SCHEDULES);
 }
 
 #[test]
 fn copies_on_write_race_with_appends_and_leases() {
-    explore(&[fork_shared, rewrite_shared, append_shared, lease_and_drop]);
+    explore(COPY_APPEND, DEFAULT_SCHEDULES);
+}
+
+#[test]
+#[ignore = "the full size: minutes"]
+fn all_races_of_the_manager_in_full() {
+    for threads in [REST_DEMOTE, REST_TWICE, OPEN_LEASE, CLOSE_TWICE, FORK_ROLL, COPY_APPEND] {
+        explore(threads, ALL_SCHEDULES);
+    }
 }
 
 #[test]
@@ -218,7 +236,7 @@ fn appends_never_give_one_position_twice() {
         let ends = spans.iter().map(|span| span.end);
         assert!(spans.iter().map(|span| span.start).eq([0].into_iter().chain(ends.take(2))));
     };
-    shuttle::check_random(body, ITERATIONS);
+    shuttle::check_random(body, DEFAULT_SCHEDULES / 2);
 }
 
 #[test]
@@ -230,5 +248,5 @@ fn a_lease_may_be_dropped_while_the_manager_goes() {
         drop(host);
         dropper.join().expect("dropping a lease never panics");
     };
-    shuttle::check_random(body, ITERATIONS);
+    shuttle::check_random(body, DEFAULT_SCHEDULES / 2);
 }

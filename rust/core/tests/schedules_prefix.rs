@@ -11,7 +11,8 @@ use hisparse_core::sync::Arc;
 use hisparse_core::tier::PageHeader;
 use hisparse_core::{Error, ErrorKind};
 use prefix_pages::{FOREVER, LEAF_FIRST, TIMEOUT_MS, directory, headers, identities};
-use shuttle::thread;
+use shuttle::scheduler::DfsScheduler;
+use shuttle::{Config, Runner, thread};
 
 const DEFAULT_SCHEDULES: usize = 2_000;
 const ALL_SCHEDULES: usize = 100_000;
@@ -49,20 +50,22 @@ type Work = fn(&Host);
 
 /// Runs `threads` to their ends in many orders, then checks that nothing is lost or held.
 fn explore(threads: &'static [Work], num_schedules: usize) {
-    let body = move || {
-        let host = Arc::new(Host::new());
-        let spawn = |&work: &Work| {
-            let host = Arc::clone(&host);
-            thread::spawn(move || work(&host))
-        };
-        let running: Vec<_> = threads.iter().map(spawn).collect();
-        for thread in running {
-            thread.join().expect("no thread panics");
-        }
-        check_whole(&host);
-    };
+    let body = move || run(threads);
     shuttle::check_random(body, num_schedules / 2);
     shuttle::check_pct(body, num_schedules / 2, 3);
+}
+
+fn run(threads: &[Work]) {
+    let host = Arc::new(Host::new());
+    let spawn = |&work: &Work| {
+        let host = Arc::clone(&host);
+        thread::spawn(move || work(&host))
+    };
+    let running: Vec<_> = threads.iter().map(spawn).collect();
+    for thread in running {
+        thread.join().expect("no thread panics");
+    }
+    check_whole(&host);
 }
 
 fn check_whole(host: &Host) {
@@ -229,6 +232,10 @@ fn sweep(host: &Host) {
     host.directory.sweep(1).expect("nobody has panicked");
 }
 
+fn lease_and_drop(host: &Host) {
+    drop(host.lease());
+}
+
 const EVICT_LEASE: &[Work] = &[lease_and_look, share_and_drop, evict_all, take_most];
 const SPILL_CLOSE: &[Work] = &[spill, open_and_close, open_and_close, lease_and_look];
 const PROMOTE_LOSE: &[Work] = &[spill, promote_some, promote_some, lose_below, open_and_close];
@@ -255,6 +262,26 @@ fn a_promotion_races_with_a_tier_that_loses_the_page() {
 #[test]
 fn a_reaper_races_with_owners_that_register_and_die() {
     explore(REAP_REGISTER, DEFAULT_SCHEDULES);
+}
+
+/// Every order there is, not only many. References are counted under the lock and by no atomic, so
+/// that the orders of their holders are all that there is to explore.
+fn run_in_every_order(threads: &'static [Work]) -> usize {
+    let every_order = DfsScheduler::new(None, false);
+    Runner::new(every_order, Config::default()).run(move || run(threads))
+}
+
+#[test]
+fn a_lease_and_a_sharer_count_references_in_every_order() {
+    let num_orders = run_in_every_order(&[lease_and_drop, share_and_drop]);
+    assert!(num_orders > 100, "{num_orders} orders");
+}
+
+#[test]
+#[ignore = "half a minute"]
+fn three_threads_count_references_in_every_order() {
+    let num_orders = run_in_every_order(&[lease_and_drop, lease_and_drop, evict_all]);
+    assert!(num_orders > 500_000, "{num_orders} orders");
 }
 
 #[test]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sequence_pb2_grpc
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
+from hisparse_sidecar.sequence_options import AdmittedSequence, OpenedPrompt, OpenOptions
 from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.gate import Gate
 from hisparse_sidecar.server.grpc_types import Context
@@ -28,20 +28,23 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
         self._gate.refuse_if_draining()
         token_ids, options = _prompt(request), self._options(request)
 
-        def open_sequence(caller: Client | None) -> OpenedPrompt:
+        sidecar = self._shared.sidecar
+
+        def admit() -> AdmittedSequence:
+            new = request.max_new_tokens
             if token_ids:
-                return self._shared.open_prompt(
-                    caller, token_ids, request.max_new_tokens, tenant=request.tenant, **options
-                )
-            sequence = self._shared.open(
-                caller, request.prompt_tokens, request.max_new_tokens, **options
-            )
-            return OpenedPrompt(sequence, 0)
+                return sidecar.admit_prompt(token_ids, new, tenant=request.tenant, **options)
+            return sidecar.admit(request.prompt_tokens, new, **options)
 
         def undo(caller: Client | None, opened: OpenedPrompt) -> None:
             self._shared.close_sequence(caller, opened.sequence)
 
-        opened = await self._gate.call(context, open_sequence, undo)
+        if token_ids or self._shared.has_lower_tiers:  # which may have to be waited for
+            opened = await self._gate.open_call(context, admit, self._shared.adopt, undo)
+        else:
+            opened = await self._gate.call(
+                context, lambda caller: self._shared.adopt(caller, admit()), undo
+            )
         return sequence_pb2.OpenSequenceResponse(
             sequence_id=opened.sequence, cached_tokens=opened.cached_tokens
         )
