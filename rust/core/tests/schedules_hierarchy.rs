@@ -17,13 +17,9 @@ use prefix_pages::{headers, identities};
 use shuttle::thread;
 
 const DEFAULT_SCHEDULES: usize = 500;
-<<<<<<< HEAD
-const ALL_SCHEDULES: usize = 50_000;
+const ALL_SCHEDULES: usize = 100_000;
 /// Measuring makes 100 calls of each tier.
 const FEWER: usize = 5;
-=======
-const ALL_SCHEDULES: usize = 100_000;
->>>>>>> tiers-cases
 const NUM_PAGES: usize = 4;
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(600);
 
