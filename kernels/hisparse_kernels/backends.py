@@ -14,6 +14,7 @@ from hisparse_kernels import (
     look_up_blocks,
     paged_batch,
     pool_keys,
+    pool_pages,
     prefix_positions,
     refine_logits,
     resolve,
@@ -47,6 +48,7 @@ class Ops:
     append_index_rows: _InPlaceOp
     rebuild_pooled_keys: _InPlaceOp
     resum_open_blocks: _InPlaceOp
+    pool_full_pages: _InPlaceOp
     index_logits: _Op
     paged_index_logits: _Op
     block_topm: _Op
@@ -83,6 +85,7 @@ def reference_ops() -> Ops:
         append_index_rows=pool_keys.append_index_rows_ref,
         rebuild_pooled_keys=pool_keys.rebuild_pooled_keys_ref,
         resum_open_blocks=pool_keys.resum_open_blocks_ref,
+        pool_full_pages=pool_pages.pool_full_pages_ref,
         index_logits=index_logits.index_logits_ref,
         paged_index_logits=index_logits.paged_index_logits_ref,
         block_topm=block_topm.block_topm_ref,
