@@ -10,7 +10,14 @@ import torch
 from hisparse_sidecar.engines.sglang.coverage import uncovered_process
 from hisparse_sidecar.engines.sglang.hooks import pooled_pages_of
 from tests.engines.sglang.passes import decode_pass, extend_pass
-from tests.engines.sglang.world import TOPK, World, make_runner, make_world, server_args
+from tests.engines.sglang.world import (
+    TOPK,
+    World,
+    make_runner,
+    make_world,
+    put_in_place_of_original,
+    server_args,
+)
 
 NAMED = ("--attention-backend", "hisparse", "--hisparse-config", '{"min_tokens": 200}')
 STOCK = torch.full((1, TOPK), 7, dtype=torch.int32)
@@ -20,12 +27,8 @@ STOCK = torch.full((1, TOPK), 7, dtype=torch.int32)
 def world(sglang: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """SGLang's own selection needs a GPU: a list of sevens stands for what it would give."""
     made = make_world(make_runner(server_args(tmp_path, *NAMED)), (230,))
-    from sglang.srt.layers.attention.dsa.dsa_indexer import Indexer
-
     for name in ("_get_topk_paged", "_get_topk_ragged"):
-        hook = getattr(Indexer, name)
-        place = hook.__closure__[hook.__code__.co_freevars.index("original")]
-        monkeypatch.setattr(place, "cell_contents", lambda *_: STOCK)
+        put_in_place_of_original(monkeypatch, name, lambda *_: STOCK)
     return made
 
 

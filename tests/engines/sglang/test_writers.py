@@ -1,12 +1,14 @@
 """Pooled keys follow every way in which index keys come to SGLang's pages."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from accuracy import assert_bits_equal
-from hisparse_kernels.index_rows import read_index_rows
+from hisparse_kernels.index_rows import pack_index_rows, read_index_rows, write_index_rows
 from hisparse_kernels.pool_keys import rebuild_pooled_keys_ref
 from hisparse_sidecar.engines.sglang.hooks import pooled_pages_of
 from hisparse_sidecar.engines.sglang.versions import installed_versions
@@ -17,6 +19,7 @@ from tests.engines.sglang.world import (
     World,
     make_runner,
     make_world,
+    put_in_place_of_original,
     server_args,
 )
 
@@ -99,6 +102,26 @@ def test_pages_that_come_back_from_the_host(world: World) -> None:
     moved = world.slots(0, 0, 128)
     world.pool.load_cpu_copy(copied, moved)
     assert_pooled(world, 0, 128)
+
+
+def test_rows_that_the_fused_writer_writes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel needs a GPU: the same rows, written by us, stand for what it writes."""
+    slots, given = world.slots(0, 128, 192), []
+
+    def writes(_: Any, key: torch.Tensor, *rest: Any) -> None:
+        given.append(rest)
+        for layer in range(LAYERS):
+            pages = world.pool.index_k_with_scale_buffer[layer]
+            write_index_rows(pages, slots, pack_index_rows(key, LAYOUT), LAYOUT)
+
+    put_in_place_of_original(monkeypatch, "_fused_k_prepare_and_store", writes)
+    batch, key = SimpleNamespace(out_cache_loc=slots), torch.randn(64, 128)
+    with world.context():
+        world.indexer._fused_k_prepare_and_store(key, None, batch, 0, None)
+        world.indexer._fused_k_prepare_and_store(key, None, None, 1, None, out_cache_loc=slots)
+
+    assert_pooled(world, 0, 192)
+    assert [len(rest) for rest in given] == [5, 5]
 
 
 def test_a_pool_without_our_backend_is_left_alone(world: World, tmp_path: Path) -> None:

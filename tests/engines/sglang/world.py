@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from hisparse_kernels.index_rows import pack_index_rows, read_index_rows, unpack_index_rows
@@ -196,3 +197,12 @@ def make_backend(runner: Any) -> Any:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
     return ATTENTION_BACKENDS["hisparse"](runner)
+
+
+def put_in_place_of_original(patch: pytest.MonkeyPatch, name: str, function: Any) -> None:
+    """Behind our hook of a method of SGLang's `Indexer` another function runs than SGLang's."""
+    from sglang.srt.layers.attention.dsa.dsa_indexer import Indexer
+
+    hook = getattr(Indexer, name)
+    place = hook.__closure__[hook.__code__.co_freevars.index("original")]
+    patch.setattr(place, "cell_contents", function)

@@ -52,8 +52,8 @@ class HiSparseAttnBackend(DeepseekSparseAttnBackend):  # type: ignore[misc]
     def get_indexer_metadata(self, layer_id: int, forward_batch: Any) -> Any:  # noqa: ANN401
         """The stock metadata, for a call whose lists our hooks may find."""
         stock = super().get_indexer_metadata(layer_id, forward_batch)
-        if stock is None:
-            return None
+        if type(stock) is not DSAIndexerMetadata:  # none, or of another indexer
+            return stock
         values = {field.name: getattr(stock, field.name) for field in dataclasses.fields(stock)}
         return HiSparseIndexerMetadata(**values, hisparse=self.hisparse)
 
