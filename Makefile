@@ -16,6 +16,11 @@ OLD_NUMPY := 2.4
 OLD_WARNING := -W "ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning"
 OLD := $(CURDIR)/.compat/triton-$(OLD_TRITON)
 
+# The newest SGLang that we support, beside the environment: see its requirements.
+SGLANG := 0.5.23
+SGLANG_TESTS := tests/engines/sglang
+ENGINES := $(CURDIR)/.compat/sglang-$(SGLANG)
+
 export CARGO_BUILD_JOBS ?= $(JOBS)
 export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -23,7 +28,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 RUST_FILES := $(shell find rust \( -name tests -o -name benches \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-rust test-slow test-remote test-triton36 test-gpu sanitize
+.PHONY: help setup demo test test-python test-rust test-slow test-remote test-engines test-triton36
+.PHONY: test-gpu sanitize
 .PHONY: crosscompile crosscompile-triton36 lint format proto bench wheels clean
 
 help:  ## list the targets
@@ -69,6 +75,9 @@ test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mooncake]'
 	$(PYTEST) tests/remote $(ARGS)
 
+test-engines: $(ENGINES)/.stamp  ## the plug-in in the real SGLang, on the CPU
+	PYTHONPATH=$(ENGINES) $(PYTEST) $(SGLANG_TESTS) $(ARGS)
+
 test-triton36: $(OLD)/.stamp  ## what is interpreted, with Triton 3.6 and NumPy below 2.4
 	PYTHONPATH=$(OLD) $(PYTEST_JOBS) -m "not slow" $(OLD_WARNING) -k "gpu or interpreted" \
 	    tests/kernels tests/pipeline $(ARGS)
@@ -95,6 +104,13 @@ $(OLD)/.stamp: $(VENV)/.setup-stamp Makefile
 	@echo 'Triton $(OLD_TRITON) into .compat'
 	$(PIP_INSTALL) --no-deps --target $(OLD) 'triton==$(OLD_TRITON)' 'numpy<$(OLD_NUMPY)'
 	@PYTHONPATH=$(OLD) $(BIN)/python -c 'import numpy, torch, triton; old = "$(OLD)/"; assert old in triton.__file__ and old in numpy.__file__, (triton, numpy); assert triton.__version__ == "$(OLD_TRITON)", triton.__version__'
+	@touch $@
+
+$(ENGINES)/.stamp: $(VENV)/.setup-stamp $(SGLANG_TESTS)/requirements.txt
+	@rm -rf $(ENGINES)
+	@echo 'SGLang $(SGLANG) into .compat'
+	$(PIP_INSTALL) --no-deps --target $(ENGINES) -r $(SGLANG_TESTS)/requirements.txt
+	@PYTHONPATH=$(ENGINES) $(BIN)/python -c 'from importlib.metadata import version; found = version("sglang"); assert found == "$(SGLANG)", found'
 	@touch $@
 
 lint: setup  ## every static check

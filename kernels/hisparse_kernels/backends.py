@@ -15,6 +15,7 @@ from hisparse_kernels import (
     look_up_blocks,
     paged_batch,
     pool_keys,
+    pool_pages,
     prefix_positions,
     refine_logits,
     resolve,
@@ -49,6 +50,7 @@ class Ops:
     rebuild_pooled_keys: _InPlaceOp
     resum_open_blocks: _InPlaceOp
     append_rows: _InPlaceOp
+    pool_full_pages: _InPlaceOp
     index_logits: _Op
     paged_index_logits: _Op
     block_topm: _Op
@@ -86,6 +88,7 @@ def reference_ops() -> Ops:
         rebuild_pooled_keys=pool_keys.rebuild_pooled_keys_ref,
         resum_open_blocks=pool_keys.resum_open_blocks_ref,
         append_rows=append_rows.append_rows_ref,
+        pool_full_pages=pool_pages.pool_full_pages_ref,
         index_logits=index_logits.index_logits_ref,
         paged_index_logits=index_logits.paged_index_logits_ref,
         block_topm=block_topm.block_topm_ref,

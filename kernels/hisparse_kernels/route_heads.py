@@ -4,6 +4,12 @@ import torch
 
 from hisparse_kernels.index_rows import split_pages
 from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.pooled_rows import (
+    PooledTable,
+    check_pooled_table,
+    in_pages,
+    pooled_pages_of,
+)
 from hisparse_kernels.score_keys import KEY_ALIGN, halving_sum, relu_dots
 from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
 from hisparse_kernels.topk import topk_ref
@@ -22,7 +28,7 @@ def route_heads(
     index_q: torch.Tensor,
     index_weights: torch.Tensor,
     pooled_pages: torch.Tensor,
-    page_table: torch.Tensor,
+    page_table: PooledTable,
     row_seq: torch.Tensor,
     num_complete: torch.Tensor,
     num_routed: int,
@@ -40,7 +46,7 @@ def route_heads(
         index_weights: [rows, heads] fp32, finite.
         pooled_pages: [num_pooled_pages, page_bytes] uint8, contiguous.
         page_table: [num_seqs, max_pages] int32, physical pooled page of each 64 blocks; -1 beyond
-            the end.
+            the end. Or the row of each block: max_pages * 64 columns of `PooledRows`.
         row_seq: [rows] int32, sequence of each row; -1 = padding row.
         num_complete: [rows] int32, complete blocks before the row; only these are read.
         num_routed: heads to keep, 1..heads.
@@ -57,7 +63,7 @@ def route_heads(
     shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
     shapes.check("index_weights", index_weights, "rows heads", torch.float32)
     shapes.check_packed("pooled_pages", pooled_pages, "num_pooled_pages page_bytes", torch.uint8)
-    shapes.check("page_table", page_table, "num_seqs max_pages", torch.int32)
+    check_pooled_table(shapes, "page_table", page_table)
     shapes.check("row_seq", row_seq, "rows", torch.int32)
     shapes.check("num_complete", num_complete, "rows", torch.int32)
     check_at_least("num_routed", num_routed, 1)
@@ -68,7 +74,7 @@ def route_heads(
     if workspace is not None:
         shapes.check_packed("workspace", workspace, "values", torch.float32)
         rows, heads = index_weights.shape
-        needed = route_workspace_size(rows, heads, page_table.shape[1], group_blocks)
+        needed = route_workspace_size(rows, heads, pooled_pages_of(page_table), group_blocks)
         check_at_least("number of workspace values", workspace.numel(), needed)
     args = (
         index_q,
@@ -94,7 +100,7 @@ def route_heads_ref(
     index_q: torch.Tensor,
     index_weights: torch.Tensor,
     pooled_pages: torch.Tensor,
-    page_table: torch.Tensor,
+    page_table: PooledTable,
     row_seq: torch.Tensor,
     num_complete: torch.Tensor,
     num_routed: int,
@@ -103,6 +109,7 @@ def route_heads_ref(
     out: torch.Tensor | None = None,
     workspace: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    pooled_pages, page_table = in_pages(pooled_pages, page_table, layout)
     routed = row_seq.new_empty(len(row_seq), num_routed) if out is None else out
     routed.fill_(-1)
     for seq in row_seq[row_seq >= 0].unique().tolist():

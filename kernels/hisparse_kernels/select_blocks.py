@@ -8,6 +8,12 @@ from hisparse_kernels.block_topm import block_topm_ref
 from hisparse_kernels.index_logits import paged_index_logits_ref
 from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
 from hisparse_kernels.look_up_blocks import look_up_blocks_ref
+from hisparse_kernels.pooled_rows import (
+    PooledTable,
+    check_pooled_table,
+    in_pages,
+    pooled_pages_of,
+)
 from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
 from hisparse_kernels.window_slots import WindowSlots
 
@@ -33,7 +39,7 @@ def select_blocks(
     index_q: torch.Tensor,
     index_weights: torch.Tensor,
     pooled_pages: torch.Tensor,
-    pooled_table: torch.Tensor,
+    pooled_table: PooledTable,
     row_seq: torch.Tensor,
     newest_block: torch.Tensor,
     num_kept: int,
@@ -51,6 +57,7 @@ def select_blocks(
         index_weights: [rows, heads] fp32, all scales but the key's folded in.
         pooled_pages: [num_pooled_pages, page_bytes] uint8, contiguous.
         pooled_table: [num_seqs, max_pages] int32, pooled page of each 64 blocks; -1 beyond the end.
+            Or the row of each block: max_pages * 64 columns of `PooledRows`.
         row_seq: [rows] int32, sequence of each row; -1 = padding row.
         newest_block: [rows] int32, block that holds the row's own token, below max_pages * 64;
             -1 = padding row.
@@ -63,12 +70,12 @@ def select_blocks(
     Returns:
         [rows, num_kept] int32, block ids, ascending; -1 pads the tail. Equal scores: the lowest id.
     """
-    columns = pooled_table.shape[-1] * PAGE_TOKENS
+    columns = pooled_pages_of(pooled_table) * PAGE_TOKENS
     shapes = Shapes(page_bytes=layout.page_bytes, num_kept=num_kept, columns=columns)
     shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
     shapes.check("index_weights", index_weights, "rows heads", torch.float32)
     shapes.check_packed("pooled_pages", pooled_pages, "num_pooled_pages page_bytes", torch.uint8)
-    shapes.check("pooled_table", pooled_table, "num_seqs max_pages", torch.int32)
+    check_pooled_table(shapes, "pooled_table", pooled_table)
     shapes.check("row_seq", row_seq, "rows", torch.int32)
     shapes.check("newest_block", newest_block, "rows", torch.int32)
     shapes.check_packed("scratch.logits", scratch.logits, "rows columns", torch.float32)
@@ -104,7 +111,7 @@ def select_blocks_ref(
     index_q: torch.Tensor,
     index_weights: torch.Tensor,
     pooled_pages: torch.Tensor,
-    pooled_table: torch.Tensor,
+    pooled_table: PooledTable,
     row_seq: torch.Tensor,
     newest_block: torch.Tensor,
     num_kept: int,
@@ -113,7 +120,8 @@ def select_blocks_ref(
     out: torch.Tensor | None = None,
     slots: WindowSlots | None = None,
 ) -> torch.Tensor:
-    keys = pooled_pages, pooled_table, row_seq, newest_block.clamp(min=0)
+    pages, table = in_pages(pooled_pages, pooled_table, layout)
+    keys = pages, table, row_seq, newest_block.clamp(min=0)
     logits = paged_index_logits_ref(index_q, index_weights, *keys, layout, out=scratch.logits)
     blocks = block_topm_ref(logits, newest_block, num_kept, out)
     if slots is not None:

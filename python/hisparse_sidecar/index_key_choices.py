@@ -5,6 +5,7 @@ import torch
 from hisparse_kernels.backends import Ops
 from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+from hisparse_kernels.pooled_rows import PooledTable, pooled_pages_of
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 
 
@@ -21,7 +22,7 @@ class IndexKeyChoices:
         layout: IndexLayout,
         block_tokens: int,
         pooled_pages: torch.Tensor,
-        pooled_table: torch.Tensor,
+        pooled_table: PooledTable,
     ) -> None:
         self._ops, self._layout, self.block_tokens = ops, layout, block_tokens
         self._pooled_pages, self._pooled_table = pooled_pages, pooled_table
@@ -29,7 +30,7 @@ class IndexKeyChoices:
     @property
     def pooled_columns(self) -> int:
         """See `selection.IndexKeys`."""
-        return self._pooled_table.shape[1] * PAGE_TOKENS
+        return pooled_pages_of(self._pooled_table) * PAGE_TOKENS
 
     def all_positions(self, query: SelectionQuery) -> torch.Tensor:
         """See `selection.IndexKeys`."""
@@ -69,7 +70,9 @@ class IndexKeyChoices:
         lists = positions, blocks.ids, blocks.pooled_logits, newest
         return self._ops.tail_share(*lists, self.block_tokens, tail_share)[1]
 
-    def _pooled(self, query: SelectionQuery) -> tuple[torch.Tensor, ...]:
+    def _pooled(
+        self, query: SelectionQuery
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PooledTable, torch.Tensor]:
         """The query's rows and the pooled keys, as the ops take them."""
         stored = self._pooled_pages, self._pooled_table
         return query.index_q, query.index_weights, *stored, query.row_seq

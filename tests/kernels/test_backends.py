@@ -18,6 +18,7 @@ MODULE_OF = {
     "append_index_rows": "pool_keys",
     "rebuild_pooled_keys": "pool_keys",
     "resum_open_blocks": "pool_keys",
+    "pool_full_pages": "pool_pages",
     "paged_index_logits": "index_logits",
     "lay_out_batch": "paged_batch",
     "candidate_positions": "topk",

@@ -20,6 +20,7 @@ from hisparse_kernels.gpu.pool_keys import (
     rebuild_pooled_keys_triton,
     resum_open_blocks_triton,
 )
+from hisparse_kernels.gpu.pool_pages import pool_full_pages_triton
 from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
 from hisparse_kernels.layouts import (
@@ -93,6 +94,7 @@ def _index_cases() -> list[Case]:
             Case(f"append_index_rows, {name}", partial(_append, layout)),
             Case(f"rebuild_pooled_keys, {name}", partial(_rebuild, layout)),
             Case(f"resum_open_blocks, {name}", partial(_resum, layout)),
+            Case(f"pool_full_pages, {name}", partial(_pool_full_pages, layout)),
             Case(f"swap_in_blocks, {name}", partial(_swap_in_blocks, layout), blocks),
         ]
     return found
@@ -268,6 +270,13 @@ def _resum(layout: IndexLayout) -> None:
         resum_open_blocks_triton(
             pages, page_table(seqs), int32(seqs), sums, int64(seqs), BLOCK_TOKENS, layout
         )
+
+
+def _pool_full_pages(layout: IndexLayout) -> None:
+    pages, pooled = index_pages(HOST_TOKENS, layout), index_pages(HOST_TOKENS, layout)
+    for rows in ROWS:
+        for row_ids in (int64(rows), int32(rows)):
+            pool_full_pages_triton(pages, row_ids, pooled, layout)
 
 
 def _quantize_q(heads: int, dtype: torch.dtype) -> None:

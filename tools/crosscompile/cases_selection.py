@@ -20,6 +20,7 @@ from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
 from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import INDEX_LAYOUTS, PAGE_TOKENS, IndexLayout
 from hisparse_kernels.paged_batch import PagedBatch
+from hisparse_kernels.pooled_rows import PooledRows
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.select_blocks import BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
@@ -89,6 +90,14 @@ def cases() -> list[Case]:
                 Expects(matrix_unit=True, mostly_wide=("host_codes_ptr",)),
             )
             for heads in (32, 64)
+        ]
+        + [
+            Case(f"{op} by row, {heads} heads", partial(call, heads, _E4M3, _FP8, by_row=True), how)
+            for heads in (32, 64)
+            for op, call, how in (
+                ("select_blocks", _select_blocks, _MATRIX),
+                ("route_heads", _route, Expects()),
+            )
         ]
         + [
             Case(f"{op}, {picked} of 64 heads", partial(call, 64, _E4M3, _FP8, picked), _MATRIX)
@@ -193,14 +202,17 @@ def _refine(
             )
 
 
-def _select_blocks(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
+def _select_blocks(
+    heads: int, dtype: torch.dtype, layout: IndexLayout, *, by_row: bool = False
+) -> None:
     for rows in _SCORED_ROWS:
         for pages in (16, MAX_PAGES // 128):
+            seqs = min(rows, NUM_SEQS)
             scratch = BlockScratch(fp32(rows, pages * PAGE_TOKENS), int32(rows))
             select_blocks_triton(
                 *_queries(rows, heads, dtype),
                 index_pages(HOST_TOKENS, layout),
-                int32(min(rows, NUM_SEQS), pages),
+                PooledRows(int32(seqs, pages * PAGE_TOKENS)) if by_row else int32(seqs, pages),
                 int32(rows),
                 int32(rows),
                 64,
@@ -241,13 +253,14 @@ def _host(rows: int, layout: IndexLayout) -> HostBlocks:
     return HostBlocks(index_pages(HOST_TOKENS * 4, layout), page_table(), int32(rows))
 
 
-def _route(heads: int, dtype: torch.dtype, layout: IndexLayout) -> None:
-    num_routed = min(heads, 8)
+def _route(heads: int, dtype: torch.dtype, layout: IndexLayout, *, by_row: bool = False) -> None:
+    num_routed, pages = min(heads, 8), MAX_PAGES // 64
     for rows in _SCORED_ROWS:
+        table = page_table(NUM_SEQS)[:, :pages].contiguous()
         route_heads_triton(
             *_queries(rows, heads, dtype),
             index_pages(HOST_TOKENS, layout),
-            page_table(NUM_SEQS)[:, : MAX_PAGES // 64].contiguous(),
+            PooledRows(int32(NUM_SEQS, pages * PAGE_TOKENS)) if by_row else table,
             int32(rows),
             int32(rows),
             num_routed,

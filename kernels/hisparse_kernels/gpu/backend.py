@@ -23,6 +23,7 @@ from hisparse_kernels.gpu.pool_keys import (
     rebuild_pooled_keys_triton,
     resum_open_blocks_triton,
 )
+from hisparse_kernels.gpu.pool_pages import pool_full_pages_triton
 from hisparse_kernels.gpu.prefix_positions import prefix_positions_triton
 from hisparse_kernels.gpu.refine_logits import refine_logits_triton
 from hisparse_kernels.gpu.resolve import release_items_triton, resolve_triton
@@ -56,6 +57,7 @@ def triton_ops() -> Ops:
         rebuild_pooled_keys=rebuild_pooled_keys_triton,
         resum_open_blocks=resum_open_blocks_triton,
         append_rows=append_rows_triton,
+        pool_full_pages=pool_full_pages_triton,
         index_logits=index_logits_triton,
         paged_index_logits=paged_index_logits_triton,
         block_topm=block_topm_triton,

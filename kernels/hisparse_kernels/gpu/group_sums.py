@@ -31,6 +31,7 @@ def sum_groups_kernel(
     CHUNK_GROUPS: tl.constexpr,
     UNROLLED: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    BY_ROW: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
     """Sums [rows, chunks, heads] over a chunk's full groups; none where a row has no group."""
@@ -43,7 +44,7 @@ def sum_groups_kernel(
         seq, end, most = run_of_rows(seq_ptr, complete_ptr, begin, last, MOST_ROWS)
         num_groups = most // GROUP_BLOCKS
         if num_groups > chunk * CHUNK_GROUPS:
-            pages_ptr = table_ptr + seq.to(tl.int64) * max_pages
+            pages_ptr = pooled_entries(table_ptr, seq, max_pages, BY_ROW)
             means = _group_means(
                 codes_ptr,
                 scales_ptr,
@@ -54,6 +55,7 @@ def sum_groups_kernel(
                 GROUP_BLOCKS,
                 UNROLLED,
                 HAS_SCALE,
+                BY_ROW,
             )
             high, middle, low = _three_pieces(means)
             for i in range(tl.cdiv(end - begin, TILE_ROWS)):
@@ -105,6 +107,7 @@ def sum_groups_fp32_kernel(
     CHUNK_GROUPS: tl.constexpr,
     UNROLLED: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    BY_ROW: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
     """`sum_groups_kernel` for fp32 queries, whose products stay in fp32: for oracles, not fast."""
@@ -115,7 +118,7 @@ def sum_groups_fp32_kernel(
     while begin < last:
         seq, end, most = run_of_rows(seq_ptr, complete_ptr, begin, last, MOST_ROWS)
         num_groups = most // GROUP_BLOCKS
-        pages_ptr = table_ptr + tl.maximum(seq, 0).to(tl.int64) * max_pages
+        pages_ptr = pooled_entries(table_ptr, tl.maximum(seq, 0), max_pages, BY_ROW)
         num_tiles = tl.cdiv(end - begin, TILE_ROWS)
         for i in range(tl.where(num_groups > chunk * CHUNK_GROUPS, num_tiles, 0)):
             row, head = _queries_of_tile(begin + i * TILE_ROWS, TILE_ROWS, PADDED_HEADS)
@@ -135,6 +138,7 @@ def sum_groups_fp32_kernel(
                     GROUP_BLOCKS,
                     False,
                     HAS_SCALE,
+                    BY_ROW,
                 )
                 dots = tl.dot(query, tl.trans(means), dots, input_precision="ieee")
             _store_sums(
@@ -204,6 +208,7 @@ def _group_means(
     GROUP_BLOCKS: tl.constexpr,
     UNROLLED: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    BY_ROW: tl.constexpr,
 ):
     """Some dimensions of full groups' means: [groups, dims] fp32; 0 for a group beyond the last."""
     held = group < num_groups
@@ -211,10 +216,14 @@ def _group_means(
     sums = tl.zeros([group.shape[0], dim.shape[0]], dtype=tl.float32)
     if UNROLLED:  # all blocks are on their way at once
         for i in tl.static_range(GROUP_BLOCKS):
-            sums += pooled_keys(codes_ptr, scales_ptr, pages_ptr, block + i, held, dim, HAS_SCALE)
+            sums += pooled_keys(
+                codes_ptr, scales_ptr, pages_ptr, block + i, held, dim, HAS_SCALE, BY_ROW
+            )
     else:
         for i in range(GROUP_BLOCKS):
-            sums += pooled_keys(codes_ptr, scales_ptr, pages_ptr, block + i, held, dim, HAS_SCALE)
+            sums += pooled_keys(
+                codes_ptr, scales_ptr, pages_ptr, block + i, held, dim, HAS_SCALE, BY_ROW
+            )
     if GROUP_BLOCKS & (GROUP_BLOCKS - 1):
         means = tl.div_rn(sums, tl.full(sums.shape, GROUP_BLOCKS, dtype=tl.float32))
     else:
@@ -223,15 +232,34 @@ def _group_means(
 
 
 @triton.jit
+def pooled_entries(table_ptr, seq, max_pages, BY_ROW: tl.constexpr) -> tl.tensor:
+    """A sequence's entries of a table of pooled pages or, BY_ROW, of pooled rows."""
+    entries = max_pages * 64 if BY_ROW else max_pages
+    return table_ptr + seq.to(tl.int64) * entries
+
+
+@triton.jit
 def pooled_keys(
-    codes_ptr, scales_ptr, pages_ptr, block, held, dim, HAS_SCALE: tl.constexpr
+    codes_ptr,
+    scales_ptr,
+    entries_ptr,
+    block,
+    held,
+    dim,
+    HAS_SCALE: tl.constexpr,
+    BY_ROW: tl.constexpr,
 ) -> tl.tensor:
     """Some dimensions of pooled keys: [blocks, dims] fp32; 0 where none is held."""
-    page = tl.load(pages_ptr + block // 64, mask=held, other=0).to(tl.int64)
+    if BY_ROW:
+        row = tl.load(entries_ptr + block, mask=held, other=0).to(tl.int64)
+        page, place = row // 64, row % 64
+    else:
+        page = tl.load(entries_ptr + block // 64, mask=held, other=0).to(tl.int64)
+        place = block % 64
     page_values: tl.constexpr = 64 * 132 if HAS_SCALE else 64 * 128
-    values_ptr = codes_ptr + page * page_values + block % 64 * 128
+    values_ptr = codes_ptr + page * page_values + place * 128
     keys = tl.load(values_ptr[:, None] + dim, mask=held[:, None], other=0.0).to(tl.float32)
     if HAS_SCALE:
-        scale_ptr = scales_ptr + page * (64 * 33) + 64 * 32 + block % 64
+        scale_ptr = scales_ptr + page * (64 * 33) + 64 * 32 + place
         keys *= tl.load(scale_ptr, mask=held, other=0.0)[:, None]
     return keys

@@ -145,7 +145,7 @@ def _append_kernel(
                 total = tl.load(open_ptr + dim)
             total = _sum_packed(total, rows_ptr, row, count, FP8)
             if closes:
-                _store_mean(pooled_ptr, pooled_row, total, block_tokens, FP8)
+                store_mean(pooled_ptr, pooled_row, total, block_tokens, FP8)
                 later = count_rows(seq_ptr, seq, row + count, num_rows, 1024)
                 open_rows = later % block_tokens
                 first = row + count + later - open_rows
@@ -153,7 +153,7 @@ def _append_kernel(
             tl.store(open_ptr + dim, total)
         elif closes:
             total = _sum_packed(zeros, rows_ptr, row, count, FP8)
-            _store_mean(pooled_ptr, pooled_row, total, block_tokens, FP8)
+            store_mean(pooled_ptr, pooled_row, total, block_tokens, FP8)
 
 
 @triton.jit
@@ -184,10 +184,10 @@ def _rebuild_kernel(
             codes_at, scale_at = stored_words(page * _PAGE_TOKENS, FP8)
             held = tl.minimum(count - start, _PAGE_TOKENS)
             row_words: tl.constexpr = _DIM // 4 if FP8 else _DIM
-            total = _sum_rows(total, pages_ptr, codes_at, scale_at, row_words, 1, held, FP8)
+            total = sum_rows(total, pages_ptr, codes_at, scale_at, row_words, 1, held, FP8)
         if count == block_tokens:
             if not OPEN_ONLY:
-                _store_mean(pooled_ptr, tl.load(base_ptr + seq) + block, total, block_tokens, FP8)
+                store_mean(pooled_ptr, tl.load(base_ptr + seq) + block, total, block_tokens, FP8)
         else:
             state = tl.load(state_ptr + seq)
             tl.store(open_ptr + state * _DIM + tl.arange(0, _DIM), total)
@@ -209,11 +209,11 @@ def _sum_packed(total, rows_ptr, first, count, FP8: tl.constexpr):
     """`total` plus packed rows [first, first + count), one after the other."""
     stride: tl.constexpr = _DIM // 4 + 1 if FP8 else _DIM
     codes_at = first.to(tl.int64) * stride
-    return _sum_rows(total, rows_ptr, codes_at, codes_at + _DIM // 4, stride, stride, count, FP8)
+    return sum_rows(total, rows_ptr, codes_at, codes_at + _DIM // 4, stride, stride, count, FP8)
 
 
 @triton.jit
-def _sum_rows(
+def sum_rows(
     total,
     stored_ptr,
     codes_at,
@@ -222,7 +222,7 @@ def _sum_rows(
     SCALE_STRIDE: tl.constexpr,
     count,
     FP8: tl.constexpr,
-):
+) -> tl.tensor:
     """`total` plus `count` rows, of which the first lies at those 4-byte words."""
     float_ptr = stored_ptr.to(tl.pointer_type(tl.float32))
     dim = tl.arange(0, _DIM)
@@ -243,7 +243,7 @@ def _sum_rows(
 
 
 @triton.jit
-def _store_mean(pooled_ptr, pooled_row, total, block_tokens, FP8: tl.constexpr):
+def store_mean(pooled_ptr, pooled_row, total, block_tokens, FP8: tl.constexpr) -> None:
     """Closes a block: its mean key becomes row `pooled_row` (int64) of the pooled pages."""
     stored, scale = stored_key(mean_key(total, block_tokens), FP8)
     store_in_pages(pooled_ptr, pooled_row, stored, scale, FP8)

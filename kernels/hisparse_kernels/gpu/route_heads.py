@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from hisparse_kernels.gpu.group_sums import (
+    pooled_entries,
     pooled_keys,
     sum_groups_fp32_kernel,
     sum_groups_kernel,
@@ -17,6 +18,7 @@ from hisparse_kernels.gpu.group_sums import (
 from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_kernels.gpu.score_keys import split_keys
 from hisparse_kernels.layouts import IndexLayout
+from hisparse_kernels.pooled_rows import PooledRows, PooledTable, pooled_pages_of
 from hisparse_kernels.route_heads import CHUNK_GROUPS, route_workspace_size
 
 _TILE_QUERIES = 128  # heads of the rows in one product: two wgmma, one tcgen05
@@ -30,7 +32,7 @@ def route_heads_triton(
     index_q: torch.Tensor,
     index_weights: torch.Tensor,
     pooled_pages: torch.Tensor,
-    page_table: torch.Tensor,
+    page_table: PooledTable,
     row_seq: torch.Tensor,
     num_complete: torch.Tensor,
     num_routed: int,
@@ -45,19 +47,23 @@ def route_heads_triton(
         out = row_seq.new_empty(rows, num_routed)
     if rows == 0:
         return out
-    num_values = route_workspace_size(rows, heads, page_table.shape[1], group_blocks)
+    max_pages = pooled_pages_of(page_table)
+    num_values = route_workspace_size(rows, heads, max_pages, group_blocks)
     if workspace is None:
         workspace = index_weights.new_empty(num_values)
     num_chunks = num_values // (rows * heads)
     queries = index_q.contiguous(), index_weights.contiguous()
-    pooled = *split_keys(pooled_pages, layout), page_table.contiguous()
+    is_rows = isinstance(page_table, PooledRows)
+    entries = page_table.rows if isinstance(page_table, PooledRows) else page_table
+    pooled = *split_keys(pooled_pages, layout), entries.contiguous()
     where = *pooled, row_seq.contiguous(), num_complete.contiguous()
-    sizes = page_table.shape[1], num_chunks
+    sizes = max_pages, num_chunks
     options: dict[str, object] = {
         "HEADS": heads,
         "GROUP_BLOCKS": group_blocks,
         "CHUNK_GROUPS": CHUNK_GROUPS,
         "HAS_SCALE": layout.name == "fp8",
+        "BY_ROW": is_rows,
         "UNROLLED": group_blocks <= _MOST_UNROLLED,
         "enable_fp_fusion": False,  # the means must have the bits of the reference
     }
@@ -122,6 +128,7 @@ def _choose_heads_kernel(
     CHUNK_GROUPS: tl.constexpr,
     UNROLLED: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    BY_ROW: tl.constexpr,
 ):
     """Heads with the largest sums, ascending; -1 in a padding row."""
     row = tl.program_id(0).to(tl.int64)
@@ -137,9 +144,16 @@ def _choose_heads_kernel(
         sums = tl.load(sums_ptr + (row * num_chunks + chunk) * HEADS + head, mask=held, other=0.0)
         energy += tl.sum(sums, axis=0)
     if num_complete > num_groups * GROUP_BLOCKS:
-        pages_ptr = table_ptr + seq.to(tl.int64) * max_pages
+        pages_ptr = pooled_entries(table_ptr, seq, max_pages, BY_ROW)
         mean = _last_mean(
-            codes_ptr, scales_ptr, pages_ptr, num_complete, GROUP_BLOCKS, UNROLLED, HAS_SCALE
+            codes_ptr,
+            scales_ptr,
+            pages_ptr,
+            num_complete,
+            GROUP_BLOCKS,
+            UNROLLED,
+            HAS_SCALE,
+            BY_ROW,
         )
         heads_ptr = query_ptr + (row * HEADS + head) * 128
         query = tl.load(heads_ptr[:, None] + tl.arange(0, 128), mask=real[:, None], other=0.0)
@@ -160,6 +174,7 @@ def _last_mean(
     GROUP_BLOCKS: tl.constexpr,
     UNROLLED: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    BY_ROW: tl.constexpr,
 ):
     """Mean of the blocks after the last full group: [1, 128] fp32."""
     begin = num_complete // GROUP_BLOCKS * GROUP_BLOCKS + tl.arange(0, 1)
@@ -168,11 +183,15 @@ def _last_mean(
     if UNROLLED:
         for i in tl.static_range(GROUP_BLOCKS - 1):
             held = begin + i < num_complete
-            sums += pooled_keys(codes_ptr, scales_ptr, pages_ptr, begin + i, held, dim, HAS_SCALE)
+            sums += pooled_keys(
+                codes_ptr, scales_ptr, pages_ptr, begin + i, held, dim, HAS_SCALE, BY_ROW
+            )
     else:
         for i in range(num_complete % GROUP_BLOCKS):
             held = begin + i < num_complete
-            sums += pooled_keys(codes_ptr, scales_ptr, pages_ptr, begin + i, held, dim, HAS_SCALE)
+            sums += pooled_keys(
+                codes_ptr, scales_ptr, pages_ptr, begin + i, held, dim, HAS_SCALE, BY_ROW
+            )
     return tl.div_rn(sums, (num_complete % GROUP_BLOCKS).to(tl.float32))
 
 

@@ -142,6 +142,18 @@ def load_page_keys(
 
 
 @triton.jit
+def load_keys_by_row(
+    codes_ptr, scales_ptr, row, PRODUCT: tl.constexpr, HAS_SCALE: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Keys and scales of rows [BLOCK_KEYS] int64 anywhere, each page * 64 + place."""
+    page, place = row // 64, row % 64
+    page_values: tl.constexpr = 64 * 132 if HAS_SCALE else 64 * 128
+    keys = load_keys(codes_ptr + page * page_values + place * 128, PRODUCT)
+    key_scale = tl.load(scales_ptr + page * (64 * 33) + 64 * 32 + place) if HAS_SCALE else 1.0
+    return keys, key_scale
+
+
+@triton.jit
 def load_keys_of_two(
     codes0_ptr,
     scales0_ptr,

@@ -11,9 +11,11 @@ from hisparse_kernels.gpu.block_topm import (
     look_slots_up,
     slot_arguments,
 )
+from hisparse_kernels.gpu.group_sums import pooled_entries
 from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
 from hisparse_kernels.gpu.score_keys import (
     BLOCK_KEYS,
+    load_keys_by_row,
     load_page_keys,
     load_query,
     score_tile,
@@ -23,6 +25,7 @@ from hisparse_kernels.gpu.score_keys import (
 )
 from hisparse_kernels.gpu.select import best_columns, row_blocks
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+from hisparse_kernels.pooled_rows import PooledRows, PooledTable, pooled_pages_of
 from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
 
@@ -34,7 +37,7 @@ def select_blocks_triton(
     index_q: torch.Tensor,
     index_weights: torch.Tensor,
     pooled_pages: torch.Tensor,
-    pooled_table: torch.Tensor,
+    pooled_table: PooledTable,
     row_seq: torch.Tensor,
     newest_block: torch.Tensor,
     num_kept: int,
@@ -48,7 +51,9 @@ def select_blocks_triton(
     Several programs score a row of few; the last of them to arrive chooses. Of many rows, and of
     rows with many blocks, each has a program of a second launch that chooses.
     """
-    rows, max_pages = len(row_seq), pooled_table.shape[1]
+    rows, max_pages = len(row_seq), pooled_pages_of(pooled_table)
+    is_rows = isinstance(pooled_table, PooledRows)
+    entries = pooled_table.rows if isinstance(pooled_table, PooledRows) else pooled_table
     if out is None:
         out = newest_block.new_empty(rows, num_kept)
     if rows == 0 or max_pages == 0:
@@ -67,7 +72,7 @@ def select_blocks_triton(
         index_weights.contiguous(),
         codes,
         scales,
-        pooled_table.contiguous(),
+        entries.contiguous(),
         row_seq,
         newest_block,
         scratch.logits,
@@ -79,6 +84,7 @@ def select_blocks_triton(
         out,
         *slot_arguments(slots if chooses else None),
         CHOOSES=chooses,
+        BY_ROW=is_rows,
         KEPT_BLOCK=triton.next_power_of_2(num_kept),
         **row_blocks(columns, num_kept, 4, forced=True),
         **tile_options(index_q, layout),
@@ -110,6 +116,7 @@ def _select_blocks_kernel(
     slot_base_ptr,
     slots_ptr,
     CHOOSES: tl.constexpr,
+    BY_ROW: tl.constexpr,
     KEPT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_BEST: tl.constexpr,
@@ -130,19 +137,17 @@ def _select_blocks_kernel(
     first_tile = tl.program_id(1) * tiles_per_program
     last_tile = tl.minimum(first_tile + tiles_per_program, num_tiles)
     end_tile = tl.maximum(tl.minimum(tl.cdiv(end, BLOCK_KEYS), last_tile), first_tile)
-    pages_ptr = table_ptr + tl.maximum(seq, 0).to(tl.int64) * max_pages
+    entries_ptr = pooled_entries(table_ptr, tl.maximum(seq, 0), max_pages, BY_ROW)
     logits_ptr += row * num_blocks
     query, weights = load_query(query_ptr, weights_ptr, row, HEADS, PADDED_HEADS, PRODUCT)
     for tile in range(first_tile, end_tile):
-        # -1 beyond the end reads some page of the pool, which the end then masks
-        page0 = tl.maximum(tl.load(pages_ptr + 2 * tile), 0)
-        second = tl.load(pages_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=0)
-        keys, key_scale = load_page_keys(
+        keys, key_scale = _load_tile(
             codes_ptr,
             scales_ptr,
-            page0,
-            tl.maximum(second, 0),
-            False,
+            entries_ptr,
+            tile,
+            max_pages,
+            BY_ROW,
             BLOCK_KEYS,
             PRODUCT,
             HAS_SCALE,
@@ -186,3 +191,37 @@ def _select_blocks_kernel(
                     slots_ptr + row * num_kept,
                     KEPT_BLOCK,
                 )
+
+
+@triton.jit
+def _load_tile(
+    codes_ptr,
+    scales_ptr,
+    entries_ptr,
+    tile,
+    max_pages,
+    BY_ROW: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Pooled keys and scales of a tile; -1 beyond the end reads some, which the end then masks."""
+    if BY_ROW:
+        entry = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+        row = tl.load(entries_ptr + entry, mask=entry < max_pages * 64, other=0)
+        row = tl.maximum(row, 0).to(tl.int64)
+        keys, key_scale = load_keys_by_row(codes_ptr, scales_ptr, row, PRODUCT, HAS_SCALE)
+    else:
+        page0 = tl.maximum(tl.load(entries_ptr + 2 * tile), 0)
+        second = tl.load(entries_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=0)
+        keys, key_scale = load_page_keys(
+            codes_ptr,
+            scales_ptr,
+            page0,
+            tl.maximum(second, 0),
+            False,
+            BLOCK_KEYS,
+            PRODUCT,
+            HAS_SCALE,
+        )
+    return keys, key_scale

@@ -6,6 +6,7 @@ import torch
 
 from hisparse_kernels.backends import Ops
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+from hisparse_kernels.pooled_rows import PooledTable
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
@@ -60,7 +61,7 @@ class PagedIndexKeys(ResidentKeyChoices):
         ops: Ops,
         layout: IndexLayout,
         block_tokens: int,
-        pooled: tuple[torch.Tensor, torch.Tensor],
+        pooled: tuple[torch.Tensor, PooledTable],
         index_pages: torch.Tensor,
         planned: PlannedRows,
         num_tokens: int,

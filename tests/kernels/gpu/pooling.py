@@ -7,7 +7,9 @@ import torch
 
 from accuracy import assert_bits_equal
 from cases import NAN_BYTE, PagedKeys, row_ids_of
+from hisparse_kernels.index_rows import read_index_rows, write_index_rows
 from hisparse_kernels.layouts import IndexLayout
+from hisparse_kernels.pooled_rows import PooledRows
 
 Op = Callable[..., None]
 POOLED_ROWS = 64  # room of one sequence in the pooled pages
@@ -130,3 +132,17 @@ def resum(
         bt,
         layout,
     )
+
+
+def apart(
+    pages: torch.Tensor, table: torch.Tensor, layout: IndexLayout
+) -> tuple[torch.Tensor, PooledRows]:
+    """The same pooled keys, each somewhere else, and a table of their rows."""
+    held = torch.where(table >= 0, table, 0).long()
+    rows = (held[..., None] * 64 + torch.arange(64)).flatten(1)
+    place = torch.randperm(rows.numel()).view(rows.shape)
+    moved = torch.full((-(-rows.numel() // 64), layout.page_bytes), NAN_BYTE).byte()
+    stored = read_index_rows(pages, rows.flatten(), layout)
+    write_index_rows(moved, place.flatten(), stored, layout)
+    is_held = (table >= 0).repeat_interleave(64, dim=1)
+    return moved, PooledRows(torch.where(is_held, place, -1).int())

@@ -6,8 +6,14 @@ from cases import PagedKeys, on, paged_keys, queries, queries_of
 from hisparse_kernels.gpu import route_heads as launcher
 from hisparse_kernels.gpu.route_heads import route_heads_triton
 from hisparse_kernels.layouts import index_layout
-from hisparse_kernels.route_heads import route_heads_ref, route_workspace_size
+from hisparse_kernels.pooled_rows import PooledRows
+from hisparse_kernels.route_heads import (
+    route_heads,
+    route_heads_ref,
+    route_workspace_size,
+)
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
+from tests.kernels.gpu.pooling import apart
 
 F8, BF16, F32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
 SEQ = (0, 1, -1, 2, 3, 3, 3, 1, 0)
@@ -100,6 +106,25 @@ def test_groups_of_other_sizes_give_the_references_heads(group_blocks: int, devi
     found = route_heads_triton(*on(device, *inputs, *rows), 4, layout, group_blocks)
 
     assert_bits_equal(found.cpu(), route_heads_ref(*inputs, *rows, 4, layout, group_blocks))
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [("fp8", F8), ("fp8", F32), ("fp32", BF16)])
+def test_pooled_keys_that_lie_apart_route_alike(
+    layout: str, dtype: torch.dtype, device: str
+) -> None:
+    rows = index_layout(layout)
+    stored = paged_keys((1, 7, 8, 130), rows)
+    query = queries_of(dtype, len(SEQ), 40)
+    pages, table = apart(stored.index_pages, stored.page_table, rows)
+    inputs = *query, stored.index_pages, stored.page_table, int32(*SEQ), int32(*COMPLETE)
+
+    moved = PooledRows(table.rows.to(device))
+    args = *on(device, *query, pages), moved, *on(device, *inputs[4:])
+    found = route_heads_triton(*args, 7, rows)
+
+    assert_bits_equal(found, route_heads_triton(*on(device, *inputs), 7, rows))
+    alone = route_heads(*query, pages, table, *inputs[4:], 7, rows)
+    assert_bits_equal(alone, route_heads_ref(*inputs, 7, rows))
 
 
 def test_a_row_routes_alone_as_it_does_beside_others(

@@ -9,9 +9,11 @@ from hisparse_kernels.gpu.block_topm import block_topm_triton
 from hisparse_kernels.gpu.index_logits import paged_index_logits_triton
 from hisparse_kernels.gpu.select_blocks import select_blocks_triton
 from hisparse_kernels.layouts import IndexLayout, index_layout
-from hisparse_kernels.select_blocks import BlockScratch, select_blocks_ref
+from hisparse_kernels.pooled_rows import PooledRows
+from hisparse_kernels.select_blocks import BlockScratch, select_blocks, select_blocks_ref
 from hisparse_kernels.window_slots import WindowSlots
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
+from tests.kernels.gpu.pooling import apart
 from tests.kernels.gpu.refining import F8, F32, PATHS, int32
 
 BLOCKS = (1, 63, 192, 700)  # pooled keys of each sequence
@@ -96,6 +98,51 @@ def test_slots_of_the_blocks_are_looked_up(kept: int, kind: torch.dtype, device:
 
     assert int((expected.out >= 0).sum()) > 5
     assert_bits_equal(found.out.cpu(), expected.out)
+
+
+@PATHS
+@pytest.mark.parametrize("kept", [2, 64])
+def test_pooled_keys_that_lie_apart_give_the_same_blocks(
+    layout: str, dtype: torch.dtype, block_tokens: int, heads: int, kept: int, device: str
+) -> None:
+    rows = index_layout(layout)
+    pooled = paged_keys(BLOCKS, rows)
+    query = queries_of(dtype, len(ROW_SEQ), heads)
+    inputs = tuple(on(device, *query, pooled.index_pages, pooled.page_table, ROW_SEQ, NEWEST))
+    pages, table = apart(pooled.index_pages, pooled.page_table, rows)
+    moved = PooledRows(table.rows.to(device))
+    scratch = scratch_of(inputs)
+
+    found = select_blocks_triton(
+        *inputs[:2], pages.to(device), moved, *inputs[4:], kept, rows, scratch
+    )
+
+    assert_bits_equal(found, selected(inputs, kept, rows))
+    assert not scratch.logits.isnan().any()
+
+
+def test_the_references_blocks_of_keys_apart_are_those_of_pages() -> None:
+    layout = index_layout("fp8")
+    pooled = paged_keys(BLOCKS, layout)
+    query = queries_of(F8, len(ROW_SEQ), 8)
+    inputs = *query, pooled.index_pages, pooled.page_table, ROW_SEQ, NEWEST
+    pages, table = apart(pooled.index_pages, pooled.page_table, layout)
+
+    found = select_blocks(*query, pages, table, ROW_SEQ, NEWEST, 64, layout, scratch_of(inputs))
+
+    expected = select_blocks_ref(*inputs, 64, layout, scratch_of(inputs))
+    assert_bits_equal(found, expected)
+
+
+def test_a_table_of_rows_of_another_width_is_refused() -> None:
+    layout = index_layout("fp8")
+    pooled = paged_keys(BLOCKS, layout)
+    table = PooledRows(torch.zeros(len(BLOCKS), 65, dtype=torch.int32))
+    inputs = *queries_of(F8, 1, 8), pooled.index_pages, table, int32(0), int32(3)
+    scratch = BlockScratch(torch.zeros(1, 64), int32(0))
+
+    with pytest.raises(ValueError, match="65 columns, needs a multiple of 64"):
+        select_blocks(*inputs, 2, layout, scratch)
 
 
 def test_without_pooled_pages_only_padding_is_left(device: str) -> None:

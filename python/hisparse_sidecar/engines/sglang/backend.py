@@ -1,0 +1,81 @@
+"""The attention backend: SGLang's own for DSA, whose indexer metadata carry our selection.
+
+Imported in processes that run the model alone, and only where the backend was asked for.
+"""
+
+import dataclasses
+from typing import Any
+
+from sglang.srt.layers.attention.dsa.dsa_indexer_metadata import DSAIndexerMetadata
+from sglang.srt.layers.attention.dsa_backend import DeepseekSparseAttnBackend
+from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
+
+from hisparse_sidecar.backends import ops_of
+from hisparse_sidecar.config import ModelShape, require
+from hisparse_sidecar.engines.sglang.coverage import uncovered_process
+from hisparse_sidecar.engines.sglang.hooks import keep_beside, pooled_pages_of
+from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
+from hisparse_sidecar.engines.sglang.selection import LAYOUT, BackendSelection
+from hisparse_sidecar.engines.sglang.settings import SglangSettings, read_settings
+
+_PAGE_TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class HiSparseIndexerMetadata(DSAIndexerMetadata):  # type: ignore[misc]
+    """SGLang's metadata of an indexer call, and who selects.
+
+    Attributes:
+        hisparse: the backend's selection.
+    """
+
+    hisparse: BackendSelection | None = None
+
+
+class HiSparseAttnBackend(DeepseekSparseAttnBackend):  # type: ignore[misc]
+    """DSA attention over tokens that our selectors choose.
+
+    Attributes:
+        hisparse: the selection of its layers.
+    """
+
+    def __init__(self, model_runner: Any, *args: Any, **named: Any) -> None:  # noqa: ANN401
+        """A backend of one model runner; arguments as `DeepseekSparseAttnBackend`'s.
+
+        Raises:
+            InvalidArgument: `--hisparse-config` or the model's pool does not fit.
+        """
+        settings = read_settings(model_runner.server_args.hisparse_config)
+        super().__init__(model_runner, *args, **named)
+        self.hisparse = selection_of(model_runner, settings)
+
+    def get_indexer_metadata(self, layer_id: int, forward_batch: Any) -> Any:  # noqa: ANN401
+        """The stock metadata, for a call whose lists our hooks may find."""
+        stock = super().get_indexer_metadata(layer_id, forward_batch)
+        if type(stock) is not DSAIndexerMetadata:  # none, or of another indexer
+            return stock
+        values = {field.name: getattr(stock, field.name) for field in dataclasses.fields(stock)}
+        return HiSparseIndexerMetadata(**values, hisparse=self.hisparse)
+
+
+def selection_of(model_runner: Any, settings: SglangSettings) -> BackendSelection:  # noqa: ANN401
+    """The selection over a model runner's pool; its pooled keys are kept from now on.
+
+    Raises:
+        InvalidArgument: the model cannot be selected for as asked, or the pool is another kind.
+    """
+    pool, hf_config = model_runner.token_to_kv_pool, model_runner.model_config.hf_text_config
+    shape = ModelShape(1, (0,), hf_config.index_n_heads, hf_config.index_topk, 1.0)
+    settings.selection.check_for(shape, _PAGE_TOKENS)
+    kind = type(pool).__name__
+    require(isinstance(pool, DSATokenToKVPool), f"the pool is a {kind}, needs DSATokenToKVPool")
+    ops = ops_of("auto", str(pool.device))
+    uncovered = uncovered_process(model_runner.server_args, pool)
+    if uncovered is not None:
+        return BackendSelection(ops, settings, None, uncovered)
+    pooled = pooled_pages_of(pool)
+    if pooled is None:  # backends of one pool share what is kept beside it
+        pages = pool.index_k_with_scale_buffer
+        pooled = PooledPages(ops, LAYOUT, pages, pool.start_layer)
+        keep_beside(pool, pooled)
+    return BackendSelection(ops, settings, pooled, None)

@@ -1,0 +1,241 @@
+"""Stand between SGLang and its own functions: lists from our selection, pooled keys kept up.
+
+Each hook has its target's parameters, which `check_targets` has compared before.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
+from hisparse_sidecar.engines.sglang.selection import BackendSelection, IndexerCall
+from hisparse_sidecar.engines.sglang.targets import TARGETS, resolve
+from hisparse_sidecar.errors import WrongState
+
+BACKEND_NAME = "hisparse"
+_STANDS_FOR = "dsa"
+_POOLED = "_hisparse_pooled_pages"
+_MARK = "_hooked_by_hisparse_sidecar"
+_Function = Callable[..., Any]
+
+
+def pooled_pages_of(pool: object) -> PooledPages | None:
+    """The pooled keys that are kept beside a pool; None = none are."""
+    found = getattr(pool, _POOLED, None)
+    assert found is None or isinstance(found, PooledPages)
+    return found
+
+
+def keep_beside(pool: object, pooled: PooledPages) -> None:
+    """From now on the pool's writers keep these pooled keys up to date."""
+    setattr(pool, _POOLED, pooled)
+
+
+def install_hooks() -> tuple[str, ...]:
+    """Puts every hook in its place, once a process; the names of what was replaced.
+
+    Raises:
+        WrongState: a hook is not in its place afterwards; says which.
+    """
+    names = []
+    for target in TARGETS:
+        if not target.is_replaced:
+            continue
+        owner, name, original = resolve(target)
+        if not getattr(original, _MARK, False):
+            hook = _HOOKS[target.name](original)
+            setattr(hook, _MARK, True)
+            setattr(owner, name, hook)
+        if not getattr(resolve(target)[2], _MARK, False):
+            raise WrongState(f"{target.path} is not ours after it was replaced")
+        names.append(target.name)
+    return tuple(names)
+
+
+# -- selection --------------------------------------------------------------------------------
+
+
+def _get_topk_paged(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(
+        self: Any,  # noqa: ANN401
+        forward_batch: Any,  # noqa: ANN401
+        layer_id: int,
+        q_fp8: torch.Tensor,
+        weights: torch.Tensor,
+        metadata: Any,  # noqa: ANN401
+    ) -> torch.Tensor | None:
+        given = forward_batch, metadata, layer_id, q_fp8, weights
+        found = _selected(IndexerCall("paged", self, _pool(), *given))
+        if found is None:
+            found = original(self, forward_batch, layer_id, q_fp8, weights, metadata)
+        return found
+
+    return hook
+
+
+def _get_topk_ragged(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(
+        self: Any,  # noqa: ANN401
+        enable_dual_stream: bool,
+        forward_batch: Any,  # noqa: ANN401
+        layer_id: int,
+        q_fp8: torch.Tensor,
+        weights: torch.Tensor,
+        metadata: Any,  # noqa: ANN401
+        topk_result: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        given = forward_batch, metadata, layer_id, q_fp8, weights
+        found = _selected(IndexerCall("ragged", self, _pool(), *given))
+        if found is None:
+            found = original(
+                self,
+                enable_dual_stream,
+                forward_batch,
+                layer_id,
+                q_fp8,
+                weights,
+                metadata,
+                topk_result,
+            )
+        elif topk_result is not None:
+            topk_result[: len(found)] = found
+            found = topk_result
+        return found
+
+    return hook
+
+
+def _selected(call: IndexerCall) -> torch.Tensor | None:
+    """Our lists, where the backend of the running pass is ours and takes the call."""
+    selection = getattr(call.metadata, "hisparse", None)
+    return selection.select(call) if isinstance(selection, BackendSelection) else None
+
+
+# -- writers of index keys --------------------------------------------------------------------
+
+
+def _store_index_k_cache(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(
+        self: Any,  # noqa: ANN401
+        forward_batch: Any,  # noqa: ANN401
+        layer_id: int,
+        key: torch.Tensor,
+        *,
+        act_quant: _Function | None = None,
+        out_cache_loc: torch.Tensor | None = None,
+    ) -> None:
+        named = {"act_quant": act_quant, "out_cache_loc": out_cache_loc}
+        original(self, forward_batch, layer_id, key, **named)
+        _written(forward_batch, layer_id, out_cache_loc)
+
+    return hook
+
+
+def _fused_k_prepare_and_store(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(
+        self: Any,  # noqa: ANN401
+        key_raw: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: Any,  # noqa: ANN401
+        layer_id: int,
+        act_quant: _Function | None,
+        out_cache_loc: torch.Tensor | None = None,
+    ) -> None:
+        given = key_raw, positions, forward_batch, layer_id, act_quant, out_cache_loc
+        original(self, *given)
+        _written(forward_batch, layer_id, out_cache_loc)
+
+    return hook
+
+
+def _written(forward_batch: Any, layer: int, row_ids: torch.Tensor | None) -> None:  # noqa: ANN401
+    pooled = pooled_pages_of(_pool())
+    if pooled is not None:
+        pooled.rows_written(layer, forward_batch.out_cache_loc if row_ids is None else row_ids)
+
+
+def _move_kv_cache(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(self: Any, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:  # noqa: ANN401
+        original(self, tgt_loc, src_loc)
+        _written_in_all_layers(self, tgt_loc)
+
+    return hook
+
+
+def _load_cpu_copy(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(
+        self: Any,  # noqa: ANN401
+        kv_cache_cpu_dict: Any,  # noqa: ANN401
+        indices: torch.Tensor,
+        *rest: Any,  # noqa: ANN401
+        **named: Any,  # noqa: ANN401
+    ) -> None:
+        original(self, kv_cache_cpu_dict, indices, *rest, **named)
+        _written_in_all_layers(self, indices)
+
+    return hook
+
+
+def _written_in_all_layers(pool: object, row_ids: torch.Tensor) -> None:
+    pooled = pooled_pages_of(pool)
+    if pooled is not None and row_ids.numel():
+        pooled.rows_written_in_all_layers(row_ids.flatten())
+
+
+def _pool() -> object:
+    from sglang.srt.model_executor.forward_context import get_token_to_kv_pool
+
+    return get_token_to_kv_pool()
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+def _create_draft_backend(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(
+        self: Any,  # noqa: ANN401
+        backend_name: str,
+        backend_map: dict[str, _Function],
+        *rest: Any,  # noqa: ANN401
+        **named: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        joined = backend_map | {BACKEND_NAME: backend_map[_STANDS_FOR]}
+        return original(self, backend_name, joined, *rest, **named)
+
+    return hook
+
+
+def _fuse_rope_for_trtllm_mla(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(self: Any, forward_batch: Any) -> bool:  # noqa: ANN401
+        name = self.current_attention_backend
+        if name != BACKEND_NAME:
+            return bool(original(self, forward_batch))
+        self.current_attention_backend = _STANDS_FOR
+        try:
+            return bool(original(self, forward_batch))
+        finally:
+            self.current_attention_backend = name
+
+    return hook
+
+
+_HOOKS: dict[str, Callable[[_Function], _Function]] = {
+    "Indexer._get_topk_paged": _get_topk_paged,
+    "Indexer._get_topk_ragged": _get_topk_ragged,
+    "Indexer._store_index_k_cache": _store_index_k_cache,
+    "Indexer._fused_k_prepare_and_store": _fused_k_prepare_and_store,
+    "DSATokenToKVPool.move_kv_cache": _move_kv_cache,
+    "DSATokenToKVPool.load_cpu_copy": _load_cpu_copy,
+    "DraftBackendFactory._create_backend": _create_draft_backend,
+    "DeepseekMLAForwardMixin._fuse_rope_for_trtllm_mla": _fuse_rope_for_trtllm_mla,
+}

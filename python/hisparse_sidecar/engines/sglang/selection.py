@@ -1,0 +1,161 @@
+"""Selection of one attention backend: whether a call is ours, and the list in SGLang's form."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from hisparse_kernels.backends import Ops
+from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, index_layout
+from hisparse_kernels.paged_batch import PagedBatch
+from hisparse_sidecar.config import require
+from hisparse_sidecar.engines.sglang.calls import SELECTED, CallCounts
+from hisparse_sidecar.engines.sglang.index_plan import IndexPlan, LayerKeys
+from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
+from hisparse_sidecar.engines.sglang.settings import SglangSettings
+from hisparse_sidecar.selection.registry import selector_for
+from hisparse_sidecar.tensor_checks import check_tensor
+
+LAYOUT = index_layout("fp8")
+
+
+@dataclass(frozen=True)
+class IndexerCall:
+    """One call of SGLang's indexer for the lists of a layer, with SGLang's objects as they are.
+
+    Attributes:
+        kind: "paged" in decode, verify and draft-extend passes, whose rows have a line of the page
+            table each; "ragged" in extend passes, whose rows are the last of their sequences.
+        indexer: its `Indexer`.
+        pool: its `DSATokenToKVPool`.
+        forward_batch: its `ForwardBatch`.
+        metadata: its `DSAIndexerMetadata`.
+        layer: number of the layer.
+        query: [rows, heads, 128] e4m3; rows beyond those of the batch are padding.
+        weights: [rows, heads, 1] fp32.
+    """
+
+    kind: Literal["paged", "ragged"]
+    indexer: Any
+    pool: Any
+    forward_batch: Any
+    metadata: Any
+    layer: int
+    query: torch.Tensor
+    weights: torch.Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.metadata.attn_metadata.dsa_seqlens_expanded)
+
+    def batch(self) -> PagedBatch:
+        """Whose rows and pages these are."""
+        attn = self.metadata.attn_metadata
+        if self.kind == "paged":
+            spans = attn.cu_seqlens_q[: self.num_rows + 1], attn.dsa_seqlens_expanded
+        else:
+            spans = attn.cu_seqlens_q, attn.cache_seqlens_int32
+        table = attn.real_page_table.contiguous()
+        return PagedBatch(*spans, table, None, PAGE_TOKENS, causal=True)
+
+
+class BackendSelection:
+    """Chooses the tokens of one backend's layers.
+
+    Attributes:
+        counts: what became of the calls.
+    """
+
+    def __init__(
+        self, ops: Ops, settings: SglangSettings, pooled: PooledPages | None, uncovered: str | None
+    ) -> None:
+        """A selection over one pool.
+
+        Args:
+            ops: the ops to use.
+            settings: what is asked for.
+            pooled: pooled keys of the pool; None where `uncovered`.
+            uncovered: why no call of this process can be ours; None = some can.
+        """
+        require((pooled is None) == (uncovered is not None), "pooled keys, or why there are none")
+        self._ops, self._settings, self._pooled = ops, settings, pooled
+        self._uncovered = uncovered
+        self._selector = selector_for(settings.selection)
+        self._last: tuple[object, int, IndexPlan] | None = None
+        self.counts = CallCounts()
+
+    def select(self, call: IndexerCall) -> torch.Tensor | None:
+        """The lists of a call as SGLang's `topk_transform` gives them, or None: SGLang's way.
+
+        Returns:
+            [query rows, topk] int32, -1 pads: positions, or physical slots, or places among the
+            extend batch's keys, whatever the metadata ask for. None = not ours, and counted.
+        """
+        reason = self._uncovered or _uncovered_call(call, self._settings.min_tokens)
+        self.counts.add(call.kind, reason or SELECTED)
+        if reason is not None:
+            return None
+        assert self._pooled is not None
+        pages = call.pool.get_index_k_with_scale_buffer(call.layer)
+        keys = LayerKeys(pages, self._pooled.of_layer(call.layer))
+        query, weights = _inputs(call)
+        plan, topk = self._plan(call), call.indexer.index_topk
+        positions = plan.select(self._selector, query, weights, keys, topk)
+        return _padded(_in_engine_form(call, plan, positions, len(pages)), len(call.query))
+
+    def _plan(self, call: IndexerCall) -> IndexPlan:
+        """The plan of the running pass.
+
+        A pass visits layers in ascending order, so a layer that does not come after the last one
+        begins another: a CUDA graph is captured after runs with the same metadata, and must hold
+        the launches that lay them out.
+        """
+        attn = call.metadata.attn_metadata
+        if self._last is not None and self._last[0] is attn and self._last[1] < call.layer:
+            plan = self._last[2]
+        else:
+            plan = IndexPlan(self._ops, LAYOUT, call.batch(), call.num_rows)
+        self._last = attn, call.layer, plan
+        return plan
+
+
+def _uncovered_call(call: IndexerCall, min_tokens: int) -> str | None:
+    """Why a call is not ours, by what the host knows; None = it is."""
+    indexer = call.indexer
+    if call.forward_batch.attn_cp_metadata is not None:
+        return "context parallel"
+    if indexer.num_init_tokens or indexer.num_local_tokens:
+        return "tokens that the model always selects"
+    if call.num_rows == 0:
+        return "no rows"
+    if call.metadata.attn_metadata.max_seq_len_k <= max(min_tokens, indexer.index_topk):
+        return "no sequence above min_tokens"
+    return None
+
+
+def _inputs(call: IndexerCall) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, (found, heads) = call.num_rows, call.query.shape[:2]
+    require(found >= rows, f"the indexer has {found} queries, the batch has {rows} rows")
+    check_tensor("q_fp8", call.query, (-1, -1, INDEX_DIM), torch.float8_e4m3fn)
+    check_tensor("weights", call.weights, (found, heads, 1), torch.float32)
+    return call.query[:rows], call.weights[:rows, :, 0]
+
+
+def _in_engine_form(
+    call: IndexerCall, plan: IndexPlan, positions: torch.Tensor, num_pages: int
+) -> torch.Tensor:
+    metadata = call.metadata
+    if metadata.force_unfused_topk:
+        return positions
+    if metadata.topk_transform_method.name == "RAGGED":
+        offset = metadata.attn_metadata.topk_indices_offset[: len(positions), None]
+        return torch.where(positions >= 0, positions + offset, -1).int()
+    return plan.slots(positions, num_pages)
+
+
+def _padded(lists: torch.Tensor, rows: int) -> torch.Tensor:
+    missing = rows - len(lists)
+    if missing == 0:
+        return lists
+    return torch.cat([lists, lists.new_full((missing, lists.shape[1]), -1)])

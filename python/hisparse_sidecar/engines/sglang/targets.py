@@ -1,0 +1,196 @@
+"""What of SGLang is replaced or relied on, with the signatures that we know, and their check."""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hisparse_sidecar.errors import InvalidArgument
+
+_SRT = "sglang.srt."
+_INDEXER = _SRT + "layers.attention.dsa.dsa_indexer"
+_POOL = _SRT + "mem_cache.memory_pool"
+_BACKEND = _SRT + "layers.attention.dsa_backend"
+_METADATA = _SRT + "layers.attention.dsa.dsa_indexer_metadata"
+_MODEL = _SRT + "models.deepseek_common."
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function of SGLang, or a dataclass by its fields.
+
+    Attributes:
+        module: where it is defined.
+        name: qualified name there.
+        known: its parameters as `parameters_of` writes them, one text for each form that works; of
+            a dataclass the names that it must have, among others.
+        is_replaced: whether a hook stands in its place.
+    """
+
+    module: str
+    name: str
+    known: tuple[str, ...]
+    is_replaced: bool = False
+
+    @property
+    def is_dataclass(self) -> bool:
+        """Whether `known` are fields."""
+        return not self.known[0].startswith("(")
+
+    @property
+    def path(self) -> str:
+        """Where it is, dotted."""
+        return f"{self.module}.{self.name}"
+
+    def difference(self, found: str | None) -> str | None:
+        """What is wrong with what was found there; None = nothing.
+
+        Args:
+            found: `parameters_of` it, or the fields' names; None = it is not there.
+        """
+        if found is None:
+            return f"{self.path} is missing"
+        if self.is_dataclass:
+            missing = sorted(set(self.known) - set(found.split(", ")))
+            return f"{self.path} lacks {', '.join(missing)}" if missing else None
+        if found in self.known:
+            return None
+        return f"{self.path} is {found}, needs {' or '.join(self.known)}"
+
+
+def _replaced(module: str, name: str, *known: str) -> Target:
+    return Target(module, name, known, is_replaced=True)
+
+
+TARGETS = (
+    _replaced(
+        _INDEXER,
+        "Indexer._get_topk_paged",
+        "(self, forward_batch, layer_id, q_fp8, weights, metadata)",
+    ),
+    _replaced(
+        _INDEXER,
+        "Indexer._get_topk_ragged",
+        "(self, enable_dual_stream, forward_batch, layer_id, q_fp8, weights, metadata, "
+        "topk_result=)",
+    ),
+    _replaced(
+        _INDEXER,
+        "Indexer._store_index_k_cache",
+        "(self, forward_batch, layer_id, key, *, act_quant=, out_cache_loc=)",
+    ),
+    _replaced(
+        _INDEXER,
+        "Indexer._fused_k_prepare_and_store",
+        "(self, key_raw, positions, forward_batch, layer_id, act_quant, out_cache_loc=)",
+    ),
+    _replaced(_POOL, "DSATokenToKVPool.move_kv_cache", "(self, tgt_loc, src_loc)"),
+    _replaced(
+        _POOL,
+        "DSATokenToKVPool.load_cpu_copy",
+        "(self, kv_cache_cpu_dict, indices, mamba_indices=)",
+        "(self, kv_cache_cpu_dict, indices, mamba_indices=, req_pool_index=)",
+    ),
+    _replaced(
+        _SRT + "speculative.draft_utils",
+        "DraftBackendFactory._create_backend",
+        "(self, backend_name, backend_map, error_template)",
+        "(self, backend_name, backend_map, error_template, stamps_children=)",
+    ),
+    _replaced(
+        _MODEL + "attention_forward_methods.forward_mla",
+        "DeepseekMLAForwardMixin._fuse_rope_for_trtllm_mla",
+        "(self, forward_batch)",
+    ),
+    Target(
+        _MODEL + "attention_backend_handler",
+        "AttentionBackendRegistry.register",
+        ("(backend_name, handler_func)",),
+    ),
+    Target(
+        _MODEL + "attention_backend_handler",
+        "handle_attention_dsa",
+        ("(attn, forward_batch)",),
+    ),
+    Target(
+        _BACKEND,
+        "DeepseekSparseAttnBackend.__init__",
+        (
+            "(self, model_runner, skip_prefill=, speculative_step_id=, topk=, "
+            "speculative_num_steps=, seed_dsa_topk_from_draft_extend=)",
+        ),
+    ),
+    Target(
+        _BACKEND,
+        "DeepseekSparseAttnBackend.get_indexer_metadata",
+        ("(self, layer_id, forward_batch)",),
+    ),
+    Target(_POOL, "DSATokenToKVPool.get_index_k_with_scale_buffer", ("(self, layer_id)",)),
+    Target(_SRT + "model_executor.forward_context", "get_token_to_kv_pool", ("()",)),
+    Target(
+        _METADATA,
+        "DSAIndexerMetadata",
+        ("attn_metadata", "topk_transform_method", "force_unfused_topk"),
+    ),
+    Target(
+        _BACKEND,
+        "DSAMetadata",
+        (
+            "cache_seqlens_int32",
+            "cu_seqlens_q",
+            "dsa_seqlens_expanded",
+            "max_seq_len_k",
+            "real_page_table",
+            "topk_indices_offset",
+        ),
+    ),
+)
+
+
+def check_targets(targets: Iterable[Target] = TARGETS) -> None:
+    """Raises InvalidArgument that names every target that is missing or has changed."""
+    found = [target.difference(_found(target)) for target in targets]
+    wrong = [line for line in found if line is not None]
+    if wrong:
+        raise InvalidArgument("sglang is not as this version needs it: " + "; ".join(wrong))
+
+
+def resolve(target: Target) -> tuple[object, str, Any]:
+    """Owner (a module or a class), name and value of a target.
+
+    Raises:
+        ImportError: no such module.
+        AttributeError: nothing of that name in it.
+    """
+    owner: object = importlib.import_module(target.module)
+    *path, name = target.name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, name, getattr(owner, name)
+
+
+def _found(target: Target) -> str | None:
+    try:
+        value = resolve(target)[2]
+    except (ImportError, AttributeError):
+        return None
+    if target.is_dataclass:
+        fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+        return ", ".join(field.name for field in fields)
+    return parameters_of(inspect.signature(value))
+
+
+def parameters_of(signature: inspect.Signature) -> str:
+    """Names and kinds of the parameters, and which have a default: "(self, key, *, out=)"."""
+    written, has_star = [], False
+    for parameter in signature.parameters.values():
+        kind = parameter.kind
+        if kind is parameter.KEYWORD_ONLY and not has_star:
+            written.append("*")
+        has_star = has_star or kind in (parameter.VAR_POSITIONAL, parameter.KEYWORD_ONLY)
+        stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(kind.name, "")
+        default = "" if parameter.default is parameter.empty else "="
+        written.append(f"{stars}{parameter.name}{default}")
+    return f"({', '.join(written)})"

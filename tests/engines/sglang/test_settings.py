@@ -1,0 +1,54 @@
+"""What `--hisparse-config` may say."""
+
+import pytest
+
+from hisparse_sidecar import SelectionConfig
+from hisparse_sidecar.engines.sglang.settings import read_settings
+from hisparse_sidecar.errors import InvalidArgument
+
+
+@pytest.mark.parametrize("text", [None, "", "{}"])
+def test_the_defaults_are_hisa_with_as_many_tokens_as_elsewhere(text: str | None) -> None:
+    settings = read_settings(text)
+    assert settings.selection == SelectionConfig("hisa", 128, max_blocks=512, gate="off")
+    assert settings.selection.num_kept_blocks * 64 == SelectionConfig().num_kept_blocks * 128
+
+
+def test_adaptive_is_hisa_with_that_budget() -> None:
+    settings = read_settings('{"index_source": "adaptive", "tail_share": 0.1, "min_tokens": 4096}')
+    assert settings.selection.index_source == "hisa"
+    assert settings.selection.budget == "adaptive"
+    assert settings.selection.tail_share == 0.1
+    assert settings.min_tokens == 4096
+
+
+def test_sglangs_own_keys_pass() -> None:
+    text = '{"top_k": 2048, "device_buffer_size": 4096, "host_to_device_ratio": 5}'
+    assert read_settings(text) == read_settings(None)
+
+
+def test_an_unknown_key_is_refused_with_all_that_are_known() -> None:
+    with pytest.raises(InvalidArgument, match="hisparse-config has top_kk; known keys: ") as caught:
+        read_settings('{"top_kk": 1}')
+    for name in ("index_source", "num_kept_blocks", "min_tokens", "top_k", "swap_in_block_size"):
+        assert name in str(caught.value)
+    assert "audit_one_in" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "hisparse-config is not JSON"),
+        ("[]", "hisparse-config is a list, needs an object"),
+        ('{"index_source": "given"}', "index_source is 'given', and here nobody"),
+        ('{"index_source": "best"}', "index_source is 'best', must be one of"),
+        ('{"index_source": "adaptive", "budget": "ratio"}', "adaptive, budget is 'ratio'"),
+        ('{"num_kept_blocks": 1}', "num_kept_blocks is 1, must be >= 2"),
+        ('{"num_kept_blocks": "many"}', "key num_kept_blocks is 'many', need an integer"),
+        ('{"min_tokens": "few"}', "min_tokens is 'few', needs an integer"),
+        ('{"min_tokens": -1}', "min_tokens is -1, must be >= 0"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(text: str, match: str) -> None:
+    with pytest.raises(InvalidArgument, match=match):
+        read_settings(text)
