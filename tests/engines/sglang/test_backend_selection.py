@@ -117,6 +117,18 @@ def test_flat_is_the_formulas_top_k(make: Make) -> None:
         assert set(listed.tolist()) == set(wanted.tolist())
 
 
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_lists_are_as_long_as_sglangs_kernels_read_them(name: str, make: Make) -> None:
+    world = make(OPTIONS[name] | ({"num_kept_blocks": 3} if name == "hisa" else {}))
+    made = decode_pass(world, (641, 330, 64, 193))  # of the newest page one token, at the first
+
+    found = made.select(world, 0)
+
+    lengths = world.backend.forward_metadata.dsa_cache_seqlens_int32
+    assert (found >= 0).sum(1).tolist() == lengths.tolist() == [128, 128, 64, 128]
+    assert bool((found[:, 0] >= 0).all())
+
+
 def test_unfused_lists_are_positions(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_DSA_FUSE_TOPK", "0")
     world = make(OPTIONS["hisa"])

@@ -115,7 +115,8 @@ def test_another_version_fails_the_start(
     [
         ({"index_sauce": "hisa"}, "hisparse-config has index_sauce; known keys"),
         ({"index_source": "misa", "routed_heads": 5}, "routed_heads is 5, the model has 4"),
-        ({"num_kept_blocks": 2, "top_k": 1}, None),
+        ({"num_kept_blocks": 2}, "num_kept_blocks is 2, 128 tokens and an open page need 3"),
+        ({"num_kept_blocks": 3, "top_k": 1}, None),
     ],
 )
 def test_an_option_that_does_not_fit_fails_the_start(
