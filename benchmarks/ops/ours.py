@@ -6,6 +6,7 @@ from typing import Any
 
 _FILES = {
     "append_index_rows": "pool_keys",
+    "pool_full_pages": "pool_pages",
     "candidate_positions": "topk",
     "lay_out_batch": "paged_batch",
     "pack_index_rows": "index_rows",

@@ -32,6 +32,7 @@ from hisparse_kernels.pool_keys import (
     rebuild_pooled_keys_ref,
     resum_open_blocks_ref,
 )
+from hisparse_kernels.pool_pages import pool_full_pages_ref
 from hisparse_kernels.route_heads import route_heads_ref, route_workspace_size
 
 _BLOCK_TOKENS, _GROUP_BLOCKS = 128, 8
@@ -52,6 +53,8 @@ def pooled_cases() -> Iterator[Case]:
     for sequences in (1, 64):
         name = f"resum_open_blocks {sequences} sequences, {_OPEN_TOKENS} tokens open"
         yield Case(name, partial(_resum, sequences))
+    for pages in (1, 64):
+        yield Case(f"pool_full_pages {pages} pages", partial(_pool_pages, pages))
     for rows, sequences, keys in _ROUTES:
         name = f"route_heads {rows} rows of {sequences} sequences, L={keys}K, {_HEADS} heads"
         yield Case(name, partial(_route, rows, sequences, keys * 1024))
@@ -161,6 +164,21 @@ def _rebuild(tokens: int) -> Prepared:
     work = rebuild_work(tokens, _BLOCK_TOKENS)
     states = _states(work, 1, tokens)
     return Prepared(work, _contender(step, "rebuild_pooled_keys", rebuild_pooled_keys_ref, states))
+
+
+def _pool_pages(pages: int) -> Prepared:
+    """All rows of so many pages have just been written."""
+    row_ids = torch.arange(pages * PAGE_TOKENS, device="cuda")
+
+    def step(pool_full_pages: _Apply, state: _PoolState) -> None:
+        written = row_ids.to(state.index_pages.device)
+        pool_full_pages(state.index_pages, written, state.pooled_pages, INDEX)
+
+    work = rebuild_work(pages * PAGE_TOKENS, PAGE_TOKENS)
+    states = _states(work, 1, pages * PAGE_TOKENS)
+    for state in states:  # a pooled row for each page, not for each block
+        state.pooled_pages = torch.cat([state.pooled_pages] * (_BLOCK_TOKENS // PAGE_TOKENS))
+    return Prepared(work, _contender(step, "pool_full_pages", pool_full_pages_ref, states))
 
 
 def _resum(sequences: int) -> Prepared:

@@ -17,7 +17,7 @@ from hisparse_sidecar.ranks.group import follow, lead
 from hisparse_sidecar.ranks.share import RankShare
 
 _REPORT_SECONDS = 300.0
-_SLOTS = {"slots": 17, "window_slots": 5}
+_SLOTS = {"slots": 16, "window_slots": 5}
 
 
 def time_alone(num_sequences: int, context: int, num_steps: int) -> list[float]:

@@ -39,8 +39,8 @@ INT16, INT32 = torch.int16, torch.int32
     ("settings", "hot_dtype", "window_dtype"),
     [
         ({}, INT16, INT16),
-        ({"hot_slots": 32766}, INT16, INT16),
-        ({"hot_slots": 32767}, INT32, INT16),
+        ({"hot_slots": 32767}, INT16, INT16),
+        ({"hot_slots": 32768}, INT32, INT16),
         ({"window_blocks": 32766}, INT16, INT16),
         ({"window_blocks": 32767}, INT16, INT32),
     ],
