@@ -28,7 +28,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 RUST_FILES := $(shell find rust \( -name tests -o -name benches \) -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python test-rust test-slow test-remote test-engines test-triton36
+.PHONY: help setup demo test test-python test-rust test-slow test-full test-remote test-engines test-triton36
 .PHONY: test-gpu sanitize
 .PHONY: crosscompile crosscompile-triton36 lint format proto bench wheels clean
 
@@ -69,7 +69,10 @@ test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kil
 	    --test hierarchy_model -- --ignored
 	cargo test --quiet --release --package hisparse-core --features shuttle \
 	    --test schedules --test schedules_prefix --test schedules_hierarchy -- --ignored
-	$(PYTEST_JOBS) -m slow $(ARGS)
+	$(PYTEST_JOBS) -m "slow and not full" $(ARGS)
+
+test-full: setup  ## crowds at full size: 1,000 clients, 10,000 sessions, minutes of refusals
+	$(PYTEST) -m full $(ARGS)
 
 test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of the system
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mooncake]'

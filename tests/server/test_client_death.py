@@ -175,6 +175,7 @@ def test_clients_die_stop_and_come_late_and_only_the_dead_are_ended(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_five_hundred_of_a_thousand_clients_die_and_the_others_keep_all(tmp_path: Path) -> None:
     config = replace(small_config(), max_sequences=1000, host_pages=1000)
     with crowd(tmp_path / "run", config, 3.0, most=1000) as people:

@@ -145,6 +145,7 @@ def test_fifty_slow_readers_do_not_hold_up_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_fifty_who_read_a_message_a_second_are_ended_after_half_a_minute(tmp_path: Path) -> None:
     with patient_program(tmp_path) as program, slow_readers(program, 50) as readers:
         for _ in range(25):

@@ -153,6 +153,7 @@ def test_clients_that_ask_for_more_than_there_is_are_refused_at_once(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_minute_of_refusals_costs_no_memory(tmp_path: Path) -> None:
     with ServerProgram(_folder(tmp_path), CROWDED) as server:
         demand_more_than_there_is(server, 10.0)
@@ -243,5 +244,6 @@ def test_hundreds_of_sessions_are_open_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_ten_thousand_sessions_are_open_at_once(tmp_path: Path) -> None:
     many_sessions(sixteen_pages_each(10_000), _folder(tmp_path), 10_000)

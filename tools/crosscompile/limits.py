@@ -13,6 +13,7 @@ PERMITTED_SPILLS: dict[tuple[str, int], int] = {
     ("sparse_mla._attend_kernel", 90): 112,
     ("sparse_mla._attend_kernel", 100): 84,
     ("resolve._resolve_kernel", 90): 44,  # of a block window, with Triton 3.6.0 alone
+    ("resolve._resolve_kernel", 100): 20,  # of new rows' blocks, with Triton 3.9 alone
     # The loop over heads, beside a pipeline's own buffers: three to five words for a whole row.
     ("refine_logits._refine_kernel", 100): 20,
     ("select_blocks._select_blocks_kernel", 100): 8,
