@@ -50,6 +50,13 @@ def remove(tier: MooncakeTier, page: int, deadline_seconds: float = LONG) -> boo
     return tier.remove(identity_of(page), deadline_seconds=deadline_seconds)
 
 
+def keep_lanes_busy(store: ScriptedStore, tier: MooncakeTier) -> None:
+    """No thread of the tier gets a turn before the store may go on."""
+    blocks = SimpleNamespace(run=lambda: not store.may_go_on.wait(LONG))
+    for lane in tier._calls._lanes.all:
+        lane._jobs.put(blocks)  # type: ignore[arg-type]
+
+
 def test_many_calls_that_one_deadline_ends_do_not_make_the_store_degraded(
     store: ScriptedStore, tier: MooncakeTier
 ) -> None:
@@ -133,9 +140,7 @@ def test_a_removal_waits_for_a_put_that_is_still_under_way(
 def test_a_put_that_was_left_before_it_began_puts_nothing(
     store: ScriptedStore, tier: MooncakeTier
 ) -> None:
-    blocks = SimpleNamespace(run=lambda: not store.may_go_on.wait(LONG))
-    for lane in tier._calls._lanes.all:
-        lane._jobs.put(blocks)  # type: ignore[arg-type]  # threads that get no turn
+    keep_lanes_busy(store, tier)
     with pytest.raises(DeadlinePassed):
         put(tier, 1, SHORT)
     store.may_go_on.set()
@@ -149,9 +154,7 @@ def test_a_removal_that_was_left_before_it_began_removes_nothing(
     store: ScriptedStore, tier: MooncakeTier
 ) -> None:
     put(tier, 1)
-    blocks = SimpleNamespace(run=lambda: not store.may_go_on.wait(LONG))
-    for lane in tier._calls._lanes.all:
-        lane._jobs.put(blocks)  # type: ignore[arg-type]  # threads that get no turn
+    keep_lanes_busy(store, tier)
     with pytest.raises(DeadlinePassed):
         remove(tier, 1, SHORT)
     store.may_go_on.set()

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from hisparse_kernels.gpu.attention_call import AttentionCall
 from hisparse_kernels.gpu.gluon.few_heads_mla import MOST_HEADS, few_heads_mla_gluon
 from hisparse_kernels.gpu.gluon.many_heads_mla import many_heads_mla_gluon
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
@@ -104,7 +105,7 @@ def _many_heads(layout: KvLayout, split_keys: int | None) -> None:
 
 
 def _run_pipeline(
-    attend: Callable[..., None],
+    attend: Callable[[AttentionCall], None],
     sizes: tuple[tuple[int, int, torch.dtype], ...],
     layout: KvLayout,
     split_keys: int | None,
@@ -112,17 +113,19 @@ def _run_pipeline(
     for rows, heads, dtype in sizes:
         size = split_workspace_size(rows, heads, 2048, layout, split_keys)
         attend(
-            torch.empty(rows, heads, layout.query_dim, dtype=dtype),
-            kv_rows(HOST_TOKENS, layout),
-            int32(rows, 2048),
-            int32(rows),
-            fp32(heads),
-            fp32(size) if split_keys else None,
-            (size // 2, size // 2),
-            (torch.empty(rows, heads, layout.latent_dim, dtype=dtype), fp32(rows, heads)),
-            layout,
-            0.1352,
-            split_keys or 2048,
+            AttentionCall(
+                torch.empty(rows, heads, layout.query_dim, dtype=dtype),
+                kv_rows(HOST_TOKENS, layout),
+                int32(rows, 2048),
+                int32(rows),
+                fp32(heads),
+                layout,
+                0.1352,
+                split_keys or 2048,
+                (torch.empty(rows, heads, layout.latent_dim, dtype=dtype), fp32(rows, heads)),
+                fp32(size) if split_keys else None,
+                (size // 2, size // 2),
+            )
         )
 
 

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from hisparse_kernels.gpu.packed_rows import load_packed_queries, score_packed_tile
 from hisparse_kernels.gpu.row_runs import mask_rows, rows_that_see, run_of_rows
-from hisparse_kernels.gpu.score_keys import load_keys, load_page_keys
+from hisparse_kernels.gpu.score_keys import load_keys, load_table_keys
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_keys", "num_query_heads", "rows_per_program"])
@@ -103,18 +103,8 @@ def packed_pages_kernel(
         seq, end, most = run_of_rows(seq_ptr, end_ptr, begin, last_row, MOST_ROWS)
         if most > tile * BLOCK_KEYS:
             pages_ptr = table_ptr + seq.to(tl.int64) * max_pages
-            # -1 beyond the end reads some page of the pool, which the end then masks
-            page0 = tl.maximum(tl.load(pages_ptr + 2 * tile), 0)
-            second = tl.load(pages_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=0)
-            keys, key_scale = load_page_keys(
-                codes_ptr,
-                scales_ptr,
-                page0,
-                tl.maximum(second, 0),
-                False,
-                BLOCK_KEYS,
-                PRODUCT,
-                HAS_SCALE,
+            keys, key_scale = load_table_keys(
+                codes_ptr, scales_ptr, pages_ptr, tile, max_pages, BLOCK_KEYS, PRODUCT, HAS_SCALE
             )
             key_scale = key_scale[:, None] if HAS_SCALE else 1.0
             _score_run(

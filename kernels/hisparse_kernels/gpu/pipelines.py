@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hisparse_kernels.gpu.attention_call import AttentionCall
 from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_kernels.layouts import IndexLayout, KvLayout
 from hisparse_kernels.sparse_mla import FEW_HEADS
@@ -48,7 +49,7 @@ def pipeline_of(
 
 def attention_pipeline_of(
     query: torch.Tensor, kv_rows: torch.Tensor, layout: KvLayout
-) -> Callable[..., None] | None:
+) -> Callable[[AttentionCall], None] | None:
     """The Gluon launcher of sparse attention; None: the Triton body is to run.
 
     Args:

@@ -142,6 +142,30 @@ def load_page_keys(
 
 
 @triton.jit
+def load_table_keys(
+    codes_ptr,
+    scales_ptr,
+    pages_ptr,
+    tile,
+    max_pages,
+    BLOCK_KEYS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Keys and scales of a tile, the two pages that a sequence's table names for it.
+
+    -1 beyond the sequence's end reads some page of the pool, which the end then masks.
+    """
+    page0 = tl.maximum(tl.load(pages_ptr + 2 * tile), 0)
+    second = tl.load(pages_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=0)
+    page1 = tl.maximum(second, 0)
+    keys, key_scale = load_page_keys(
+        codes_ptr, scales_ptr, page0, page1, False, BLOCK_KEYS, PRODUCT, HAS_SCALE
+    )
+    return keys, key_scale
+
+
+@triton.jit
 def load_keys_by_row(
     codes_ptr, scales_ptr, row, PRODUCT: tl.constexpr, HAS_SCALE: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:

@@ -16,8 +16,8 @@ from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
 from hisparse_kernels.gpu.score_keys import (
     BLOCK_KEYS,
     load_keys_by_row,
-    load_page_keys,
     load_query,
+    load_table_keys,
     score_tile,
     split_keys,
     tile_options,
@@ -212,16 +212,7 @@ def _load_tile(
         row = tl.maximum(row, 0).to(tl.int64)
         keys, key_scale = load_keys_by_row(codes_ptr, scales_ptr, row, PRODUCT, HAS_SCALE)
     else:
-        page0 = tl.maximum(tl.load(entries_ptr + 2 * tile), 0)
-        second = tl.load(entries_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=0)
-        keys, key_scale = load_page_keys(
-            codes_ptr,
-            scales_ptr,
-            page0,
-            tl.maximum(second, 0),
-            False,
-            BLOCK_KEYS,
-            PRODUCT,
-            HAS_SCALE,
+        keys, key_scale = load_table_keys(
+            codes_ptr, scales_ptr, entries_ptr, tile, max_pages, BLOCK_KEYS, PRODUCT, HAS_SCALE
         )
     return keys, key_scale

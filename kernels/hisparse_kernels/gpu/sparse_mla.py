@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hisparse_kernels.gpu.attention_call import AttentionCall
 from hisparse_kernels.gpu.exact_mla import BLOCK_COLUMNS, attend_exactly_kernel
 from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_kernels.gpu.listed_often import dequantised, is_listed_often
@@ -22,7 +23,6 @@ from hisparse_kernels.gpu.pipelines import attention_pipeline_of
 from hisparse_kernels.layouts import KvLayout
 from hisparse_kernels.sparse_mla import split_workspace_size
 
-_LOG2_E = 1.4426950408889634
 _MAX_BLOCK_SPLITS = 64
 _MANY_OUTPUTS = 256  # of fewer, columns are shared out so that they fill a GPU
 _FEW_COLUMNS = 128
@@ -73,20 +73,20 @@ def sparse_mla_triton(
     most_at, total_at = parts * layout.latent_dim, parts * (layout.latent_dim + 1)
     if _bf16_rows_do(query, layout) and is_listed_often(kv_rows, row_ids):
         kv_rows, layout = dequantised(kv_rows, layout)
-    pipeline = attention_pipeline_of(query, kv_rows, layout)
-    (pipeline or _attend)(
+    call = AttentionCall(
         query,
         kv_rows,
         row_ids.contiguous(),
         valid_counts,
         sink,
-        workspace,
-        (most_at, total_at),
-        out,
         layout,
         softmax_scale,
         split_keys,
+        out,
+        workspace,
+        (most_at, total_at),
     )
+    (attention_pipeline_of(query, kv_rows, layout) or _attend)(call)
     if workspace is not None:
         columns = layout.latent_dim if rows * heads > _MANY_OUTPUTS else _FEW_COLUMNS
         merge_splits_kernel[rows * heads, layout.latent_dim // columns](
@@ -105,36 +105,12 @@ def sparse_mla_triton(
     return out
 
 
-def _attend(
-    query: torch.Tensor,
-    kv_rows: torch.Tensor,
-    row_ids: torch.Tensor,
-    valid_counts: torch.Tensor | None,
-    sink: torch.Tensor | None,
-    workspace: torch.Tensor | None,
-    places: tuple[int, int],
-    out: tuple[torch.Tensor, torch.Tensor],
-    layout: KvLayout,
-    softmax_scale: float,
-    split_keys: int,
-) -> None:
-    (rows, heads, _), topk = query.shape, row_ids.shape[1]
-    kernel, num_programs, tiles = _launch_of(query, layout)
-    kernel[(rows * num_programs, triton.cdiv(topk, split_keys))](
-        query,
-        kv_rows,
-        row_ids,
-        valid_counts,
-        sink,
-        workspace,
-        *places,
-        *out,
-        heads,
-        topk,
-        split_keys,
-        *query.stride(),
-        kv_rows.stride(0),
-        softmax_scale * _LOG2_E,
+def _attend(call: AttentionCall) -> None:
+    layout = call.layout
+    kernel, num_programs, tiles = _launch_of(call.query, layout)
+    call.launch(
+        kernel,
+        num_programs,
         LAYOUT=layout.name.removesuffix("_ds_mla"),
         LATENT=layout.latent_dim,
         ROPE=layout.rope_dim,

@@ -6,7 +6,6 @@ products [keys, dims] @ [dims, heads] whose left operand is still in registers, 
 the tile: it multiplies the group's dots, and the group's weights.
 """
 
-import torch
 import triton
 import triton.language as tl
 from triton.experimental import gluon
@@ -15,8 +14,9 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
+from hisparse_kernels.gpu.attention_call import AttentionCall, warm_up
 from hisparse_kernels.gpu.gluon.api import barrier
-from hisparse_kernels.gpu.gluon.mla_lse import LOG2_E, store_lse
+from hisparse_kernels.gpu.gluon.mla_lse import store_lse
 from hisparse_kernels.gpu.gluon.mla_rows import (
     LIFT,
     begin_rope,
@@ -36,53 +36,15 @@ _KEYS = 64
 _GROUP = gl.constexpr(SCALE_DIM)
 
 
-def few_heads_mla_gluon(
-    query: torch.Tensor,
-    kv_rows: torch.Tensor,
-    row_ids: torch.Tensor,
-    valid_counts: torch.Tensor | None,
-    sink: torch.Tensor | None,
-    workspace: torch.Tensor | None,
-    places: tuple[int, int],
-    out: tuple[torch.Tensor, torch.Tensor],
-    layout: KvLayout,
-    softmax_scale: float,
-    split_keys: int,
-) -> None:
-    """Attends as `sparse_mla` does, on sm_90, with queries of 16 bits and fp8 rows.
-
-    Of more than one split the parts stay in the workspace, the maxima and sums of weights at
-    `places`, for `merge_splits_kernel`.
-    """
-    rows, heads, _ = query.shape
-    topk = row_ids.shape[1]
-    grid = rows * triton.cdiv(heads, MOST_HEADS), triton.cdiv(topk, split_keys)
-    _few_heads_kernel[grid](
-        query,
-        kv_rows,
-        row_ids,
-        valid_counts,
-        sink,
-        workspace,
-        *places,
-        *out,
-        heads,
-        topk,
-        split_keys,
-        *query.stride(),
-        kv_rows.stride(0),
-        softmax_scale * LOG2_E.value,
-        **_options(layout),
-    )
+def few_heads_mla_gluon(call: AttentionCall) -> None:
+    """Attends as `sparse_mla` does, on sm_90, with queries of 16 bits and fp8 rows."""
+    num_programs = triton.cdiv(call.query.shape[1], MOST_HEADS)
+    call.launch(_few_heads_kernel, num_programs, **_options(call.layout))
 
 
 def compile_few_heads_mla(layout: KvLayout) -> None:
     """Compiles the kernel for the current GPU; raises whatever the compiler raises."""
-    bf16, fp32, int32 = torch.bfloat16, torch.float32, torch.int32
-    tensors = bf16, torch.uint8, int32, int32, fp32, fp32, 1 << 33, 1 << 33, bf16, fp32
-    strides = 16 * layout.query_dim, layout.query_dim, 1, layout.row_bytes
-    numbers = 16, 2048, 128, *strides, 1.0
-    _few_heads_kernel.warmup(*tensors, *numbers, grid=(1,), **_options(layout))
+    warm_up(_few_heads_kernel, MOST_HEADS, layout, 128, **_options(layout))
 
 
 def _options(layout: KvLayout) -> dict[str, object]:

@@ -4,7 +4,6 @@ Eight warps attend to a tile that lies in shared memory as bf16, while four othe
 one to another place (`mla_tiles`).
 """
 
-import torch
 import triton
 import triton.language as tl
 from triton.experimental import gluon
@@ -16,8 +15,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from hisparse_kernels.gpu.attention_call import AttentionCall, warm_up
 from hisparse_kernels.gpu.gluon.api import barrier
-from hisparse_kernels.gpu.gluon.mla_lse import LOG2_E, store_lse
+from hisparse_kernels.gpu.gluon.mla_lse import store_lse
 from hisparse_kernels.gpu.gluon.mla_rows import last_key, load_ids, rows_of
 from hisparse_kernels.gpu.gluon.mla_tiles import HALF, bring_tiles, tile_barriers, tile_places
 from hisparse_kernels.layouts import KvLayout
@@ -31,53 +31,15 @@ _COPY_REGISTERS, _CODE_REGISTERS = 80, {"fp8_ds_mla": 112, "fp8": 104}
 _GROUPS_AHEAD = {"fp8_ds_mla": 4, "fp8": 2, "bf16": 0}  # more would spill
 
 
-def many_heads_mla_gluon(
-    query: torch.Tensor,
-    kv_rows: torch.Tensor,
-    row_ids: torch.Tensor,
-    valid_counts: torch.Tensor | None,
-    sink: torch.Tensor | None,
-    workspace: torch.Tensor | None,
-    places: tuple[int, int],
-    out: tuple[torch.Tensor, torch.Tensor],
-    layout: KvLayout,
-    softmax_scale: float,
-    split_keys: int,
-) -> None:
-    """Attends as `sparse_mla` does, on sm_90, with queries of 16 bits and rows of fp8 or bf16.
-
-    Of more than one split the parts stay in the workspace, the maxima and sums of weights at
-    `places`, for `merge_splits_kernel`.
-    """
-    rows, heads, _ = query.shape
-    topk = row_ids.shape[1]
-    grid = rows * triton.cdiv(heads, HEADS), triton.cdiv(topk, split_keys)
-    _many_heads_kernel[grid](
-        query,
-        kv_rows,
-        row_ids,
-        valid_counts,
-        sink,
-        workspace,
-        *places,
-        *out,
-        heads,
-        topk,
-        split_keys,
-        *query.stride(),
-        kv_rows.stride(0),
-        softmax_scale * LOG2_E.value,
-        **_options(layout),
-    )
+def many_heads_mla_gluon(call: AttentionCall) -> None:
+    """Attends as `sparse_mla` does, on sm_90, with queries of 16 bits and rows of fp8 or bf16."""
+    num_programs = triton.cdiv(call.query.shape[1], HEADS)
+    call.launch(_many_heads_kernel, num_programs, **_options(call.layout))
 
 
 def compile_many_heads_mla(layout: KvLayout) -> None:
     """Compiles the kernel for the current GPU; raises whatever the compiler raises."""
-    bf16, fp32, int32 = torch.bfloat16, torch.float32, torch.int32
-    tensors = bf16, torch.uint8, int32, int32, fp32, fp32, 1 << 33, 1 << 33, bf16, fp32
-    strides = HEADS * layout.query_dim, layout.query_dim, 1, layout.row_bytes
-    numbers = HEADS, 2048, 256, *strides, 1.0
-    _many_heads_kernel.warmup(*tensors, *numbers, grid=(1,), **_options(layout))
+    warm_up(_many_heads_kernel, HEADS, layout, 256, **_options(layout))
 
 
 def _options(layout: KvLayout) -> dict[str, object]:

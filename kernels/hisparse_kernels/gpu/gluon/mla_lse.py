@@ -3,7 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-LOG2_E = gl.constexpr(1.4426950408889634)
+_LOG2_E = gl.constexpr(1.4426950408889634)
 _LN_2 = gl.constexpr(0.6931471805599453)
 
 
@@ -24,7 +24,7 @@ def store_lse(lse_ptr, sink_ptr, most, total, head, heads) -> gl.tensor:
     denominator = held
     if sink_ptr is not None:
         base = gl.where(most == float("-inf"), 0.0, most)
-        sink = gl.load(sink_ptr + head, mask=head < heads, other=0.0) * LOG2_E
+        sink = gl.load(sink_ptr + head, mask=head < heads, other=0.0) * _LOG2_E
         # a sink 2**126 times the best key leaves nothing of it: no overflow is needed
         denominator += gl.where(total == 0, 0.0, gl.exp2(gl.minimum(sink - base, 126.0)))
     return denominator

@@ -10,6 +10,7 @@ from sglang.srt.layers.attention.dsa.dsa_indexer_metadata import DSAIndexerMetad
 from sglang.srt.layers.attention.dsa_backend import DeepseekSparseAttnBackend
 from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
 
+from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.backends import ops_of
 from hisparse_sidecar.config import ModelShape, SelectionConfig, require
 from hisparse_sidecar.engines.sglang.coverage import uncovered_process
@@ -17,8 +18,6 @@ from hisparse_sidecar.engines.sglang.hooks import keep_beside, pooled_pages_of
 from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
 from hisparse_sidecar.engines.sglang.selection import LAYOUT, BackendSelection
 from hisparse_sidecar.engines.sglang.settings import SglangSettings, read_settings
-
-_PAGE_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,7 @@ def selection_of(model_runner: Any, settings: SglangSettings) -> BackendSelectio
     """
     pool, hf_config = model_runner.token_to_kv_pool, model_runner.model_config.hf_text_config
     shape = ModelShape(1, (0,), hf_config.index_n_heads, hf_config.index_topk, 1.0)
-    settings.selection.check_for(shape, _PAGE_TOKENS)
+    settings.selection.check_for(shape, PAGE_TOKENS)
     _check_lists_are_full(settings.selection, shape.topk)
     kind = type(pool).__name__
     require(isinstance(pool, DSATokenToKVPool), f"the pool is a {kind}, needs DSATokenToKVPool")
@@ -87,6 +86,6 @@ def _check_lists_are_full(selection: SelectionConfig, topk: int) -> None:
 
     Of a row's kept pages the newest may hold one token.
     """
-    kept, needed = selection.num_kept_blocks, topk // _PAGE_TOKENS + 1
+    kept, needed = selection.num_kept_blocks, topk // PAGE_TOKENS + 1
     message = f"num_kept_blocks is {kept}, {topk} tokens and an open page need {needed}"
     require(selection.index_source != "hisa" or kept >= needed, message)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-_PAGE_TOKENS = 64
+from hisparse_kernels.layouts import PAGE_TOKENS
+
 # options under which index keys come to pages by other ways than the hooked writers, or lie
 # elsewhere than in one pool's pages
 _OPTIONS = {
@@ -32,6 +33,6 @@ def uncovered_process(server_args: Any, pool: Any) -> str | None:  # noqa: ANN40
         return "decode context parallel"
     if getattr(pool, "index_kpool", 1) != 1:
         return "index keys of several tokens"
-    if pool.page_size != _PAGE_TOKENS:
+    if pool.page_size != PAGE_TOKENS:
         return f"pages of {pool.page_size} tokens"
     return None
