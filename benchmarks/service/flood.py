@@ -1,19 +1,16 @@
 """Case `flood`: a tenant that uses half of its share beside one that asks for ten times its own."""
 
 import asyncio
-import itertools
-import time
 from collections.abc import Iterator
 
 from benchmarks.service.callers import Caller, Calls, pace, with_callers
+from benchmarks.service.flooders import flooding
 from benchmarks.service.latency import share_rows
 from benchmarks.service.prompts import prefill, text
 from benchmarks.service.server import Server, server_of, service_config
 from hisparse_sidecar.cli.bench.rows import Measurement
-from hisparse_sidecar.client import SidecarClient
 
 _QUOTA_PAGES, _PAGES_EACH, _CALM_PROMPTS, _PER_SECOND = 64, 8, 4, 50.0
-_FLOODERS, _RETRY_SECONDS, _HOLD_SECONDS = 80, 0.25, 1.0  # 80 prompts of 8 pages are ten shares
 CASE = "a tenant at half of its share beside one that asks for ten times its own"
 _PEER = "alone"
 
@@ -24,11 +21,12 @@ def measure(seconds: float) -> Iterator[Measurement]:
     with server_of(service_config(4 * _QUOTA_PAGES, 128), quota_pages=quotas) as server:
         prefill(server.socket_path, range(_CALM_PROMPTS), _PAGES_EACH, "calm")
         alone, hits_alone = asyncio.run(_calm(server, seconds))
-        calm, hits, most_pages = asyncio.run(_calm_beside(server, seconds))
+        with flooding(server.socket_path, _QUOTA_PAGES, _PAGES_EACH) as flood:
+            calm, hits = asyncio.run(_calm(server, seconds))
     yield from share_rows(CASE, "open", calm.seconds, alone.seconds, _PEER)
     yield Measurement(CASE, "hit rate %", 100 * hits, "higher", _PEER, 100 * hits_alone)
     yield Measurement(CASE, "failed calls", len(calm.failed) + len(calm.refused_seconds), "lower")
-    beyond = max(0, most_pages - _QUOTA_PAGES)
+    beyond = max(0, flood.most_pages - _QUOTA_PAGES)
     yield Measurement(CASE, "pages beyond its share, at most", beyond, "lower")
 
 
@@ -47,31 +45,3 @@ async def _calm(server: Server, seconds: float) -> tuple[Calls, float]:
 
     await with_callers(server.socket_path, 1, run)
     return calls, sum(found) / max(1, len(found))
-
-
-async def _calm_beside(server: Server, seconds: float) -> tuple[Calls, float, int]:
-    flood, until = Calls(), time.monotonic() + seconds
-    numbers, most_pages = itertools.count(1000), 0
-
-    async def ask(caller: Caller) -> None:
-        while time.monotonic() < until:
-            prompt = text(next(numbers), _PAGES_EACH)
-            opened = await flood.make(caller.open_prompt(prompt, "flood"))
-            await asyncio.sleep(_RETRY_SECONDS if opened is None else _HOLD_SECONDS)
-            if opened is not None:
-                await caller.close_sequence(opened.sequence_id)
-
-    async def watch() -> None:
-        nonlocal most_pages
-        with SidecarClient.connect(server.socket_path) as client:
-            while time.monotonic() < until:
-                stats = await asyncio.to_thread(client.server_stats)
-                most_pages = max(most_pages, stats.tenants["flood"][0])
-                await asyncio.sleep(0.1)
-
-    async def run(callers: list[Caller]) -> None:
-        await asyncio.gather(watch(), *map(ask, callers))
-
-    flooding = with_callers(server.socket_path, _FLOODERS, run)
-    (calls, hits), _ = await asyncio.gather(_calm(server, seconds), flooding)
-    return calls, hits, most_pages
