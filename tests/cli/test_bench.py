@@ -32,6 +32,7 @@ SUITES = (
     "core",
     "demo",
     "durability",
+    "engine",
     "eviction",
     "ops",
     "plan",

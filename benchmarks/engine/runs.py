@@ -1,0 +1,100 @@
+"""Engines started one after the other, each in a process of its own."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+LOG_FOLDER = "HISPARSE_ENGINE_LOGS"  # environment: where engines' logs are kept
+Load: TypeAlias = tuple[int, int, int]  # context tokens, requests at once, new tokens of each
+_MOST_SECONDS = 900.0  # the first start on a machine compiles for minutes
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an engine is asked.
+
+    Attributes:
+        prompts: answered all at once.
+        new_tokens: of each answer.
+        loads: timed, one after the other.
+    """
+
+    prompts: Sequence[Sequence[int]] = ()
+    new_tokens: int = 8
+    loads: Sequence[Load] = ()
+
+
+@dataclass(frozen=True)
+class Served:
+    """What came of it, as far as the engine came.
+
+    Attributes:
+        answers: token ids for each prompt.
+        loads: see `benchmarks.engine.child`.
+        failure: the end of its log; "" = it did all of its work.
+    """
+
+    answers: list[list[int]] = field(default_factory=list)
+    loads: list[dict[str, Any]] = field(default_factory=list)
+    failure: str = ""
+
+
+def sglang_version() -> str:
+    """Of the installed SGLang; "" = there is none."""
+    try:
+        return importlib.metadata.version("sglang")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def serve(name: str, engine: dict[str, Any], work: Work, program: str = "child") -> Served:
+    """Starts an engine with these arguments, gives it the work and ends it.
+
+    Args:
+        name: of its log.
+        engine: keyword arguments of `sglang.Engine`.
+        work: what it is asked.
+        program: the module of this package that does it.
+    """
+    with tempfile.TemporaryDirectory(prefix="hisparse-engine-") as folder:
+        work_file, result_file = Path(folder) / "work.json", Path(folder) / "result.json"
+        asked = {"prompts": list(work.prompts), "new_tokens": work.new_tokens}
+        work_file.write_text(json.dumps({"engine": engine, **asked, "loads": list(work.loads)}))
+        log_file = (
+            Path(os.environ.get(LOG_FOLDER, folder)) / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.log"
+        )
+        failure = _run(program, work_file, result_file, log_file)
+        done = json.loads(result_file.read_text()) if result_file.exists() else {}
+        return Served(**done, failure=failure)
+
+
+def _run(program: str, work_file: Path, result_file: Path, log_file: Path) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.engine.{program}",
+        str(work_file),
+        str(result_file),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with log_file.open("w") as log:
+        try:
+            subprocess.run(
+                command,
+                check=True,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=_MOST_SECONDS,
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            return log_file.read_text(errors="replace")[-2000:]
+    return ""

@@ -1,0 +1,60 @@
+"""What an engine is started with."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to serve a model.
+
+    Attributes:
+        name: as tables say it.
+        backend: SGLang's name of the attention backend.
+        settings: of `--hisparse-config`; None = not given.
+        offloads: KV rows lie in host memory (`--enable-hisparse`), without SGLang's prefix cache.
+    """
+
+    name: str
+    backend: str
+    settings: dict[str, Any] | None = None
+    offloads: bool = False
+
+    def arguments(self, model: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Keyword arguments of `sglang.Engine`, JSON-able."""
+        arguments: dict[str, Any] = {
+            "model_path": str(model),
+            "skip_tokenizer_init": True,
+            "attention_backend": self.backend,
+            "kv_cache_dtype": "fp8_e4m3",
+            "page_size": 64,
+            "mem_fraction_static": 0.6,
+            "chunked_prefill_size": 8192,
+            "random_seed": 0,
+            "sampling_backend": "pytorch",
+            "grammar_backend": "none",
+            "disable_prefill_cuda_graph": True,
+            "log_level": "info",
+            **changes,
+        }
+        if self.offloads:
+            arguments |= {"enable_hisparse": True, "disable_radix_cache": True}
+        if self.settings is not None:
+            arguments["hisparse_config"] = json.dumps(self.settings)
+        return arguments
+
+
+_SMALL_BUFFER = {"device_buffer_size": 4096, "host_to_device_ratio": 8}
+_FLAT: dict[str, Any] = {"index_source": "flat", "min_tokens": 0}
+_HISA: dict[str, Any] = {"index_source": "hisa", "min_tokens": 0}
+DSA = Setup("dsa", "dsa")
+FLAT = Setup("hisparse, flat", "hisparse", _FLAT)
+HISA = Setup("hisparse, hisa", "hisparse", _HISA)
+GATED = Setup("hisparse, as it comes", "hisparse")
+SGLANG_OFFLOAD = Setup("dsa, SGLang's HiSparse", "dsa", _SMALL_BUFFER, offloads=True)
+OFFLOAD = Setup("hisparse, flat, offload", "hisparse", {**_FLAT, **_SMALL_BUFFER}, offloads=True)
+HISA_OFFLOAD = Setup(
+    "hisparse, hisa, offload", "hisparse", {**_HISA, **_SMALL_BUFFER}, offloads=True
+)

@@ -1,0 +1,141 @@
+"""Suite `engine`: SGLang serves with `--attention-backend hisparse` and with its own `dsa`.
+
+Needles: the trained small model answers questions about facts in 4096 to 16000 tokens of text, all
+at once; the share of right answers, and of answers equal to those of transformers and of `dsa`.
+Loads: attention and indexer of DeepSeek-V3.2 and GLM-5, 16 layers with random weights; requests
+that share all but the last 64 tokens of their context decode at once. Each setup runs in an engine
+of its own, with CUDA graphs. A start takes about a minute: `--cases` chooses.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from benchmarks.engine import setups
+from benchmarks.engine.models import SHAPES, TINY_DSA, write_shape
+from benchmarks.engine.needles import questions, share_right
+from benchmarks.engine.runs import Load, Served, Work, serve, sglang_version
+from benchmarks.engine.setups import Setup
+from hisparse_sidecar.cli.bench.rows import Measurement
+from hisparse_sidecar.cli.bench.suite import Suite
+from hisparse_sidecar.cli.bench.timing import Stopwatch
+
+_REFERENCE = "transformers in fp32"
+_LENGTHS, _TEXTS, _NEW_TOKENS = (4096, 8192, 16000), 4, 16
+_NEEDLE_SETUPS = (
+    setups.DSA,
+    setups.FLAT,
+    setups.HISA,
+    setups.OFFLOAD,
+    setups.HISA_OFFLOAD,
+)
+_LOAD_SETUPS = (
+    setups.DSA,
+    setups.SGLANG_OFFLOAD,
+    setups.GATED,
+    setups.FLAT,
+    setups.HISA,
+    setups.OFFLOAD,
+    setups.HISA_OFFLOAD,
+)
+_LOADS: tuple[Load, ...] = tuple(
+    (context, requests, 64) for context in (32 << 10, 128 << 10) for requests in (1, 8, 64)
+)
+_LOAD_ARGUMENTS: dict[str, Any] = {
+    "load_format": "dummy",
+    "context_length": 140000,
+    "max_running_requests": 64,
+    "cuda_graph_bs_decode": [1, 2, 4, 8, 16, 32, 64],
+}
+_SMALL_TOPK = {"top_k": 512, "device_buffer_size": 1024}  # the trained model's
+
+
+def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
+    if not sglang_version():
+        yield Measurement("SGLang", "absent: the package sglang is not installed", 0.0, "higher")
+        return
+    yield from _needles(stopwatch)
+    for shape in SHAPES:
+        yield from _loads(stopwatch, shape)
+
+
+def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
+    asked = [one for length in _LENGTHS for one in questions(length, _TEXTS)]
+    work = Work([one.token_ids for one in asked], _NEW_TOKENS)
+    known: dict[str, list[list[int]]] = {}
+    for setup in (None, *_NEEDLE_SETUPS):
+        name = setup.name if setup else _REFERENCE
+        case = f"{len(asked)} needles, {name}"
+        if not stopwatch.wants(case):
+            continue
+        arguments = _for_trained(setup or setups.DSA).arguments(TINY_DSA, context_length=16384)
+        served = serve(case, arguments, work, "child" if setup else "reference")
+        if not served.answers:
+            yield _failed(case, served)
+            continue
+        yield Measurement(case, "right %", 100 * share_right(asked, served.answers), "higher")
+        for other, answers in known.items():
+            equal = sum(a == b for a, b in zip(served.answers, answers, strict=True))
+            metric = f"{_NEW_TOKENS} tokens equal to those of {other}, %"
+            yield Measurement(case, metric, 100 * equal / len(asked), "higher")
+        if setup in (None, setups.DSA):
+            known[name] = served.answers
+
+
+def _for_trained(setup: Setup) -> Setup:
+    settings = setup.settings
+    if setup.offloads:
+        settings = {**(settings or {}), **_SMALL_TOPK}
+    return Setup(setup.name, setup.backend, settings, setup.offloads)
+
+
+def _loads(stopwatch: Stopwatch, shape: str) -> Iterator[Measurement]:
+    stock: dict[tuple[Load, str], float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_shape(shape, Path(folder))
+        for setup in _LOAD_SETUPS:
+            name = f"{shape}, {setup.name}"
+            loads = [load for load in _LOADS if stopwatch.wants(_load_case(name, load))]
+            if not loads:
+                continue
+            served = serve(name, setup.arguments(model, **_LOAD_ARGUMENTS), Work(loads=loads))
+            if served.failure:
+                yield _failed(name, served)
+            for load, found in zip(loads, served.loads, strict=False):
+                for row in _load_rows(_load_case(name, load), found):
+                    if setup is setups.DSA:
+                        stock[load, row.metric] = row.ours
+                        yield row
+                    elif (load, row.metric) in stock:
+                        peer_value = stock[load, row.metric]
+                        yield replace(row, peer=setups.DSA.name, peer_value=peer_value)
+                    else:
+                        yield row
+
+
+def _load_case(name: str, load: Load) -> str:
+    context, requests, _ = load
+    return f"{name}, {context >> 10}K tokens, {requests} at once"
+
+
+def _load_rows(case: str, found: dict[str, Any]) -> Iterator[Measurement]:
+    between = [1e3 * one for one in found["seconds_between"]]
+    yield Measurement(case, "ITL, median ms", median(between), "lower")
+    yield Measurement(case, "ITL, p99 ms", quantiles(between, n=100)[-1], "lower")
+    yield Measurement(case, "tokens/s", found["tokens_per_second"], "higher")
+
+
+def _failed(case: str, served: Served) -> Measurement:
+    last = served.failure.strip().splitlines()[-1:]
+    return Measurement(case, f"failed: {''.join(last)[:200]}", 0.0, "higher")
+
+
+SUITE = Suite(
+    name="engine",
+    summary="SGLang's engine: needles found, and time between tokens, beside its own backend",
+    device="cuda",
+    measure=_measure,
+)
