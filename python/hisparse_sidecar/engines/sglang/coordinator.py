@@ -116,6 +116,11 @@ class HiSparseCoordinator:
         self._new_rows = self.tier.new_rows.long()
         self._tp_group, self._is_waiting = tp_group, False
 
+    @property
+    def prompt_rows(self) -> int:
+        """Rows of the pool that are left for prompts."""
+        return int(self._device_rows) - self._part.num_rows
+
     # -- from prefill to decode ---------------------------------------------------------------
 
     def admit_request_into_staging(self, req: Any) -> None:  # noqa: ANN401
@@ -278,7 +283,7 @@ class HiSparseCoordinator:
     def get_token_stats(self) -> HiSparseTokenStats:
         """Rows in use of the pool, our free ones not among them, and tokens of the host pool."""
         core, free = self.tier.stats(), self.token_to_kv_pool_allocator.hisparse_attn_allocator
-        outside = self._device_rows - self._part.num_rows - free.available_size()
+        outside = self.prompt_rows - free.available_size()
         device_tokens = outside + core.slots_used
         host_tokens = (core.host_pages_total - core.host_pages_free) * PAGE_TOKENS
         capacity = core.host_pages_total * PAGE_TOKENS

@@ -1,0 +1,209 @@
+"""How our coordinator comes to stand in the place of SGLang's, and what the start refuses."""
+
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hisparse_sidecar.engines.sglang import offload, plugin
+from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator, HiSparseTokenStats
+from hisparse_sidecar.engines.sglang.targets import TARGETS, parameters_of
+from hisparse_sidecar.errors import InvalidArgument, WrongState
+from tests.engines.sglang.offload_world import HOT, Engine
+from tests.engines.sglang.world import make_runner, server_args
+
+NAMED = ("--attention-backend", "hisparse")
+OFFLOAD = (*NAMED, "--enable-hisparse", "--disable-radix-cache")
+
+
+@pytest.fixture
+def coordinators(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """SGLang's module as a scheduler has loaded it, with our stand-in for this test."""
+    from sglang.srt.managers import hisparse_coordinator
+
+    stock = hisparse_coordinator.HiSparseCoordinator
+    offload.stand_in_for_coordinator()
+    yield hisparse_coordinator
+    hisparse_coordinator.HiSparseCoordinator = stock
+
+
+@pytest.fixture
+def given(sglang: None) -> dict[str, Any]:
+    """What SGLang hands to its coordinator, of parts that are in use by none."""
+    engine = Engine()
+    engine.coordinator.destroy()
+    engine.allocator.clear()
+    return {
+        "req_to_token_pool": engine.table,
+        "token_to_kv_pool_allocator": engine.allocator,
+        "top_k": 32,
+        "device_buffer_size": HOT,
+        "device": "cpu",
+        "tp_group": None,
+        "host_to_device_ratio": 3,
+        "swap_in_block_size": 960,
+    }
+
+
+@pytest.fixture
+def arguments(sglang: None, tmp_path: Path) -> Any:
+    """A fixture: SGLang sets logging up anew for each command line."""
+    return server_args(tmp_path, *OFFLOAD)
+
+
+def test_with_our_backend_the_name_makes_ours(
+    coordinators: ModuleType, given: dict[str, Any], tmp_path: Path
+) -> None:
+    server_args(tmp_path, *OFFLOAD, "--hisparse-config", json.dumps({"hot_share": 0.1}))
+    made = coordinators.HiSparseCoordinator(**given)
+    assert isinstance(made, HiSparseCoordinator)
+    assert made.prompt_rows == 2560 - 256
+    made.destroy()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--attention-backend", "dsa", *OFFLOAD[2:]),
+        (*OFFLOAD, "--decode-attention-backend", "dsa"),
+    ],
+)
+def test_with_another_backend_the_name_makes_sglangs(
+    options: tuple[str, ...],
+    coordinators: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server_args(tmp_path, *options)
+    stock = coordinators.HiSparseCoordinator.__wrapped__
+    monkeypatch.setattr(stock, "__init__", lambda self, **named: None)
+    assert isinstance(coordinators.HiSparseCoordinator(), stock)
+
+
+def test_loading_the_plug_in_twice_replaces_once(coordinators: ModuleType) -> None:
+    first = coordinators.HiSparseCoordinator
+    plugin.register()
+    assert coordinators.HiSparseCoordinator is first
+
+
+def test_the_start_names_the_coordinator(
+    coordinators: ModuleType,
+    given: dict[str, Any],
+    arguments: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    coordinator = coordinators.HiSparseCoordinator(**given)
+    runner = make_runner(arguments, hisparse_coordinator=coordinator)
+    with caplog.at_level("INFO", logger="hisparse_sidecar.sglang"):
+        backend = plugin.create_backend(runner)
+    (line,) = [text for text in caplog.messages if text.startswith("hisparse: replaced")]
+    assert f"HiSparseCoordinator; sglang {version('sglang')}" in line
+    assert backend.hisparse_coordinator is coordinator
+    coordinator.destroy()
+
+
+def test_sglangs_own_coordinator_fails_the_start(sglang: None, tmp_path: Path) -> None:
+    runner = make_runner(server_args(tmp_path, *OFFLOAD), hisparse_coordinator=object())
+    with pytest.raises(WrongState, match=r"is a builtins\.object, needs ours"):
+        plugin.create_backend(runner)
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"pp_size": 2}, "pp_size is 2, offload needs 1"),
+        ({"disaggregation_mode": "decode"}, "disaggregation_mode is decode, offload needs null"),
+        ({"speculative_algorithm": "EAGLE"}, "speculative_algorithm is EAGLE, offload needs None"),
+        ({"disable_radix_cache": False}, "disable_radix_cache is False, offload needs True"),
+        ({"hisparse_config": '{"hot_share": 0}'}, "hot_share is 0, must be above 0 and below 1"),
+        ({"hisparse_config": '{"hot_share": "a"}'}, "hot_share is 'a', needs a number"),
+    ],
+)
+def test_what_offload_does_not_cover_fails_the_start(
+    changed: dict[str, Any], match: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    made = server_args(tmp_path, *OFFLOAD)
+    options = {name: getattr(made, name) for name in _OPTIONS}
+    with pytest.raises(InvalidArgument, match=match):
+        offload.create_coordinator(SimpleNamespace(**options | changed), **given)
+
+
+_OPTIONS = (
+    "pp_size",
+    "disaggregation_mode",
+    "speculative_algorithm",
+    "disable_radix_cache",
+    "enable_memory_saver",
+    "hisparse_config",
+)
+
+
+def test_our_methods_have_sglangs_parameters() -> None:
+    """Those that SGLang may call by name; both versions are held to the table elsewhere."""
+    names = [t for t in TARGETS if t.name.startswith("HiSparseCoordinator.")]
+    assert len(names) == 13
+    for target in names:
+        method = getattr(HiSparseCoordinator, target.name.split(".")[1])
+        found = parameters_of(inspect.signature(method))
+        if target.name.endswith("__init__"):
+            found = found.replace(", *, hot_share=", "")
+        assert found == target.known[-1]
+
+
+def test_token_stats_have_sglangs_fields(sglang: None) -> None:
+    from sglang.srt.managers.hisparse_coordinator import HiSparseTokenStats as Stock
+
+    assert HiSparseTokenStats._fields == Stock._fields
+
+
+def test_sglang_clearing_its_pool_leaves_our_pages_ours(
+    coordinators: ModuleType, given: dict[str, Any], arguments: Any
+) -> None:
+    coordinator = coordinators.HiSparseCoordinator(**given)
+    plugin.create_backend(make_runner(arguments, hisparse_coordinator=coordinator))
+    allocator = given["token_to_kv_pool_allocator"]
+    allocator.clear()
+    assert allocator.hisparse_attn_allocator.available_size() == coordinator.prompt_rows
+    coordinator.destroy()
+
+
+def test_prompts_that_never_fit_are_refused_by_sglang(
+    coordinators: ModuleType,
+    given: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class TpModelWorker:
+        def get_worker_info(self) -> tuple[int, ...]:
+            return 1, 2, 3, 4, 2000, 1995, 6
+
+    workers = ModuleType("sglang.srt.managers.tp_worker")
+    monkeypatch.setattr(workers, "TpModelWorker", TpModelWorker, raising=False)
+    monkeypatch.setitem(sys.modules, workers.__name__, workers)
+    monkeypatch.setenv("SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "1000")
+    server_args(tmp_path, *OFFLOAD)
+    coordinator = coordinators.HiSparseCoordinator(**given)
+    most = coordinator.prompt_rows - 1000 - 64
+    assert most < 1995
+    assert TpModelWorker().get_worker_info() == (1, 2, 3, 4, 2000, most, 6)
+    coordinator.destroy()
+
+
+def test_the_worker_that_the_limit_is_put_into_is_as_we_know_it(sglang: None) -> None:
+    workers = pytest.importorskip("sglang.srt.managers.tp_worker", exc_type=ImportError)
+    assert parameters_of(inspect.signature(workers.TpModelWorker.get_worker_info)) == "(self)"
+    names = inspect.getsource(workers.TpModelWorker.get_worker_info).split("return (")[1]
+    assert "max_req_len" in names.split(",")[4]
+    assert any(word in names.split(",")[5] for word in ("max_req_input_len", "max_req_len - 5"))
+
+
+def test_hot_buffers_that_leave_no_room_for_a_prompt_fail_the_start() -> None:
+    with pytest.raises(InvalidArgument, match=r"leave 4223 rows .* needs 4224"):
+        offload.most_prompt_tokens(4223)
+    assert offload.most_prompt_tokens(4224) == 64
