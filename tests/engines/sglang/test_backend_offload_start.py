@@ -173,6 +173,30 @@ def test_sglang_clearing_its_pool_leaves_our_pages_ours(
     coordinator.destroy()
 
 
+def test_decoding_is_not_short_of_memory_where_prompts_fill_the_pool(
+    coordinators: ModuleType,
+    given: dict[str, Any],
+    arguments: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+    coordinator = coordinators.HiSparseCoordinator(**given)
+    plugin.create_backend(make_runner(arguments, hisparse_coordinator=coordinator))
+    allocator = given["token_to_kv_pool_allocator"]
+    slots = allocator.logical_attn_allocator.available_size()
+    wanted = {"tokens": slots}
+    new_tokens = "new_tokens_required_next_decode"
+    monkeypatch.setattr(ScheduleBatch, new_tokens, lambda self, selected=None: wanted["tokens"])
+    batch = ScheduleBatch.__new__(ScheduleBatch)
+    batch.hisparse_coordinator = coordinator
+    assert allocator.hisparse_attn_allocator.alloc(coordinator.prompt_rows) is not None
+    assert batch.check_decode_mem()
+    wanted["tokens"] += 1
+    assert not batch.check_decode_mem(selected_indices=[0])
+    coordinator.destroy()
+
+
 def test_prompts_that_never_fit_are_refused_by_sglang(
     coordinators: ModuleType,
     given: dict[str, Any],

@@ -1,6 +1,5 @@
 """In the place of SGLang's `HiSparseCoordinator`: its calls, on a tier of ours."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,17 +10,14 @@ from hisparse_sidecar.backends import ops_of
 from hisparse_sidecar.engine_rows import EngineRowsConfig, EngineRowTier
 from hisparse_sidecar.engines.sglang.pool_part import PoolPart, part_size
 from hisparse_sidecar.engines.sglang.requests import (
-    StagedRequest,
     most_tokens,
     prefilled_tokens,
     table_row_of,
-    tokens_to_come,
 )
+from hisparse_sidecar.engines.sglang.staging import StagedRequest, StagingQueue
 from hisparse_sidecar.engines.sglang.unsupported import check_offload, layer_groups
-from hisparse_sidecar.errors import DeviceArenaFull, HostPoolFull, WrongState
-from hisparse_sidecar.side_stream import SideStream
+from hisparse_sidecar.errors import WrongState
 
-_LOG = logging.getLogger("hisparse_sidecar.sglang")
 _NONE = 0  # no handle of the core's is 0
 
 
@@ -43,7 +39,6 @@ class HiSparseCoordinator:
 
     Attributes:
         num_real_reqs: [1] int32, requests of a running step; SGLang fills it.
-        ack_staging_queue: requests between prefill and decode, in the order in which they came.
         device_buffer_size: rows of a hot buffer, a layer.
         tier: host pool and hot buffers.
     """
@@ -92,7 +87,7 @@ class HiSparseCoordinator:
         device_pages = allocator.hisparse_attn_allocator
         self._device_rows = device_pages.size
         rows = part_size(self._device_rows, num_requests, device_buffer_size, hot_share)
-        self._most = most_tokens(req_to_token_pool.max_context_len, allocator.size_full)
+        most = most_tokens(req_to_token_pool.max_context_len, allocator.size_full)
         self._part = PoolPart(device_pages, rows)
         memory = [layer.view(torch.uint8).flatten(1) for layer in pool.kv_buffer]
         config = EngineRowsConfig(
@@ -102,19 +97,19 @@ class HiSparseCoordinator:
             # as many tokens as SGLang has slots, and the spare ones of each request
             host_pages=allocator.size_full // PAGE_TOKENS + num_requests,
             max_sequences=num_requests,
-            max_tokens=self._most,
+            max_tokens=most,
             hot_slots=device_buffer_size,
             first_row=self._part.first_row,
             num_rows=rows,
         )
         self.tier = EngineRowTier(config, memory, ops_of("auto", str(self.device)))
         self.num_real_reqs = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self.ack_staging_queue: list[StagedRequest] = []
+        self._queue = StagingQueue(self.tier, self._rows_of, most)
         self._first_layer = pool.start_layer or 0
         self._sequences = [_NONE] * num_requests
-        self._staging, self._producer = SideStream(self.device), None
+        self._producer: Any = None
         self._new_rows = self.tier.new_rows.long()
-        self._tp_group, self._is_waiting = tp_group, False
+        self._tp_group = tp_group
 
     @property
     def prompt_rows(self) -> int:
@@ -123,55 +118,36 @@ class HiSparseCoordinator:
 
     # -- from prefill to decode ---------------------------------------------------------------
 
+    @property
+    def ack_staging_queue(self) -> list[StagedRequest]:
+        """Requests between prefill and decode, in the order in which they came."""
+        return self._queue.requests
+
     def admit_request_into_staging(self, req: Any) -> None:  # noqa: ANN401
         """Queues a request whose prefill is done; its rows go to the host when there is room."""
         req.hisparse_staging = True
-        self.ack_staging_queue.append(StagedRequest(req))
-        self._stage()
+        self._queue.add(req)
 
     def has_ongoing_staging(self) -> bool:
         """Whether requests are between prefill and decode."""
-        return bool(self.ack_staging_queue)
+        return bool(self._queue.requests)
 
     def collect_ready_reqs(self) -> list[Any]:
         """Takes the requests out of the queue that may decode; their pages of the pool are free."""
-        if not self.ack_staging_queue:
+        if not self._queue.requests:
             return []
-        self._stage()
-        ready = 0
-        for staged in self.ack_staging_queue:
-            if not staged.is_ready:
-                break
-            ready += 1
-        found = [self.ack_staging_queue.pop(0) for _ in range(self._agreed(ready))]
+        self._queue.copy_where_room()
+        found = self._queue.take(self._agreed(self._queue.num_ready()))
         for staged in found:
             self.token_to_kv_pool_allocator.free_hisparse(self._slots_of(staged.req))
             self._sequences[table_row_of(staged.req)] = staged.sequence
             staged.req.hisparse_staging = False
         return [staged.req for staged in found]
 
-    def _stage(self) -> None:
-        """Copies rows of the requests that there is room for, in order."""
-        for staged in self.ack_staging_queue:
-            if staged.mark is not None:
-                continue
-            req = staged.req
-            prompt = prefilled_tokens(req)
-            try:
-                staged.sequence = self.tier.open(prompt, tokens_to_come(req, self._most))
-            except (HostPoolFull, DeviceArenaFull) as error:
-                self._say_that_it_waits(error)
-                return
-            self._is_waiting = False
-            rows = self._mapping[self._slots_of(req)]
-            with self._staging.beside():
-                staged.held = [rows, *self.tier.take_prompt(staged.sequence, rows)]
-            staged.mark = self._staging.mark()
-
-    def _say_that_it_waits(self, error: Exception) -> None:
-        if not self._is_waiting:
-            self._is_waiting = True
-            _LOG.info("hisparse: %d requests wait: %s", len(self.ack_staging_queue), error)
+    def _rows_of(self, req: Any) -> torch.Tensor:  # noqa: ANN401
+        """[prefilled tokens] int64, rows of the pool."""
+        rows: torch.Tensor = self._mapping[self._slots_of(req)]
+        return rows
 
     def _slots_of(self, req: Any) -> torch.Tensor:  # noqa: ANN401
         """[prefilled tokens] int64, SGLang's slots of the request."""
@@ -229,17 +205,20 @@ class HiSparseCoordinator:
         layer = layer_id - self._first_layer
         return self.tier.swap_in(layer, top_k_result, self.num_real_reqs)
 
+    def has_slots_for(self, num_tokens: int) -> bool:
+        """Whether decoding requests find slots for so many tokens more.
+
+        SGLang itself looks for rows of the pool, too, which decoding takes none of: prompts that
+        fill the pool would make it retract requests for nothing.
+        """
+        free = self.token_to_kv_pool_allocator.logical_attn_allocator.available_size()
+        return bool(free >= num_tokens)
+
     # -- ends ---------------------------------------------------------------------------------
 
     def abort_staging_request(self, req: Any) -> None:  # noqa: ANN401
         """Takes a request out of the queue; its host pages and its pages of the pool are free."""
-        kept = [staged for staged in self.ack_staging_queue if staged.req is not req]
-        gone = [staged for staged in self.ack_staging_queue if staged.req is req]
-        self.ack_staging_queue = kept
-        self._staging.synchronize()
-        for staged in gone:
-            if staged.sequence != _NONE:
-                self.tier.close_sequence(staged.sequence)
+        self._queue.remove(req)
         self.token_to_kv_pool_allocator.free_hisparse(self._slots_of(req))
         req.hisparse_staging = False
 
@@ -275,7 +254,7 @@ class HiSparseCoordinator:
 
     def destroy(self) -> None:
         """Waits for copies and gives the host pool back."""
-        self._staging.synchronize()
+        self._queue.synchronize()
         self.tier.close()
 
     # -- what is held -------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
 from hisparse_sidecar.engines.sglang.offload import BACKEND_NAME, pool_was_cleared
 from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
 from hisparse_sidecar.engines.sglang.selection import BackendSelection, IndexerCall
@@ -193,6 +194,17 @@ def _clear(original: _Function) -> _Function:
     return hook
 
 
+def _check_decode_mem(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(self: Any, selected_indices: list[int] | None = None) -> bool:  # noqa: ANN401
+        if not isinstance(self.hisparse_coordinator, HiSparseCoordinator):
+            return bool(original(self, selected_indices))
+        wanted = self.new_tokens_required_next_decode(selected_indices)
+        return self.hisparse_coordinator.has_slots_for(wanted)
+
+    return hook
+
+
 def _written_in_all_layers(pool: object, row_ids: torch.Tensor) -> None:
     pooled = pooled_pages_of(pool)
     if pooled is not None and row_ids.numel():
@@ -246,6 +258,7 @@ _HOOKS: dict[str, Callable[[_Function], _Function]] = {
     "DSATokenToKVPool.move_kv_cache": _move_kv_cache,
     "DSATokenToKVPool.load_cpu_copy": _load_cpu_copy,
     "HiSparseTokenToKVPoolAllocator.clear": _clear,
+    "ScheduleBatch.check_decode_mem": _check_decode_mem,
     "DraftBackendFactory._create_backend": _create_draft_backend,
     "DeepseekMLAForwardMixin._fuse_rope_for_trtllm_mla": _fuse_rope_for_trtllm_mla,
 }

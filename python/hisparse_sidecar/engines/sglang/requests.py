@@ -1,36 +1,9 @@
 """What the coordinator asks of SGLang's requests, in the words of both supported versions."""
 
-from dataclasses import dataclass, field
 from typing import Any
-
-import torch
-
-from hisparse_sidecar.side_stream import StreamMark
 
 # SGLang may run one step more than a request has tokens for, and takes the last token along
 _SPARE_TOKENS = 2
-
-
-@dataclass
-class StagedRequest:
-    """A request between prefill and decode; SGLang's scheduler reads `req`.
-
-    Attributes:
-        req: SGLang's request.
-        sequence: our handle; 0 = waits for room.
-        mark: where its rows have been copied; None = waits for room.
-        held: tensors in use until then.
-    """
-
-    req: Any
-    sequence: int = 0
-    mark: StreamMark | None = None
-    held: list[torch.Tensor] = field(default_factory=list)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether its rows are on the host."""
-        return self.mark is not None and self.mark.has_passed
 
 
 def table_row_of(req: Any) -> int:  # noqa: ANN401

@@ -15,6 +15,7 @@ _POOL = _SRT + "mem_cache.memory_pool"
 _BACKEND = _SRT + "layers.attention.dsa_backend"
 _METADATA = _SRT + "layers.attention.dsa.dsa_indexer_metadata"
 _COORDINATOR = _SRT + "managers.hisparse_coordinator"
+_BATCH = _SRT + "managers.schedule_batch"
 _ALLOCATOR = _SRT + "mem_cache.allocator."
 _MODEL = _SRT + "models.deepseek_common."
 
@@ -72,6 +73,8 @@ def _of_coordinator(**known: str) -> tuple[Target, ...]:
 
 
 _OFFLOAD_TARGETS = (
+    _replaced(_BATCH, "ScheduleBatch.check_decode_mem", "(self, selected_indices=)"),
+    Target(_BATCH, "ScheduleBatch.new_tokens_required_next_decode", ("(self, selected_indices=)",)),
     _replaced(_ALLOCATOR + "hisparse", "HiSparseTokenToKVPoolAllocator.clear", "(self)"),
     Target(
         _ALLOCATOR + "hisparse",

@@ -22,6 +22,8 @@ def check_offload(
     require(kind == needed, f"offload is for {needed}, the pool is a {kind}")
     pages = pool.page_size
     require(pages == PAGE_TOKENS, f"the pool has pages of {pages} tokens, offload needs 64")
+    late = getattr(pool, "post_capture_active", False)
+    require(not late, f"the pool's post_capture_active is {late}, offload needs False")
     ratio = allocator.compress_ratio
     require(ratio == 1, f"rows of {ratio} tokens, offload needs rows of 1")
     message = f"speculative decoding has {num_draft_tokens} draft tokens, offload needs 0"
