@@ -34,6 +34,7 @@ class Request:
         self.origin_input_ids = [7] * self.tokens
         self.output_ids: list[int] = []
         self.sampling_params = SimpleNamespace(max_new_tokens=self.new_tokens)
+        self.to_finish, self.rid = None, f"request-{self.tokens}"
         self.kv = SimpleNamespace(kv_allocated_len=self.tokens)
 
     def place(self, row: int) -> None:

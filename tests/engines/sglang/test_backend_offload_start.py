@@ -1,5 +1,6 @@
 """How our coordinator comes to stand in the place of SGLang's, and what the start refuses."""
 
+import dataclasses
 import inspect
 import json
 import sys
@@ -13,6 +14,11 @@ import pytest
 
 from hisparse_sidecar.engines.sglang import offload, plugin
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator, HiSparseTokenStats
+from hisparse_sidecar.engines.sglang.requests import (
+    prefilled_tokens,
+    table_row_of,
+    tokens_to_come,
+)
 from hisparse_sidecar.engines.sglang.targets import TARGETS, parameters_of
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from tests.engines.sglang.offload_world import HOT, Engine
@@ -34,8 +40,9 @@ def coordinators(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
 
 
 @pytest.fixture
-def given(sglang: None) -> dict[str, Any]:
+def given(sglang: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What SGLang hands to its coordinator, of parts that are in use by none."""
+    monkeypatch.setenv("SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "1000")
     engine = Engine()
     engine.coordinator.destroy()
     engine.allocator.clear()
@@ -156,6 +163,27 @@ def test_our_methods_have_sglangs_parameters() -> None:
         assert found == target.known[-1]
 
 
+def test_a_request_of_sglangs_has_the_words_that_we_ask_for(sglang: None) -> None:
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ReqKvInfo
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    req = Req("some-id", "", [5] * 10, SamplingParams(max_new_tokens=7))
+    if hasattr(req, "set_extend_range"):  # 0.5.17
+        req.set_extend_range(0, 10)
+        req.req_pool_idx = 3
+        fields = dataclasses.fields(ReqKvInfo)
+        needed = {field.name: 0 for field in fields if field.default is dataclasses.MISSING}
+        req.kv = ReqKvInfo(**needed | {"kv_allocated_len": 10})
+    else:
+        req.extend_end, req.kv.req_pool_idx, req.kv.kv_allocated_len = 10, 3, 10
+    assert (table_row_of(req), prefilled_tokens(req), req.kv.kv_allocated_len) == (3, 10, 10)
+    assert tokens_to_come(req, 1000) == 9
+    assert tokens_to_come(req, 15) == 5
+    assert (req.rid, req.hisparse_staging) == ("some-id", False)
+    req.to_finish = FINISH_ABORT()
+    assert tokens_to_come(req, 1000) == 2
+
+
 def test_token_stats_have_sglangs_fields(sglang: None) -> None:
     from sglang.srt.managers.hisparse_coordinator import HiSparseTokenStats as Stock
 
@@ -210,24 +238,9 @@ def test_prompts_that_never_fit_are_refused_by_sglang(
     workers = ModuleType("sglang.srt.managers.tp_worker")
     monkeypatch.setattr(workers, "TpModelWorker", TpModelWorker, raising=False)
     monkeypatch.setitem(sys.modules, workers.__name__, workers)
-    monkeypatch.setenv("SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "1000")
     server_args(tmp_path, *OFFLOAD)
     coordinator = coordinators.HiSparseCoordinator(**given)
     most = coordinator.prompt_rows - 1000 - 64
     assert most < 1995
     assert TpModelWorker().get_worker_info() == (1, 2, 3, 4, 2000, most, 6)
     coordinator.destroy()
-
-
-def test_the_worker_that_the_limit_is_put_into_is_as_we_know_it(sglang: None) -> None:
-    workers = pytest.importorskip("sglang.srt.managers.tp_worker", exc_type=ImportError)
-    assert parameters_of(inspect.signature(workers.TpModelWorker.get_worker_info)) == "(self)"
-    names = inspect.getsource(workers.TpModelWorker.get_worker_info).split("return (")[1]
-    assert "max_req_len" in names.split(",")[4]
-    assert any(word in names.split(",")[5] for word in ("max_req_input_len", "max_req_len - 5"))
-
-
-def test_hot_buffers_that_leave_no_room_for_a_prompt_fail_the_start() -> None:
-    with pytest.raises(InvalidArgument, match=r"leave 4223 rows .* needs 4224"):
-        offload.most_prompt_tokens(4223)
-    assert offload.most_prompt_tokens(4224) == 64

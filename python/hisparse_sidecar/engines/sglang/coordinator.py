@@ -222,12 +222,23 @@ class HiSparseCoordinator:
         self.token_to_kv_pool_allocator.free_hisparse(self._slots_of(req))
         req.hisparse_staging = False
 
+    def abort_staged(self, recv_req: Any) -> None:  # noqa: ANN401
+        """Marks the requests between prefill and decode that an `AbortReq` means.
+
+        As with one that runs, SGLang cleans up after one more step, so they want little room.
+        """
+        from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+        for staged in self._queue.requests:
+            if recv_req.abort_all or staged.req.rid.startswith(recv_req.rid):
+                staged.req.to_finish = FINISH_ABORT()
+
     def retract_req(self, req: Any) -> None:  # noqa: ANN401
         """As `request_finished`: SGLang computes a retracted request's prompt again."""
         self.request_finished(req)
 
     def request_finished(self, req: Any) -> None:  # noqa: ANN401
-        """Gives back all that a request has, whatever state it is in; twice is legal."""
+        """Gives back all that a request has, whatever state it is in."""
         if req.hisparse_staging:
             self.abort_staging_request(req)
             return
@@ -246,10 +257,12 @@ class HiSparseCoordinator:
 
         Raises:
             WrongState: requests are open.
+            HisparseError: an invariant is broken.
         """
         num_open = self.tier.stats().sequences
         if num_open:
             raise WrongState(f"SGLang's pool was cleared, {num_open} requests are open")
+        self.check_integrity()
         self._part.take_again()
 
     def destroy(self) -> None:

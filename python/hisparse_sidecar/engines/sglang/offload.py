@@ -5,17 +5,13 @@ that name has to be ours from the time when plug-ins are loaded.
 """
 
 import functools
-import inspect
-import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
-from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar.config import require
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
+from hisparse_sidecar.engines.sglang.scheduler_hooks import hear_aborts, limit_prompts
 from hisparse_sidecar.engines.sglang.settings import read_settings
-from hisparse_sidecar.engines.sglang.targets import check_targets, parameters_of
+from hisparse_sidecar.engines.sglang.targets import check_targets
 from hisparse_sidecar.engines.sglang.unsupported import check_offload_options
 from hisparse_sidecar.engines.sglang.versions import check_sglang, installed_versions
 from hisparse_sidecar.errors import WrongState
@@ -23,10 +19,8 @@ from hisparse_sidecar.errors import WrongState
 BACKEND_NAME = "hisparse"
 COORDINATOR = "HiSparseCoordinator"
 _COORDINATORS = "sglang.srt.managers.hisparse_coordinator"
-_WORKERS = "sglang.srt.managers.tp_worker"
 _BESIDE = "_hisparse_coordinator"
 _MARK = "_hooked_by_hisparse_sidecar"
-_MOST_INPUT = 5  # place of `max_req_input_len` in what a worker tells; `max_req_len` is before it
 
 
 def stand_in_for_coordinator() -> None:
@@ -64,6 +58,7 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     Raises:
         InvalidArgument: this SGLang is not one that we know, or an option does not fit.
         RegionError: the host pool is not to be had.
+        WrongState: SGLang's scheduler is not as we know it.
     """
     check_sglang(installed_versions().sglang)
     check_targets()
@@ -71,7 +66,12 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     hot_share = read_settings(server_args.hisparse_config).hot_share
     made = HiSparseCoordinator(*args, **named, hot_share=hot_share)
     setattr(made.token_to_kv_pool_allocator, _BESIDE, made)
-    _limit_prompts(made.prompt_rows)
+    try:
+        limit_prompts(made.prompt_rows)
+        hear_aborts()
+    except BaseException:
+        made.destroy()
+        raise
     return made
 
 
@@ -95,47 +95,3 @@ def pool_was_cleared(allocator: object) -> None:
     coordinator = getattr(allocator, _BESIDE, None)
     if coordinator is not None:
         coordinator.pool_was_cleared()
-
-
-def most_prompt_tokens(prompt_rows: int) -> int:
-    """Tokens of the longest prompt that SGLang's scheduler lets in beside nothing else.
-
-    It wants room for a page and for new tokens, as many as it estimates with, besides.
-
-    Raises:
-        InvalidArgument: there is no room for any.
-    """
-    estimate = int(os.environ.get("SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "4096"))
-    needed = estimate + 2 * PAGE_TOKENS
-    message = f"hot buffers leave {prompt_rows} rows of the pool for prompts, needs {needed}"
-    require(prompt_rows >= needed, message)
-    return prompt_rows - estimate - PAGE_TOKENS
-
-
-def _limit_prompts(prompt_rows: int) -> None:
-    """Lets SGLang refuse a prompt for which there is never room: it would wait for ever."""
-    workers = sys.modules.get(_WORKERS)
-    if workers is None:  # nobody asks
-        return
-    most, worker = most_prompt_tokens(prompt_rows), workers.TpModelWorker
-    original = worker.get_worker_info
-    found = parameters_of(inspect.signature(original))
-    if found != "(self)":
-        raise WrongState(f"{_WORKERS}.TpModelWorker.get_worker_info is {found}, needs (self)")
-    if not getattr(original, _MARK, False):
-        worker.get_worker_info = limited(original, most)
-
-
-def limited(original: Callable[[Any], tuple[Any, ...]], most: int) -> Callable[[Any], Any]:
-    """What a worker tells, with prompts of at most `most` tokens."""
-
-    @functools.wraps(original)
-    def hook(self: Any) -> tuple[Any, ...]:  # noqa: ANN401
-        told = original(self)
-        before, place, after = told[:_MOST_INPUT], told[_MOST_INPUT], told[_MOST_INPUT + 1 :]
-        if not 0 < place <= before[-1]:
-            raise WrongState(f"max_req_input_len is {place}, max_req_len before it {before[-1]}")
-        return (*before, min(place, most), *after)
-
-    setattr(hook, _MARK, True)
-    return hook

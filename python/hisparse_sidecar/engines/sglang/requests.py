@@ -25,6 +25,8 @@ def tokens_to_come(req: Any, most: int) -> int:  # noqa: ANN401
     """
     prefilled, wanted = prefilled_tokens(req), req.sampling_params.max_new_tokens
     room = most - prefilled
+    if req.to_finish is not None:  # aborted: one more step
+        return min(_SPARE_TOKENS, room)
     if wanted is None:
         return room
     left = len(req.origin_input_ids) + int(wanted) + _SPARE_TOKENS - prefilled
