@@ -53,11 +53,9 @@ class DeviceTier:
 
         self.device = device
         self.hot_rows = [rows(capacity.slots, row_bytes) for _ in range(config.model.num_layers)]
-        self.hot = [empty_slots(capacity.slots, capacity.table_tokens, device) for _ in groups]
+        self.hot = [_state(capacity.slots, capacity.table_tokens, device) for _ in groups]
         self.window_pages = [rows(window_pages, page_bytes) for _ in groups]
-        self.window = [
-            empty_slots(capacity.window_slots, capacity.table_blocks, device) for _ in groups
-        ]
+        self.window = [_state(capacity.window_slots, capacity.table_blocks, device) for _ in groups]
         self.pooled_pages = [rows(pooled_pages, page_bytes) for _ in groups]
         self.open_sums = [torch.zeros(capacity.sequences, 128, device=device) for _ in groups]
         self.stage = rows(config.stage_rows, row_bytes)
@@ -72,8 +70,8 @@ class DeviceTier:
         token_end = ranges.token_table_base + ranges.token_table_count
         block_end = ranges.block_table_base + ranges.block_table_count
         for hot, window, sums in zip(self.hot, self.window, self.open_sums, strict=True):
-            clear_slots(hot, ranges.slot_base, ranges.slot_count)
-            clear_slots(window, ranges.window_base, ranges.window_count)
+            _clear(hot, ranges.slot_base, ranges.slot_count)
+            _clear(window, ranges.window_base, ranges.window_count)
             hot.slot_table[ranges.token_table_base : token_end] = -1
             window.slot_table[ranges.block_table_base : block_end] = -1
             sums[ranges.state_row] = 0.0
@@ -87,33 +85,21 @@ class DeviceTier:
 
 
 def table_dtype(num_slots: int) -> torch.dtype:
-    """Of slot tables that number so many slots."""
+    """Of the slot tables of an arena of so many slots."""
     return torch.int16 if num_slots <= _INT16_SLOTS else torch.int32
 
 
-def empty_slots(
-    num_slots: int, entries: int, device: torch.device, *, slots_of_one: int | None = None
-) -> SlotState:
-    """The state of slots that hold nothing.
-
-    Args:
-        num_slots: slots of all sequences.
-        entries: of the slot table, one an item.
-        device: where it lies.
-        slots_of_one: most slots of a sequence, which the table's entries number; default: all.
-    """
-
+def _state(num_slots: int, entries: int, device: torch.device) -> SlotState:
     def empty(count: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.full((count,), -1, dtype=dtype, device=device)
 
     return SlotState(
         slot_item=empty(num_slots, torch.int32),
         slot_stamp=empty(num_slots, torch.int32),
-        slot_table=empty(entries, table_dtype(slots_of_one or num_slots)),
+        slot_table=empty(entries, table_dtype(num_slots)),
     )
 
 
-def clear_slots(state: SlotState, base: int, count: int) -> None:
-    """Frees slots, whose items' entries are somebody else's affair."""
+def _clear(state: SlotState, base: int, count: int) -> None:
     state.slot_item[base : base + count] = -1
     state.slot_stamp[base : base + count] = -1

@@ -123,6 +123,18 @@ def test_selected_rows_are_found_whatever_is_hot(engine: Engine) -> None:
     engine.tier.close()
 
 
+def test_a_new_sequence_finds_nothing_of_an_earlier_one(engine: Engine) -> None:
+    first = engine.open(300, 100)
+    for _ in range(3):
+        engine.step([first])
+    engine.tier.close_sequence(first)
+    second = engine.open(20, 380)
+    engine.tier.check_integrity()
+    for _ in range(3):
+        engine.step([second])
+    engine.tier.check_integrity()
+
+
 def test_a_sequence_is_admitted_for_all_its_tokens_or_not_at_all(engine: Engine) -> None:
     first = engine.open(500, 100)
     assert engine.tier.stats().host_pages_free == 10

@@ -1,4 +1,4 @@
-"""A prompt's rows on their way from the engine's pages to the host and to a hot buffer."""
+"""A prompt's rows on their way from the engine's pages to the host."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from hisparse_kernels.backends import Ops
-from hisparse_kernels.resolve import SlotState
 from hisparse_sidecar.build_step import table_views
 from hisparse_sidecar.uploads import upload
 
 if TYPE_CHECKING:
     from hisparse_sidecar._core import StepTables
 
-_ROWS_AT_A_TIME = 8192
+_ROWS_AT_A_TIME = 32768
 
 
 def copy_prompt(
@@ -42,25 +41,3 @@ def copy_prompt(
         for taken, put in parts:
             ops.spill(source.index_select(0, taken), put, target)
     return [row_ids]
-
-
-def warm_up(
-    state: SlotState, base: int, slots: int, table_base: int, length: int, stamp: int
-) -> None:
-    """Notes that the newest rows of a sequence are in the first slots of its free hot buffer.
-
-    Args:
-        state: of all sequences, changed in place.
-        base: first slot of the sequence.
-        slots: its slots.
-        table_base: entry of its position 0.
-        length: its tokens.
-        stamp: when they were used, as far as victims are chosen.
-    """
-    count = min(slots, length)
-    first, device = length - count, state.slot_item.device
-    positions = torch.arange(first, length, dtype=torch.int32, device=device)
-    state.slot_item[base : base + count] = positions
-    state.slot_stamp[base : base + count] = stamp
-    numbers = torch.arange(count, dtype=state.slot_table.dtype, device=device)
-    state.slot_table[table_base + first : table_base + length] = numbers

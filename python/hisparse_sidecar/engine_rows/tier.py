@@ -11,10 +11,10 @@ from hisparse_kernels.swap_in import FreshRows
 from hisparse_sidecar._core import Manager, Stats
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.config import require
-from hisparse_sidecar.device_tier import clear_slots, empty_slots
+from hisparse_sidecar.engine_rows.hot_states import HotStates
 from hisparse_sidecar.engine_rows.integrity import check_rows
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
-from hisparse_sidecar.engine_rows.prompt_rows import copy_prompt, warm_up
+from hisparse_sidecar.engine_rows.prompt_rows import copy_prompt
 from hisparse_sidecar.engine_rows.step_tables import FixedTables
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.host_memory import HostMemory
@@ -60,10 +60,9 @@ class EngineRowTier:
         )
         self._manager = Manager(self._host.region, layout, capacity)
         slots = config.first_row + config.num_rows
-        self._hot = [
-            empty_slots(slots, capacity.table_tokens, self.device, slots_of_one=config.hot_slots)
-            for _ in range(config.num_groups)
-        ]
+        self._hot = HotStates(
+            config.num_groups, slots, capacity.table_tokens, config.hot_slots, self.device
+        )
         self._tables = FixedTables(config, self.device)
         self._plan, self._slots = _plan_of(config, self.device)
         self._open: set[int] = set()
@@ -111,14 +110,9 @@ class EngineRowTier:
         self._manager.append_rows([(sequence, count)])
         plan = self._manager.plan_step([(sequence, count)], count)
         held = copy_prompt(self._ops, plan, rows, self._rows, self._host.kv_rows)
-        base, slots = self.config.hot_row + ranges.slot_base, ranges.slot_count
-        table = slice(ranges.token_table_base, ranges.token_table_base + ranges.token_table_count)
-        stamp = stream_stamp(self._steps + 1)
-        for state in self._hot:
-            clear_slots(state, base, slots)
-            state.slot_table[table] = -1
-            warm_up(state, base, slots, ranges.token_table_base, count, stamp)
-        newest = rows[-slots:]
+        base = self.config.hot_row + ranges.slot_base
+        self._hot.start(ranges, base, count, stream_stamp(self._steps + 1))
+        newest = rows[-ranges.slot_count :]
         for layer in self._rows:
             layer[base : base + newest.numel()] = layer.index_select(0, newest)
         return [rows, newest, *held]
@@ -190,7 +184,7 @@ class EngineRowTier:
         self._ops.spill(new, tables.host_row_ids[:rows], host)
         plan, slots = _first_rows(self._plan, rows), self._slots[:rows]
         if layer == 0 or config.groups[layer] != config.groups[layer - 1]:
-            state, ranges = self._hot[config.groups[layer]], tables.ranges_of(rows)
+            state, ranges = self._hot.of_group[config.groups[layer]], tables.ranges_of(rows)
             where = tables.row_seq[:rows], state, ranges, tables.stamps
             self._ops.resolve(topk_indices, *where, plan, slots)
         fresh = FreshRows(memory, tables.first_pos[:rows], tables.first_row[:rows])
@@ -208,7 +202,7 @@ class EngineRowTier:
         self._manager.check_integrity()
         host = self._host.on_cpu()
         for sequence in sorted(self._open):
-            check_rows(self.config, self._manager, sequence, self._hot, self._rows, host)
+            check_rows(self.config, self._manager, sequence, self._hot.of_group, self._rows, host)
 
     def close(self) -> None:
         """Closes every sequence and gives the host pool back; a second call does nothing.

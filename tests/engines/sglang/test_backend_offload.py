@@ -63,7 +63,7 @@ def test_the_newest_rows_are_hot_from_the_first_step(make: Callable[..., Engine]
     engine = make()
     engine.start(300)
     tier = engine.coordinator.tier
-    state = tier._hot[0]
+    state = tier._hot.of_group[0]
     assert (state.slot_item[state.slot_item >= 0] >= 300 - HOT).all()
     assert int((state.slot_item >= 0).sum()) == HOT
     slots = engine.prepare()
@@ -195,6 +195,22 @@ def test_a_request_that_waits_can_be_aborted(make: Callable[..., Engine]) -> Non
     engine.check_nothing_is_held()
 
 
+def test_a_copy_that_fails_holds_nothing(
+    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make()
+    req = engine.prefill(100)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.coordinator.tier, "_rows", [])  # no layer's memory
+        with pytest.raises(ValueError, match="zip"):
+            engine.admit(req)
+    assert engine.coordinator.tier.stats().sequences == 0
+    assert engine.collect() == [req]
+    engine.decode(2)
+    engine.finish(req)
+    engine.check_nothing_is_held()
+
+
 def test_a_request_that_says_no_length_is_admitted_for_the_context(
     make: Callable[..., Engine],
 ) -> None:
@@ -214,7 +230,7 @@ def test_layers_that_share_a_selection_share_its_slots(make: Callable[..., Engin
         shared = engine.lists([engine.running[0].kv.kv_allocated_len])
         own = engine.lists([engine.running[0].kv.kv_allocated_len])
         engine.forward(slots, [shared, shared, own])
-    assert len(engine.coordinator.tier._hot) == 2
+    assert len(engine.coordinator.tier._hot.of_group) == 2
     engine.coordinator.check_integrity()
 
 

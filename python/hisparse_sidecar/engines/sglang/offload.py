@@ -5,9 +5,11 @@ that name has to be ours from the time when plug-ins are loaded.
 """
 
 import functools
+import logging
 import sys
 from typing import Any
 
+from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
 from hisparse_sidecar.engines.sglang.scheduler_hooks import hear_aborts, limit_prompts
 from hisparse_sidecar.engines.sglang.settings import read_settings
@@ -16,6 +18,7 @@ from hisparse_sidecar.engines.sglang.unsupported import check_offload_options
 from hisparse_sidecar.engines.sglang.versions import check_sglang, installed_versions
 from hisparse_sidecar.errors import WrongState
 
+_LOG = logging.getLogger("hisparse_sidecar.sglang")
 BACKEND_NAME = "hisparse"
 COORDINATOR = "HiSparseCoordinator"
 _COORDINATORS = "sglang.srt.managers.hisparse_coordinator"
@@ -72,7 +75,19 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     except BaseException:
         made.destroy()
         raise
+    _say_sizes(made)
     return made
+
+
+def _say_sizes(made: HiSparseCoordinator) -> None:
+    config = made.tier.config
+    host_gib = config.host_layout().num_bytes / 2**30
+    _LOG.info(
+        "hisparse: %d rows of the pool for hot buffers of %d, %d for prompts; "
+        "a host pool of %d tokens, %.1f GiB",
+        *(config.num_rows, config.hot_slots, made.prompt_rows),
+        *(config.host_pages * PAGE_TOKENS, host_gib),
+    )
 
 
 def check_coordinator(model_runner: Any) -> tuple[str, ...]:  # noqa: ANN401

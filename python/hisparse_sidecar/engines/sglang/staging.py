@@ -79,10 +79,18 @@ class StagingQueue:
                 self._say_that_it_waits(error)
                 return
             self._is_waiting = False
+            self._copy(staged)
+
+    def _copy(self, staged: StagedRequest) -> None:
+        try:
             rows = self._rows_of(staged.req)
             with self._stream.beside():
                 staged.held = self._tier.take_prompt(staged.sequence, rows)
             staged.mark = self._stream.mark()
+        except BaseException:  # whatever it was, nothing is held
+            self._tier.close_sequence(staged.sequence)
+            staged.sequence = _NONE
+            raise
 
     def num_ready(self) -> int:
         """Requests at the head of the queue whose rows are on the host."""
