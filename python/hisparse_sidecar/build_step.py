@@ -24,7 +24,7 @@ from hisparse_sidecar.uploads import upload
 if TYPE_CHECKING:
     from hisparse_sidecar._core import StepTables
 
-_Table = tuple[str, int, int, int, int | None]  # see `StepTables`
+Table = tuple[str, int, int, int, int | None]  # see `StepTables`
 _DTYPES = {4: torch.int32, 8: torch.int64}  # by their bytes
 
 
@@ -43,7 +43,7 @@ def build_step(
     host, so every rank writes all of them: the same bytes.
     """
     content, tables = torch.frombuffer(plan[0], dtype=torch.uint8), plan[1]
-    planned = _views(content, tables)
+    planned = table_views(content, tables)
     spill_row_ids, closed_pages = planned["host_row_ids"], planned["closed_pages"]
     if kind == "decode":
         spill_row_ids = ranks.own_rows(spill_row_ids, PAGE_TOKENS)
@@ -58,7 +58,7 @@ def build_step(
         "row_selection": _row_selection(sequences, planned["row_seq"]),
     }
     uploaded = upload(tensors, device)
-    found = {**_views(uploaded["content"], tables), **uploaded}
+    found = {**table_views(uploaded["content"], tables), **uploaded}
     hot_ranges, window_ranges = slot_ranges(found)
     return Step(
         kind=kind,
@@ -100,7 +100,7 @@ def slot_ranges(columns: dict[str, torch.Tensor]) -> tuple[SlotRanges, SlotRange
     return hot, window
 
 
-def _views(content: torch.Tensor, tables: Sequence[_Table]) -> dict[str, torch.Tensor]:
+def table_views(content: torch.Tensor, tables: Sequence[Table]) -> dict[str, torch.Tensor]:
     """Each table by its name, in the bytes of all."""
     found = {}
     for name, start, width, rows, columns in tables:

@@ -34,6 +34,17 @@ class HostArrays:
             arrays.clear()
 
 
+def host_layout(config: SidecarConfig) -> HostLayout:
+    """Where the arrays of a configuration's host pool lie."""
+    return HostLayout(
+        config.model.num_layers,
+        len(config.model.anchors),
+        config.kv.row_bytes,
+        config.index.row_bytes,
+        config.host_pages,
+    )
+
+
 class HostMemory:
     """Pages of KV rows, index rows and pooled keys in one sealed region.
 
@@ -44,46 +55,42 @@ class HostMemory:
 
     def __init__(
         self,
-        config: SidecarConfig,
+        layout: HostLayout,
         device: torch.device | None = None,
         *,
         region: HostRegion | None = None,
+        huge_pages: bool = False,
+        numa_node: int | None = None,
         pinned_chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         """Makes the region, or takes charge of one.
 
         Args:
-            config: what it has room for.
+            layout: what it has room for.
             device: where ops run; default: the CPU.
             region: one that another process made for the same layout.
+            huge_pages: see `SidecarConfig`; of a region that is made here.
+            numa_node: see `SidecarConfig`; of a region that is made here.
             pinned_chunk_bytes: most bytes of one registration with CUDA.
 
         Raises:
             InvalidArgument: `region` is too small.
             RegionError: the system has no such memory, or CUDA does not take it.
         """
-        self.layout = HostLayout(
-            config.model.num_layers,
-            len(config.model.anchors),
-            config.kv.row_bytes,
-            config.index.row_bytes,
-            config.host_pages,
-        )
-        needed = self.layout.num_bytes
-        self.region = region or HostRegion(
-            needed, huge_pages=config.huge_pages, numa_node=config.numa_node
-        )
+        self.layout = layout
+        needed = layout.num_bytes
+        self.region = region or HostRegion(needed, huge_pages=huge_pages, numa_node=numa_node)
         found = self.region.num_bytes
         require(found >= needed, f"the region has {found} bytes, the host pool needs {needed}")
         self._bytes = torch.frombuffer(memoryview(self.region), dtype=torch.uint8)
-        self._cpu = self._arrays(config, self._bytes)
+        self._cpu = self._arrays(self._bytes)
         self._arrays_of_ops = self._cpu
         self._pinned: PinnedMemory | None = None
         if device is None or device.type == "cpu":
             return
         try:
             self._pinned = PinnedMemory(self.region, device, chunk_bytes=pinned_chunk_bytes)
-            self._arrays_of_ops = self._arrays(config, self._pinned.tensor)
+            self._arrays_of_ops = self._arrays(self._pinned.tensor)
         except BaseException:
             with suppress(HisparseError):  # the error's frames may hold views until it is handled
                 self.close()
@@ -110,15 +117,15 @@ class HostMemory:
             self._pinned.synchronize()
         return self._cpu
 
-    def _arrays(self, config: SidecarConfig, whole: torch.Tensor) -> HostArrays:
-        layout, pages = self.layout, config.host_pages
+    def _arrays(self, whole: torch.Tensor) -> HostArrays:
+        layout, pages = self.layout, self.layout.num_pages
 
         def view(offset_bytes: int, rows: int, row_bytes: int) -> torch.Tensor:
             return whole[offset_bytes : offset_bytes + rows * row_bytes].view(rows, row_bytes)
 
-        layers, anchors = range(config.model.num_layers), range(len(config.model.anchors))
-        page_bytes, row_bytes = config.index.page_bytes, config.index.row_bytes
-        kv_shape = (pages * PAGE_TOKENS, config.kv.row_bytes)
+        layers, anchors = range(layout.num_layers), range(layout.num_anchors)
+        kv_shape = (pages * PAGE_TOKENS, layout.kv_row_bytes)
+        page_bytes, row_bytes = PAGE_TOKENS * layout.index_row_bytes, layout.index_row_bytes
         return HostArrays(
             kv_rows=[view(layout.kv_offset(i), *kv_shape) for i in layers],
             index_pages=[view(layout.index_offset(i), pages, page_bytes) for i in anchors],

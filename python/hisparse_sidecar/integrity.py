@@ -27,8 +27,8 @@ def check_sequence(tiers: Tiers, sequence: int) -> None:
         block_end = ranges.block_table_base + ranges.block_table_count
         hot_table = hot.slot_table[ranges.token_table_base : token_end].cpu()
         window_table = window.slot_table[ranges.block_table_base : block_end].cpu()
-        _check_slots(f"{what}: slot", hot, ranges.slot_base, ranges.slot_count, hot_table)
-        _check_slots(
+        check_slots(f"{what}: slot", hot, ranges.slot_base, ranges.slot_count, hot_table)
+        check_slots(
             f"{what}: window slot", window, ranges.window_base, ranges.window_count, window_table
         )
         resident = _Resident(tiers, host, what, group, pages)
@@ -53,7 +53,7 @@ class _Resident:
         return self.pages[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
 
 
-def _check_slots(what: str, state: SlotState, base: int, count: int, table: torch.Tensor) -> None:
+def check_slots(what: str, state: SlotState, base: int, count: int, table: torch.Tensor) -> None:
     """`slot_item` and the table are inverse to each other, and only free slots have no stamp."""
     slots_of = slice(base, base + count)
     items, stamps = state.slot_item[slots_of].cpu(), state.slot_stamp[slots_of].cpu()

@@ -2,8 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class StreamMark:
+    """A place in a stream: whether all that was launched before it is done."""
+
+    event: torch.cuda.Event | None
+
+    @property
+    def has_passed(self) -> bool:
+        """Without waiting; on the CPU always."""
+        return self.event is None or self.event.query()
 
 
 class SideStream:
@@ -34,3 +47,16 @@ class SideStream:
         """What is launched from now on begins after the work beside is done."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def mark(self) -> StreamMark:
+        """The place behind what was launched beside so far."""
+        if self._stream is None:
+            return StreamMark(None)
+        event = torch.cuda.Event()
+        event.record(self._stream)
+        return StreamMark(event)
+
+    def synchronize(self) -> None:
+        """Waits for all work beside."""
+        if self._stream is not None:
+            self._stream.synchronize()

@@ -8,7 +8,7 @@ from hisparse_sidecar._core import DeviceCapacity, Manager
 from hisparse_sidecar.backends import choose_ops, find_device
 from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.device_tier import DeviceTier, device_capacity
-from hisparse_sidecar.host_memory import HostMemory
+from hisparse_sidecar.host_memory import HostMemory, host_layout
 from hisparse_sidecar.loaded_windows import LoadedWindows
 from hisparse_sidecar.lower_tiers import LowerTiers
 from hisparse_sidecar.open_tiers import open_tiers
@@ -59,7 +59,13 @@ def build_tiers(
         if place is not None and not place.leads:
             follower, region = follow(place, config, capacity)
             undo.callback(follower.leave)
-        host = HostMemory(config, device, region=region)
+        host = HostMemory(
+            host_layout(config),
+            device,
+            region=region,
+            huge_pages=config.huge_pages,
+            numa_node=config.numa_node,
+        )
         undo.callback(host.close)
         tier = DeviceTier(config, capacity, device)
         if follower:

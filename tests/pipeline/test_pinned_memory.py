@@ -9,7 +9,7 @@ from hisparse_kernels.gpu.backend import triton_ops
 from hisparse_sidecar._core import HostRegion
 from hisparse_sidecar.backends import find_device
 from hisparse_sidecar.errors import RegionError, WrongState
-from hisparse_sidecar.host_memory import HostMemory
+from hisparse_sidecar.host_memory import HostMemory, host_layout
 from hisparse_sidecar.pinned_memory import PinnedMemory
 from tests.pipeline.world import small_config
 
@@ -33,7 +33,7 @@ def region() -> Iterator[HostRegion]:
 @pytest.fixture
 def memory(cuda: torch.device) -> Iterator[HostMemory]:
     """A small host pool, registered in chunks whose borders lie within rows and pages."""
-    made = HostMemory(small_config(host_pages=9), cuda, pinned_chunk_bytes=CHUNK)
+    made = HostMemory(host_layout(small_config(host_pages=9)), cuda, pinned_chunk_bytes=CHUNK)
     yield made
     made.close()
 
@@ -79,7 +79,7 @@ def test_kernels_copy_rows_and_pages_across_borders_of_chunks(
 
 
 def test_a_view_keeps_the_memory_registered_until_it_is_let_go(cuda: torch.device) -> None:
-    memory = HostMemory(small_config(host_pages=9), cuda, pinned_chunk_bytes=CHUNK)
+    memory = HostMemory(host_layout(small_config(host_pages=9)), cuda, pinned_chunk_bytes=CHUNK)
     chunks = -(-memory.region.num_bytes // CHUNK)
     held = memory.kv_rows[1][7]
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_a_view_keeps_the_memory_registered_until_it_is_let_go(cuda: torch.devic
 
 
 def test_a_view_on_the_cpu_keeps_the_region_until_it_is_let_go(cuda: torch.device) -> None:
-    memory = HostMemory(small_config(host_pages=9), cuda)
+    memory = HostMemory(host_layout(small_config(host_pages=9)), cuda)
     held = memory.on_cpu().kv_rows[1][7]
     with pytest.raises(WrongState):
         memory.close()

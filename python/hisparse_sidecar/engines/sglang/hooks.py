@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
+from hisparse_sidecar.engines.sglang.offload import BACKEND_NAME, pool_was_cleared
 from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
 from hisparse_sidecar.engines.sglang.selection import BackendSelection, IndexerCall
 from hisparse_sidecar.engines.sglang.targets import TARGETS, resolve
 from hisparse_sidecar.errors import WrongState
 
-BACKEND_NAME = "hisparse"
 _STANDS_FOR = "dsa"
 _POOLED = "_hisparse_pooled_pages"
 _MARK = "_hooked_by_hisparse_sidecar"
@@ -184,6 +185,26 @@ def _load_cpu_copy(original: _Function) -> _Function:
     return hook
 
 
+def _clear(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(self: Any) -> None:  # noqa: ANN401
+        original(self)
+        pool_was_cleared(self)
+
+    return hook
+
+
+def _check_decode_mem(original: _Function) -> _Function:
+    @functools.wraps(original)
+    def hook(self: Any, selected_indices: list[int] | None = None) -> bool:  # noqa: ANN401
+        if not isinstance(self.hisparse_coordinator, HiSparseCoordinator):
+            return bool(original(self, selected_indices))
+        wanted = self.new_tokens_required_next_decode(selected_indices)
+        return self.hisparse_coordinator.has_slots_for(wanted)
+
+    return hook
+
+
 def _written_in_all_layers(pool: object, row_ids: torch.Tensor) -> None:
     pooled = pooled_pages_of(pool)
     if pooled is not None and row_ids.numel():
@@ -236,6 +257,8 @@ _HOOKS: dict[str, Callable[[_Function], _Function]] = {
     "Indexer._fused_k_prepare_and_store": _fused_k_prepare_and_store,
     "DSATokenToKVPool.move_kv_cache": _move_kv_cache,
     "DSATokenToKVPool.load_cpu_copy": _load_cpu_copy,
+    "HiSparseTokenToKVPoolAllocator.clear": _clear,
+    "ScheduleBatch.check_decode_mem": _check_decode_mem,
     "DraftBackendFactory._create_backend": _create_draft_backend,
     "DeepseekMLAForwardMixin._fuse_rope_for_trtllm_mla": _fuse_rope_for_trtllm_mla,
 }

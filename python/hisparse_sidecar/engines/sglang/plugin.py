@@ -7,7 +7,12 @@ the factory, which runs where the backend was asked for, when the server starts.
 import logging
 from typing import Any
 
-from hisparse_sidecar.engines.sglang.hooks import BACKEND_NAME, install_hooks
+from hisparse_sidecar.engines.sglang.hooks import install_hooks
+from hisparse_sidecar.engines.sglang.offload import (
+    BACKEND_NAME,
+    check_coordinator,
+    stand_in_for_coordinator,
+)
 from hisparse_sidecar.engines.sglang.targets import check_targets
 from hisparse_sidecar.engines.sglang.versions import check_sglang, installed_versions
 
@@ -17,7 +22,8 @@ _LOG = logging.getLogger("hisparse_sidecar.sglang")
 def register() -> None:
     """Adds the backend's name to SGLang's choices and its factory to SGLang's registry.
 
-    Safe in every process, and twice in one: it imports no CUDA and replaces nothing.
+    Safe in every process, and twice in one: it imports no CUDA, and replaces nothing but the name
+    by which a process that has SGLang's scheduler makes a coordinator.
     """
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
@@ -25,6 +31,7 @@ def register() -> None:
     if BACKEND_NAME not in ATTENTION_BACKEND_CHOICES:
         add_attention_backend_choices([BACKEND_NAME])
     register_attention_backend(BACKEND_NAME)(create_backend)
+    stand_in_for_coordinator()
 
 
 def create_backend(model_runner: Any) -> Any:  # noqa: ANN401
@@ -32,11 +39,12 @@ def create_backend(model_runner: Any) -> Any:  # noqa: ANN401
 
     Raises:
         InvalidArgument: this SGLang is not one that we know, or an option does not fit.
+        WrongState: a hook is not in its place, or HiSparse's coordinator is SGLang's own.
     """
     versions = installed_versions()
     check_sglang(versions.sglang)
     check_targets()
-    replaced = install_hooks()
+    replaced = install_hooks() + check_coordinator(model_runner)
     _join_dsa()
     from hisparse_sidecar.engines.sglang.backend import HiSparseAttnBackend
 

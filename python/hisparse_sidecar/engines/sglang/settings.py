@@ -29,13 +29,17 @@ class SglangSettings:
         selection: whose tokens are chosen; its blocks are pages of 64 tokens.
         min_tokens: batches without a longer sequence take SGLang's own path; a CUDA graph counts as
             long as the context that it is captured for.
+        hot_share: most of the device pool's rows that hot buffers may take, with HiSparse.
     """
 
     selection: SelectionConfig
     min_tokens: int = 16384
+    hot_share: float = 0.5
 
     def __post_init__(self) -> None:
         require(self.min_tokens >= 0, f"min_tokens is {self.min_tokens}, must be >= 0")
+        message = f"hot_share is {self.hot_share}, must be above 0 and below 1"
+        require(0 < self.hot_share < 1, message)
 
 
 def read_settings(text: str | None) -> SglangSettings:
@@ -48,7 +52,7 @@ def read_settings(text: str | None) -> SglangSettings:
             known), or a value does not fit.
     """
     values = _object(text)
-    known = {*ENGINE_KEYS, *SELECTION_KEYS, "min_tokens"}
+    known = {*ENGINE_KEYS, *SELECTION_KEYS, "min_tokens", "hot_share"}
     unknown = sorted(set(values) - known)
     if unknown:
         listed = ", ".join(sorted(known))
@@ -56,10 +60,13 @@ def read_settings(text: str | None) -> SglangSettings:
     min_tokens = values.get("min_tokens", SglangSettings.min_tokens)
     if type(min_tokens) is not int:
         raise InvalidArgument(f"hisparse-config: min_tokens is {min_tokens!r}, needs an integer")
+    hot_share = values.get("hot_share", SglangSettings.hot_share)
+    if type(hot_share) not in (int, float):
+        raise InvalidArgument(f"hisparse-config: hot_share is {hot_share!r}, needs a number")
     selection = {name: values[name] for name in SELECTION_KEYS if name in values}
     try:
         made = build_dataclass(SelectionConfig, _selection(selection), "")
-        return SglangSettings(made, min_tokens)
+        return SglangSettings(made, min_tokens, hot_share)
     except ValueError as error:
         raise InvalidArgument(f"hisparse-config: {error}") from None
 

@@ -14,6 +14,9 @@ _INDEXER = _SRT + "layers.attention.dsa.dsa_indexer"
 _POOL = _SRT + "mem_cache.memory_pool"
 _BACKEND = _SRT + "layers.attention.dsa_backend"
 _METADATA = _SRT + "layers.attention.dsa.dsa_indexer_metadata"
+_COORDINATOR = _SRT + "managers.hisparse_coordinator"
+_BATCH = _SRT + "managers.schedule_batch"
+_ALLOCATOR = _SRT + "mem_cache.allocator."
 _MODEL = _SRT + "models.deepseek_common."
 
 
@@ -63,6 +66,50 @@ class Target:
 def _replaced(module: str, name: str, *known: str) -> Target:
     return Target(module, name, known, is_replaced=True)
 
+
+def _of_coordinator(**known: str) -> tuple[Target, ...]:
+    """Methods that SGLang calls and that ours has in their place, by their parameters."""
+    return tuple(Target(_COORDINATOR, f"HiSparseCoordinator.{n}", (k,)) for n, k in known.items())
+
+
+_OFFLOAD_TARGETS = (
+    _replaced(_BATCH, "ScheduleBatch.check_decode_mem", "(self, selected_indices=)"),
+    Target(_BATCH, "ScheduleBatch.new_tokens_required_next_decode", ("(self, selected_indices=)",)),
+    _replaced(_ALLOCATOR + "hisparse", "HiSparseTokenToKVPoolAllocator.clear", "(self)"),
+    Target(
+        _ALLOCATOR + "hisparse",
+        "HiSparseTokenToKVPoolAllocator.free_hisparse",
+        ("(self, free_indices)",),
+    ),
+    Target(_ALLOCATOR + "paged", "PagedTokenToKVPoolAllocator.alloc", ("(self, need_size)",)),
+    Target(
+        _COORDINATOR,
+        "HiSparseCoordinator.__init__",
+        (
+            "(self, req_to_token_pool, token_to_kv_pool_allocator, top_k, device_buffer_size, "
+            "device, tp_group, host_to_device_ratio=, swap_in_block_size=)",
+            "(self, req_to_token_pool, token_to_kv_pool_allocator, top_k, device_buffer_size, "
+            "device, tp_group, host_to_device_ratio=, swap_in_block_size=, shared_index_layers=, "
+            "num_draft_tokens=)",
+        ),
+    ),
+    *_of_coordinator(
+        set_decode_producer_stream="(self, stream)",
+        destroy="(self)",
+        get_token_stats="(self)",
+        admit_request_into_staging="(self, req)",
+        has_ongoing_staging="(self)",
+        collect_ready_reqs="(self)",
+        map_last_loc_to_buffer="(self, seq_lens, out_cache_loc, req_pool_indices, seq_lens_cpu, "
+        "req_pool_indices_cpu)",
+        wait_for_pending_backup="(self)",
+        abort_staging_request="(self, req)",
+        retract_req="(self, req)",
+        request_finished="(self, req)",
+        swap_in_selected_pages="(self, req_pool_indices, compressed_seq_lens, top_k_result, "
+        "layer_id)",
+    ),
+)
 
 TARGETS = (
     _replaced(
@@ -146,6 +193,7 @@ TARGETS = (
             "topk_indices_offset",
         ),
     ),
+    *_OFFLOAD_TARGETS,
 )
 
 
@@ -167,7 +215,7 @@ def resolve(target: Target) -> tuple[object, str, Any]:
     owner: object = importlib.import_module(target.module)
     *path, name = target.name.split(".")
     for part in path:
-        owner = getattr(owner, part)
+        owner = inspect.unwrap(getattr(owner, part))  # the coordinator's name may be ours
     return owner, name, getattr(owner, name)
 
 

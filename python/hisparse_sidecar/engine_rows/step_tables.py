@@ -1,0 +1,83 @@
+"""Tables of a decode step that stay in one place on the device, for graphs that were captured."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from hisparse_kernels.resolve import SlotRanges
+from hisparse_sidecar.build_step import table_views
+from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
+from hisparse_sidecar.step import claim_stamp
+from hisparse_sidecar.uploads import upload
+
+if TYPE_CHECKING:
+    from hisparse_sidecar._core import StepTables
+
+_RANGES = {"slot_base": "slot_base", "slot_count": "slot_count", "table_base": "token_table_base"}
+
+
+class FixedTables:
+    """One row a sequence: row i of a step is sequence i of its tables.
+
+    Attributes:
+        row_seq: [max_sequences] int32, i in row i of a step; -1 = padding row.
+        host_row_ids: [max_sequences] int64, host row of each new row; -1 = padding row.
+        first_pos: [max_sequences] int32, position of each new row.
+        first_row: [max_sequences] int32, row of the engine's memory that holds it.
+        ranges: [max_sequences] each, hot slots and slot table of each sequence.
+        page_table: [max_sequences, max_pages] int32, host pages of each sequence.
+        stamps: [2] int32, of what the step selects.
+    """
+
+    def __init__(self, config: EngineRowsConfig, device: torch.device) -> None:
+        rows = config.max_sequences
+
+        def filled(value: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.full(shape or (rows,), value, dtype=dtype, device=device)
+
+        self._device, self._hot_row = device, config.hot_row
+        self.row_seq, self._planned_seq = filled(-1, torch.int32), filled(-1, torch.int32)
+        self.host_row_ids = filled(-1, torch.int64)
+        self._planned_row_ids = filled(-1, torch.int64)
+        self.first_pos = filled(0, torch.int32)
+        numbers = torch.arange(rows, dtype=torch.int32, device=device)
+        self.first_row = numbers + config.first_row
+        self.ranges = SlotRanges(*(filled(0, torch.int64) for _ in range(3)))
+        self.page_table = filled(0, torch.int32, rows, config.max_pages)
+        self.stamps = filled(0, torch.int32, 2)
+        self._numbers, self._is_real = numbers, filled(False, torch.bool)
+        self._none_seq, self._none_row = filled(-1, torch.int32, 1), filled(-1, torch.int64, 1)
+
+    def load(self, plan: "StepTables", number: int) -> None:
+        """Brings a step's tables to their place, in one transfer that the host does not wait for.
+
+        Args:
+            plan: of as many rows as fit, one a sequence.
+            number: the step's, which gives its stamps.
+        """
+        content, tables = torch.frombuffer(plan[0], dtype=torch.uint8), plan[1]
+        stamps = torch.full((2,), claim_stamp(number), dtype=torch.int32)
+        uploaded = upload({"content": content, "stamps": stamps}, self._device)
+        found = table_views(uploaded["content"], tables)
+        self._planned_seq.copy_(found["row_seq"])
+        self._planned_row_ids.copy_(found["host_row_ids"])
+        self.first_pos.copy_(found["row_pos"])
+        self.stamps.copy_(uploaded["stamps"])
+        pages = found["page_table"]
+        self.page_table[: pages.shape[0], : pages.shape[1]] = pages
+        for name, planned in _RANGES.items():
+            getattr(self.ranges, name)[: pages.shape[0]] = found[planned]
+        self.ranges.slot_base[: pages.shape[0]] += self._hot_row
+
+    def begin(self, num_real_rows: torch.Tensor) -> None:
+        """Makes rows from `num_real_rows` [1] int32 on padding; nothing is allocated."""
+        torch.lt(self._numbers, num_real_rows, out=self._is_real)
+        torch.where(self._is_real, self._planned_seq, self._none_seq, out=self.row_seq)
+        torch.where(self._is_real, self._planned_row_ids, self._none_row, out=self.host_row_ids)
+
+    def ranges_of(self, rows: int) -> SlotRanges:
+        """Of the first `rows` sequences."""
+        ranges = self.ranges
+        return SlotRanges(
+            ranges.slot_base[:rows], ranges.slot_count[:rows], ranges.table_base[:rows]
+        )

@@ -1,0 +1,231 @@
+"""The tier: sequences whose rows are on the host, hot ones in the engine's memory."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from hisparse_kernels.backends import Ops
+from hisparse_kernels.resolve import MissPlan
+from hisparse_kernels.swap_in import FreshRows
+from hisparse_sidecar._core import Manager, Stats
+from hisparse_sidecar.backends import runs_on_its_device
+from hisparse_sidecar.config import require
+from hisparse_sidecar.engine_rows.hot_states import HotStates
+from hisparse_sidecar.engine_rows.integrity import check_rows
+from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
+from hisparse_sidecar.engine_rows.prompt_rows import copy_prompt
+from hisparse_sidecar.engine_rows.step_tables import FixedTables
+from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.host_memory import HostMemory
+from hisparse_sidecar.step import MAX_STEPS, stream_stamp
+
+if TYPE_CHECKING:
+    from hisparse_sidecar._core import StepTables
+
+
+class EngineRowTier:
+    """Owns the host pool and the hot buffers; the engine selects and attends.
+
+    A decode step: `append`, `load_step`, then in each layer, when the engine has written the new
+    rows to `new_rows`, `swap_in`. What `load_step` and `swap_in` launch is ordered by the stream
+    that is current; `swap_in` neither allocates nor waits, so a graph can hold it.
+    """
+
+    def __init__(self, config: EngineRowsConfig, rows: Sequence[torch.Tensor], ops: Ops) -> None:
+        """Makes the host pool, pinned on CUDA until `close`.
+
+        Args:
+            config: sizes.
+            rows: for each layer the engine's memory [all rows, row_bytes] uint8.
+            ops: of the device that `rows` are on.
+
+        Raises:
+            InvalidArgument: `rows` are not as the configuration says.
+            RegionError: the host pool is not to be had.
+        """
+        found, needed = len(rows), len(config.groups)
+        require(found == needed, f"rows of {found} layers, the configuration has {needed}")
+        end = config.first_row + config.num_rows
+        for tensor in rows:
+            shape = f"rows are {tuple(tensor.shape)} {tensor.dtype}"
+            fits = tensor.dim() == 2 and tensor.shape[1] == config.row_bytes
+            fits = fits and tensor.shape[0] >= end and tensor.dtype == torch.uint8
+            require(fits, f"{shape}, needs ({end} or more, {config.row_bytes}) torch.uint8")
+        self.config, self.device = config, rows[0].device
+        self._rows, self._ops = list(rows), ops
+        layout, capacity = config.host_layout(), config.capacity()
+        self._host = HostMemory(
+            layout, self.device, huge_pages=config.huge_pages, numa_node=config.numa_node
+        )
+        self._manager = Manager(self._host.region, layout, capacity)
+        slots = config.first_row + config.num_rows
+        self._hot = HotStates(
+            config.num_groups, slots, capacity.table_tokens, config.hot_slots, self.device
+        )
+        self._tables = FixedTables(config, self.device)
+        self._plan, self._slots = _plan_of(config, self.device)
+        self._open: set[int] = set()
+        self._planned: StepTables | None = None
+        self._steps = 0
+
+    @property
+    def new_rows(self) -> torch.Tensor:
+        """[max_sequences] int32: the engine writes row i of a step to row `new_rows[i]`."""
+        return self._tables.first_row
+
+    # -- sequences ----------------------------------------------------------------------------
+
+    def open(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        """Admits a sequence: host pages and a hot buffer for prompt + max_new_tokens.
+
+        Raises:
+            InvalidArgument: more than `max_tokens`.
+            HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
+        """
+        tokens, most = prompt_tokens + max_new_tokens, self.config.max_tokens
+        require(tokens <= most, f"{tokens} tokens wanted, max_tokens is {most}")
+        slots = min(self.config.hot_slots, max(tokens, 1))
+        sequence = self._manager.open_sequence(
+            prompt_tokens, max_new_tokens, slots=slots, window_slots=0
+        )
+        self._open.add(sequence)
+        return sequence
+
+    @runs_on_its_device
+    def take_prompt(self, sequence: int, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Copies a prompt's rows to the host, and the newest of them to the hot buffer.
+
+        Args:
+            sequence: an empty one.
+            rows: [prompt_tokens] int64, where the engine's memory has them, on the device.
+
+        Returns:
+            Tensors to hold until the current stream has done what this launches.
+
+        Raises:
+            InvalidArgument: more tokens than it was admitted for, or none.
+        """
+        count, ranges = rows.numel(), self._manager.ranges(sequence)
+        self._manager.append_rows([(sequence, count)])
+        plan = self._manager.plan_step([(sequence, count)], count)
+        held = copy_prompt(self._ops, plan, rows, self._rows, self._host.kv_rows)
+        base = self.config.hot_row + ranges.slot_base
+        self._hot.start(ranges, base, count, stream_stamp(self._steps + 1))
+        newest = rows[-ranges.slot_count :]
+        for layer in self._rows:
+            layer[base : base + newest.numel()] = layer.index_select(0, newest)
+        return [rows, newest, *held]
+
+    def close_sequence(self, sequence: int) -> None:
+        """Gives back all that it holds; no step that has it may be running.
+
+        Raises:
+            UnknownSequence, StaleHandle: no such sequence.
+        """
+        self._manager.close(sequence)
+        self._open.discard(sequence)
+
+    def length(self, sequence: int) -> int:
+        """Tokens of the sequence."""
+        return self._manager.length(sequence)
+
+    # -- decode steps -------------------------------------------------------------------------
+
+    def append(self, sequences: Sequence[int]) -> list[int]:
+        """Appends one token to each sequence and plans the step; nothing is launched.
+
+        Returns:
+            The position of each new token.
+
+        Raises:
+            InvalidArgument: too many sequences, or one is beyond what it was admitted for.
+            UnknownSequence, StaleHandle: no such sequence; none has grown.
+            WrongState: there were too many steps.
+        """
+        found, most = len(sequences), self.config.max_sequences
+        require(0 < found <= most, f"{found} sequences in a step, needs 1 to {most}")
+        if self._steps >= MAX_STEPS:
+            raise WrongState(f"{self._steps} steps have begun, LRU stamps last for {MAX_STEPS}")
+        rows = [(sequence, 1) for sequence in sequences]
+        starts = self._manager.append_rows(rows)
+        self._planned = self._manager.plan_step(rows, most)
+        self._steps += 1
+        return starts
+
+    @runs_on_its_device
+    def load_step(self) -> None:
+        """Brings a planned step's tables to the device; once for each plan."""
+        if self._planned is not None:
+            self._tables.load(self._planned, self._steps)
+            self._planned = None
+
+    @runs_on_its_device
+    def swap_in(
+        self, layer: int, topk_indices: torch.Tensor, num_real_rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Copies new rows to the host and selected rows in; layers in ascending order.
+
+        Args:
+            layer: number of the layer.
+            topk_indices: [rows, topk] int32, token positions in any order, -1 = none; of a layer
+                that shares its group's selection it is not looked at.
+            num_real_rows: [1] int32, rows that are no padding.
+
+        Returns:
+            [rows, topk] int32, rows of the engine's memory, -1 where there is no position; valid
+            until the next layer that selects.
+        """
+        rows, config = topk_indices.shape[0], self.config
+        tables, memory, host = self._tables, self._rows[layer], self._host.kv_rows[layer]
+        if layer == 0:
+            tables.begin(num_real_rows)
+        new = memory[config.first_row : config.first_row + rows]
+        self._ops.spill(new, tables.host_row_ids[:rows], host)
+        plan, slots = _first_rows(self._plan, rows), self._slots[:rows]
+        if layer == 0 or config.groups[layer] != config.groups[layer - 1]:
+            state, ranges = self._hot.of_group[config.groups[layer]], tables.ranges_of(rows)
+            where = tables.row_seq[:rows], state, ranges, tables.stamps
+            self._ops.resolve(topk_indices, *where, plan, slots)
+        fresh = FreshRows(memory, tables.first_pos[:rows], tables.first_row[:rows])
+        self._ops.swap_in(host, tables.page_table[:rows], plan, memory, fresh)
+        return slots
+
+    # -- what is held -------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """What the core holds now, and has done."""
+        return self._manager.stats()
+
+    def check_integrity(self) -> None:
+        """Raises HisparseError that names the first invariant found broken."""
+        self._manager.check_integrity()
+        host = self._host.on_cpu()
+        for sequence in sorted(self._open):
+            check_rows(self.config, self._manager, sequence, self._hot.of_group, self._rows, host)
+
+    def close(self) -> None:
+        """Closes every sequence and gives the host pool back; a second call does nothing.
+
+        Raises:
+            WrongState: a tensor of the host pool is still held; let go of it and close again.
+        """
+        for sequence in list(self._open):
+            self.close_sequence(sequence)
+        self._host.close()
+
+
+def _plan_of(config: EngineRowsConfig, device: torch.device) -> tuple[MissPlan, torch.Tensor]:
+    rows, topk = config.max_sequences, config.topk
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.int32, device=device)
+
+    plan = MissPlan(empty(rows, topk), empty(rows, topk), empty(rows), empty(rows))
+    return plan, empty(rows, topk)
+
+
+def _first_rows(plan: MissPlan, rows: int) -> MissPlan:
+    return MissPlan(
+        plan.miss_item[:rows], plan.miss_dst[:rows], plan.miss_count[:rows], plan.item_count[:rows]
+    )

@@ -1,0 +1,112 @@
+"""Puts our coordinator where SGLang makes its own: with `--enable-hisparse` and our backend.
+
+SGLang makes the coordinator before it asks for a backend, and by a name that it looks up then, so
+that name has to be ours from the time when plug-ins are loaded.
+"""
+
+import functools
+import logging
+import sys
+from typing import Any
+
+from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
+from hisparse_sidecar.engines.sglang.scheduler_hooks import hear_aborts, limit_prompts
+from hisparse_sidecar.engines.sglang.settings import read_settings
+from hisparse_sidecar.engines.sglang.targets import check_targets
+from hisparse_sidecar.engines.sglang.unsupported import check_offload_options
+from hisparse_sidecar.engines.sglang.versions import check_sglang, installed_versions
+from hisparse_sidecar.errors import WrongState
+
+_LOG = logging.getLogger("hisparse_sidecar.sglang")
+BACKEND_NAME = "hisparse"
+COORDINATOR = "HiSparseCoordinator"
+_COORDINATORS = "sglang.srt.managers.hisparse_coordinator"
+_BESIDE = "_hisparse_coordinator"
+_MARK = "_hooked_by_hisparse_sidecar"
+
+
+def stand_in_for_coordinator() -> None:
+    """Gives our factory the name of SGLang's class, in a process that has loaded its scheduler.
+
+    Other processes make no coordinator. What the factory makes without our backend is SGLang's own.
+    """
+    module: Any = sys.modules.get(_COORDINATORS)
+    if module is None or getattr(module.HiSparseCoordinator, _MARK, False):
+        return
+    stock = module.HiSparseCoordinator
+
+    @functools.wraps(stock, updated=())
+    def make(*args: Any, **named: Any) -> Any:  # noqa: ANN401
+        from sglang.srt.runtime_context import get_server_args
+
+        server_args = get_server_args()
+        if not is_asked_for(server_args):
+            return stock(*args, **named)
+        return create_coordinator(server_args, *args, **named)
+
+    setattr(make, _MARK, True)
+    module.HiSparseCoordinator = make
+
+
+def is_asked_for(server_args: Any) -> bool:  # noqa: ANN401
+    """Whether rows of decoding requests go to the host, and our backend decodes."""
+    decodes = server_args.decode_attention_backend or server_args.attention_backend
+    return bool(server_args.enable_hisparse and decodes == BACKEND_NAME)
+
+
+def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCoordinator:  # noqa: ANN401
+    """Our coordinator, of the arguments that SGLang's takes.
+
+    Raises:
+        InvalidArgument: this SGLang is not one that we know, or an option does not fit.
+        RegionError: the host pool is not to be had.
+        WrongState: SGLang's scheduler is not as we know it.
+    """
+    check_sglang(installed_versions().sglang)
+    check_targets()
+    check_offload_options(server_args)
+    hot_share = read_settings(server_args.hisparse_config).hot_share
+    made = HiSparseCoordinator(*args, **named, hot_share=hot_share)
+    setattr(made.token_to_kv_pool_allocator, _BESIDE, made)
+    try:
+        limit_prompts(made.prompt_rows)
+        hear_aborts()
+    except BaseException:
+        made.destroy()
+        raise
+    _say_sizes(made)
+    return made
+
+
+def _say_sizes(made: HiSparseCoordinator) -> None:
+    config = made.tier.config
+    host_gib = config.host_layout().num_bytes / 2**30
+    _LOG.info(
+        "hisparse: %d rows of the pool for hot buffers of %d, %d for prompts; "
+        "a host pool of %d tokens, %.1f GiB",
+        *(config.num_rows, config.hot_slots, made.prompt_rows),
+        *(config.host_pages * PAGE_TOKENS, host_gib),
+    )
+
+
+def check_coordinator(model_runner: Any) -> tuple[str, ...]:  # noqa: ANN401
+    """Names of what was replaced for offload, for the start-up line; nothing without offload.
+
+    Raises:
+        WrongState: the runner has SGLang's coordinator, and should have ours.
+    """
+    if not is_asked_for(model_runner.server_args):
+        return ()
+    found = model_runner.hisparse_coordinator
+    if not isinstance(found, HiSparseCoordinator):
+        kind = f"{type(found).__module__}.{type(found).__name__}"
+        raise WrongState(f"the coordinator is a {kind}, needs ours: was the plug-in loaded late?")
+    return (COORDINATOR,)
+
+
+def pool_was_cleared(allocator: object) -> None:
+    """Tells the coordinator of an allocator, if one is ours, that every page was freed."""
+    coordinator = getattr(allocator, _BESIDE, None)
+    if coordinator is not None:
+        coordinator.pool_was_cleared()

@@ -1,0 +1,38 @@
+"""What the coordinator asks of SGLang's requests, in the words of both supported versions."""
+
+from typing import Any
+
+# SGLang may run one step more than a request has tokens for, and takes the last token along
+_SPARE_TOKENS = 2
+
+
+def table_row_of(req: Any) -> int:  # noqa: ANN401
+    """Row of the request in SGLang's `req_to_token`."""
+    return int(req.req_pool_idx if hasattr(req, "req_pool_idx") else req.kv.req_pool_idx)
+
+
+def prefilled_tokens(req: Any) -> int:  # noqa: ANN401
+    """Tokens whose rows prefill has written."""
+    return int(req.extend_end if hasattr(req, "extend_end") else req.extend_range.end)
+
+
+def tokens_to_come(req: Any, most: int) -> int:  # noqa: ANN401
+    """Most rows that decoding may append to a request whose prefill is done.
+
+    Args:
+        req: SGLang's request.
+        most: tokens that fit at all.
+    """
+    prefilled, wanted = prefilled_tokens(req), req.sampling_params.max_new_tokens
+    room = most - prefilled
+    if req.to_finish is not None:  # aborted: one more step
+        return min(_SPARE_TOKENS, room)
+    if wanted is None:
+        return room
+    left = len(req.origin_input_ids) + int(wanted) + _SPARE_TOKENS - prefilled
+    return min(left, room)
+
+
+def most_tokens(context_tokens: int, pool_tokens: int) -> int:
+    """Most tokens of one request: the context, or what SGLang's slots can name."""
+    return min(context_tokens, pool_tokens) + _SPARE_TOKENS
