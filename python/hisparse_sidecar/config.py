@@ -12,6 +12,7 @@ from hisparse_kernels.layouts import (
     index_layout,
     kv_layout,
 )
+from hisparse_kernels.sparse_mla import SPLIT_ALIGN, decode_split_keys
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.tiers_config import TiersConfig
 
@@ -39,6 +40,13 @@ def require(condition: bool, message: str) -> None:
 def require_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
     """Raises InvalidArgument that lists `known` unless `value` is one of them."""
     require(value in known, f"{what} is {value!r}, must be one of {', '.join(sorted(known))}")
+
+
+def check_split_keys(found: int | None) -> None:
+    """Raises InvalidArgument unless attention can have splits of so many keys; 0 = all."""
+    split = found or 0
+    message = f"split_keys is {split}, needs 0 or a multiple of {SPLIT_ALIGN}"
+    require(split >= 0 and split % SPLIT_ALIGN == 0, message)
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,9 @@ class SidecarConfig:
         stage_rows: device rows through which a prefill chunk streams the prefix of one layer.
         block_tokens: tokens of one block, a multiple of the page.
         max_logits_bytes: bound on the logits of one selection; more rows are taken in groups.
+        split_keys: keys of one split of decode attention, a multiple of 64, 0 = all of a row's. The
+            last bits of outputs depend on it, and so nothing else chooses it: never the rows of a
+            step. None = 256, or 128 where a row has up to 32 heads.
         selection: default selection of a sequence.
         layer_profile: file of what single layers change in the default selection; a sequence that
             asks for another one gets that in every layer.
@@ -203,6 +214,7 @@ class SidecarConfig:
     stage_rows: int = 65536
     block_tokens: int = 128
     max_logits_bytes: int = 1 << 28
+    split_keys: int | None = None
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     layer_profile: str | None = None
     huge_pages: bool = False
@@ -217,6 +229,7 @@ class SidecarConfig:
         for name in ("host_pages", "max_sequences", "max_step_rows", "window_blocks"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be >= 1")
         require(self.max_logits_bytes >= 1, f"max_logits_bytes is {self.max_logits_bytes}, needs 1")
+        check_split_keys(self.split_keys)
         self._check_device_sizes()
         try:
             kv_layout(self.kv_layout)
@@ -254,6 +267,12 @@ class SidecarConfig:
         if self.hot_slots is None:
             return 2 * self.model.topk * self.max_step_rows
         return self.hot_slots
+
+    def decode_split(self, heads: int) -> int:
+        """Keys of one split of decode attention with so many heads; topk or more = no splits."""
+        if self.split_keys is None:
+            return decode_split_keys(heads)
+        return self.split_keys or -(-self.model.topk // SPLIT_ALIGN) * SPLIT_ALIGN
 
     @property
     def pages_per_block(self) -> int:

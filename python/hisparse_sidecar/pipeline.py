@@ -2,7 +2,6 @@
 
 import torch
 
-from hisparse_kernels.sparse_mla import decode_split_keys
 from hisparse_sidecar.checks import check_inputs
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument
@@ -63,7 +62,7 @@ class LayerPipeline:
             step.watch.see_largest(layer, index)
         self._select(step, layer, inputs)
         hot_rows, slots = kv_rows.swap_in(packed)
-        split_keys = decode_split_keys(inputs.query.shape[1])
+        split_keys = self._tiers.config.decode_split(inputs.query.shape[1])
         return self._attend(inputs.query, hot_rows, slots, inputs.sink, split_keys)
 
     def _prefill(

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,21 @@ def test_a_stage_replays_what_the_step_did(small: Worlds, name: str) -> None:
         call()
 
 
+@pytest.mark.parametrize(("setting", "split_keys"), [(None, 256), (128, 128), (0, 64)])
+def test_a_step_attends_in_the_splits_of_its_case(
+    small: Worlds, setting: int | None, split_keys: int
+) -> None:
+    shape = replace(SHAPE, split_keys=setting)
+    parts = PeerParts(StandInPeers(), HostPool())  # type: ignore[arg-type]
+    prepared = all_cases._whole(small, parts, shape)
+    prepared.ours.check()
+    assert bool(prepared.peers) == (setting is None)
+    for calls in small.of(SHAPE.batch).record():
+        attend = calls[-1].again
+        assert isinstance(attend, partial)
+        assert attend.keywords["split_keys"] == split_keys
+
+
 def test_every_op_of_a_layer_belongs_to_the_stage_that_called_it(small: Worlds) -> None:
     one = small.of(SHAPE.batch)
     one.set_up(SHAPE.heads, SHAPE.misses)
@@ -151,10 +168,11 @@ def test_a_peer_that_did_not_load_is_absent(small: Worlds, peer: str) -> None:
 def test_each_shape_is_there_whole_and_by_stage() -> None:
     cases = all_cases.all_cases(Worlds(), NoPeers(), HostPool())  # type: ignore[arg-type]
     names = [case.name for case in cases]
-    assert len(names) == len(set(names)) == 12 * (1 + len(STAGES))
+    assert len(names) == len(set(names)) == 12 * (1 + len(STAGES)) + 3 * 2 * 3
     batches = [int(re.findall(r"batch (\d+)", name)[0]) for name in names]
     assert batches == sorted(batches)  # each has a world of its own
-    assert f"step batch 64, 2 % misses, L=128K, 128 heads, {WHOLE}" in names
+    shape = "step batch 64, 2 % misses, L=128K, 128 heads"
+    assert {f"{shape}, {WHOLE}", f"{shape}, {WHOLE}, unsplit"} <= set(names)
 
 
 def row(stage: str, ours: float, peer: str = "", value: float | None = None) -> Row:
@@ -164,6 +182,7 @@ def row(stage: str, ours: float, peer: str = "", value: float | None = None) -> 
 
 
 ROWS = [
+    row(f"{WHOLE}, unsplit", 90.0),  # no stage of the others
     row(WHOLE, 100.0, SUM, 150.0),
     row(WHOLE, 100.0, DENSE, 440.0),
     row("append", 10.0),
