@@ -21,7 +21,7 @@ from benchmarks.step.record import STAGES
 from benchmarks.step.world import World, Worlds
 from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_sidecar.cli.bench.rows import Environment, Measurement, Row, make_row
-from tests.benchmarks.stand_ins import CudaIsCpu, HostPool, NoPeers, StandInPeers
+from tests.benchmarks.stand_ins import CudaIsCpu, HostPool, LruPeers, NoPeers, StandInPeers
 
 ENVIRONMENT = Environment("NVIDIA H100", "580", "2.11.0", "3.6.0", "abc1234")
 SHAPE = Shape(2, 10, 64)
@@ -163,6 +163,23 @@ def test_a_peer_with_wrong_results_does_not_pass(small: Worlds, peer: str) -> No
 def test_a_peer_that_did_not_load_is_absent(small: Worlds, peer: str) -> None:
     with pytest.raises(PeerAbsentError):
         whole(small, NoPeers()).peers[peer]()
+
+
+def test_sglangs_rows_pass_again_after_steps_that_evicted_what_is_checked(
+    small: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swap_cases, "_STEPS", 6)
+    parts = PeerParts(LruPeers(), HostPool())  # type: ignore[arg-type]
+    # more misses in all steps than slots whose items the first of them does not ask for
+    misses, swap_in = 32, "resolve + swap_in"
+    for heads in (64, 128):  # one contender for both
+        contender = parts.part(swap_in, SHAPE.batch, misses, heads)
+        contender.check()
+        timed = contender.timed
+        assert timed.reset is not None
+        timed.reset()
+        for call in timed.calls:
+            call()
 
 
 def test_each_shape_is_there_whole_and_by_stage() -> None:
