@@ -29,8 +29,7 @@ class BlockWindow:
         self._state = tiers.device.window[group]
         self.pages = tiers.device.window_pages[group]
         self.slot_table = self._state.slot_table
-        longest = max((sequence.length for sequence in step.sequences), default=0)
-        self._num_blocks = -(-longest // self._block_tokens)
+        self._num_blocks = -(-step.most_tokens // self._block_tokens)
 
     # -- whole sequences ----------------------------------------------------------------------
 
@@ -64,8 +63,10 @@ class BlockWindow:
         device = self.pages.device
         items = torch.arange(self._num_blocks, dtype=torch.int32, device=device)
         held = items * self._block_tokens < self._step.lengths[:, None]
+        count = self._step.num_sequences
+        missing += [False] * (count - len(missing))  # what is none's in a frame
         wanted = upload({"wanted": torch.tensor(missing)}, device)["wanted"]
-        numbers = torch.arange(len(sequences), dtype=torch.int32, device=device)
+        numbers = torch.arange(count, dtype=torch.int32, device=device)
         items = torch.where(held & wanted[:, None], items, -1)
         plan, _ = self._resolve(items, numbers, self._step.select_stamps, None)
         read = plan.miss_count * self._block_bytes

@@ -43,8 +43,13 @@ class LayerKvRows:
         packed = self._host_rows.new_empty(step.num_rows, layout.row_bytes)
         rows = StepRows(step.row_seq, step.row_pos, step.spill_row_ids)
         self._ops.append_rows(values, layout, rows, self._host_rows, packed, index)
-        self._traffic.spilled_bytes += step.num_spilled_rows * layout.row_bytes
+        self.count_appended()
         return packed
+
+    def count_appended(self) -> None:
+        """Counts a decode step's rows, which `append_rows` writes to the host, in the traffic."""
+        row_bytes = self._tiers.config.kv.row_bytes
+        self._traffic.spilled_bytes += self._step.num_spilled_rows * row_bytes
 
     def append_chunk(self, values: torch.Tensor) -> None:
         """Writes the rows [rows, query_dim] of a prefill chunk to the host pool."""
