@@ -187,6 +187,8 @@ class SidecarConfig:
         window_blocks: index-key blocks of one sequence and anchor layer on the device. At 1M tokens
             112 of them and all pooled keys take 2.9 B a token; 176 of them 3.9 B.
         max_step_rows: most rows of one sequence in a decode step (1 + draft tokens).
+        warm_rows: so many last rows of each sequence in a prefill chunk leave what they selected in
+            its hot buffers, as far as it fits, so that the first decode steps miss less.
         stage_rows: device rows through which a prefill chunk streams the prefix of one layer.
         block_tokens: tokens of one block, a multiple of the page.
         max_logits_bytes: bound on the logits of one selection; more rows are taken in groups.
@@ -211,6 +213,7 @@ class SidecarConfig:
     hot_slots: int | None = None
     window_blocks: int = 112
     max_step_rows: int = 1
+    warm_rows: int = 0
     stage_rows: int = 65536
     block_tokens: int = 128
     max_logits_bytes: int = 1 << 28
@@ -229,6 +232,7 @@ class SidecarConfig:
         for name in ("host_pages", "max_sequences", "max_step_rows", "window_blocks"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be >= 1")
         require(self.max_logits_bytes >= 1, f"max_logits_bytes is {self.max_logits_bytes}, needs 1")
+        require(self.warm_rows >= 0, f"warm_rows is {self.warm_rows}, must be >= 0")
         check_split_keys(self.split_keys)
         self._check_device_sizes()
         try:

@@ -111,7 +111,9 @@ class LayerPipeline:
         if inputs.index_k is not None:
             self._index_rows(step, layer).append_chunk(inputs.index_k)
         self._select(step, layer, inputs)
-        return self._attend_staged(step, kv_rows, inputs)
+        results = self._attend_staged(step, kv_rows, inputs)
+        kv_rows.warm_up()
+        return results
 
     # -- selection ----------------------------------------------------------------------------
 

@@ -51,11 +51,13 @@ class GroupStep:
         topk_indices: [rows, topk] int32, token positions.
         slots: [rows, topk] int32, their slots; None in a prefill chunk.
         plan: the rows to swap in, the same for every layer of the group.
+        warm_plans: of a prefill chunk, what its last rows leave in the hot buffers, row after row.
     """
 
     topk_indices: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     plan: MissPlan | None = None
+    warm_plans: tuple[MissPlan, ...] | None = None
 
 
 @dataclass

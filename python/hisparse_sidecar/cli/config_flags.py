@@ -34,6 +34,7 @@ _FLAGS = {
             "window_blocks", int, "index-key blocks of a sequence and anchor layer on the device"
         ),
         _Flag("max_step_rows", int, "most rows of a sequence in a decode step"),
+        _Flag("warm_rows", int, "last rows of a chunk whose selection stays on the device (0)"),
         _Flag("stage_rows", int, "device rows through which a prefill chunk streams"),
         _Flag("block_tokens", int, "tokens of a block, a multiple of 64"),
     ),
