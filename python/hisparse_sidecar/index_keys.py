@@ -155,6 +155,8 @@ class LayerIndexKeys(IndexKeyChoices):
     def _is_shared_stream(self, num_scored: int) -> bool:
         """Whether rows of one sequence would each read its missing blocks from the host."""
         rows = max((sequence.num_rows for sequence in self._step.sequences), default=0)
+        if self._step.frame is not None:
+            rows = self._tiers.config.max_step_rows
         return self._step.kind == "decode" and rows > 1 and not self._window.fits(num_scored)
 
     def _best_streamed(

@@ -71,6 +71,10 @@ class LayerPipeline:
         for group, traffic in enumerate(self._traffic):
             BlockWindow(self._tiers, step, group, traffic).load()
 
+    def join_side(self) -> None:
+        """What is launched from now on begins after what layers left beside them is done."""
+        self._tiers.side.join()
+
     @property
     def num_layers(self) -> int:
         """Layers of the model."""

@@ -43,15 +43,17 @@ class StepFrame:
     """Decode steps of up to so many rows and sequences, whose tables lie in the same places.
 
     Whatever depends on the host's numbers in a step depends on the frame's here: lists are as long
-    as `max_tokens` need, plans as the largest hot buffer does. Bits are those of a step without a
-    frame. Every sequence's block window must hold all of its blocks, so all steps go one way.
+    as `max_tokens` need, plans as the largest hot buffer does, and how blocks outside a window
+    are read is decided once. Bits are those of a step without a frame.
 
     Attributes:
         rows: of every step, padding included.
         sequences: most of a step.
         max_tokens: most of a sequence, the new ones included.
         selection: of every sequence in it.
-        hot_slots, window_slots: most of a sequence.
+        hot_slots, window_slots: of a sequence by the config: most hot slots, and the window slots
+            that it has, or at least, where its window holds every block, those that it needs.
+        is_resident: whether such a window holds every block of `max_tokens`.
         tables: the places by name, as `Step` has them; device memory.
     """
 
@@ -80,6 +82,8 @@ class StepFrame:
         self._touched = config.touched_blocks
         self.hot_slots = config.default_hot_slots
         self.window_slots = config.window_blocks + config.touched_blocks
+        self._step_rows = config.max_step_rows
+        self.is_resident = self._blocks_of(max_tokens) + self._touched <= self.window_slots
         shapes = _tables(rows, sequences, max_tokens, config.block_tokens)
         self._starts, total = {}, 0
         for name, table in shapes.items():
@@ -104,12 +108,25 @@ class StepFrame:
             require(member.length <= self.max_tokens, message)
             message = f"{who} has {ranges.slot_count} hot slots, the frame holds {self.hot_slots}"
             require(ranges.slot_count <= self.hot_slots, message)
-            needed = -(-member.length // self._block_tokens) + self._touched
-            for found, what in ((ranges.window_count, "has"), (self.window_slots, "holds at most")):
-                message = f"{who} needs {needed} window slots for every block, {what} {found}"
-                require(needed <= found, message)
+            needed, found = self._window_slots_of(member), ranges.window_count
+            require(needed <= found, f"{who} needs {needed} window slots, has {found}")
+            message = f"{who} has {found} window slots, the frame holds {self.window_slots}"
+            require(found <= self.window_slots, message)
             message = f"{who} selects by {member.selection}, its frame by {self.selection}"
             require(member.selection == self.selection, message)
+
+    def _window_slots_of(self, member: "StepSequence") -> int:
+        if not self.is_resident:
+            return self.window_slots
+        return self._blocks_of(member.length) + self._touched
+
+    def _blocks_of(self, tokens: int) -> int:
+        return -(-tokens // self._block_tokens)
+
+    def fits(self, num_scored: int) -> bool:
+        """Whether a window holds what the rows of a sequence may score and its new rows touch."""
+        most = min(self._step_rows * num_scored, self._blocks_of(self.max_tokens))
+        return most + self._touched <= self.window_slots
 
     def put(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Writes the tables of a step, in one copy that the host does not wait for.

@@ -127,7 +127,12 @@ class StepGraph:
     def _record(self, step: Step, recording: Recording, epoch: int) -> _Recorded:
         before, step.watch = step.watch, StepWatch()
         outputs: list[LayerOutputs] = []
-        recording.record(lambda: outputs.extend(self._layer_by_layer(step)))
+
+        def work() -> None:
+            outputs.extend(self._layer_by_layer(step))
+            self._pipeline.join_side()
+
+        recording.record(work)
         watch = step.watch
         step.watch = before.joined(watch)
         return _Recorded(recording, tuple(outputs), tuple(step.groups), watch, epoch)

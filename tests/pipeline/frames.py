@@ -23,8 +23,13 @@ ROWS, MAX_TOKENS, STEP_ROWS, MOST_OPEN = 6, 448, 2, 5
 
 def frame_config(selection: SelectionConfig, **changes: object) -> SidecarConfig:
     """Windows with room for every block, hot buffers with little."""
-    settings = {"max_sequences": MOST_OPEN, "max_step_rows": STEP_ROWS, "hot_slots": 100}
-    return small_config(selection=selection, window_blocks=8, **(settings | changes))
+    settings: dict[str, object] = {
+        "max_sequences": MOST_OPEN,
+        "max_step_rows": STEP_ROWS,
+        "hot_slots": 100,
+        "window_blocks": 8,
+    }
+    return small_config(selection=selection, **(settings | changes))
 
 
 class NotedOps:
