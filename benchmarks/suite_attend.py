@@ -19,14 +19,19 @@ if TYPE_CHECKING:
     from benchmarks.ops.pinned import PinnedPool
 
 _HEADS, _BATCHES = (128, 64, 16, 8), (1, 2, 8, 32, 128)
-_DECODE = re.compile(r"sparse_mla batch (?P<x>\d+), L=\w+, (?P<layout>\w+), (?P<heads>\d+) heads")
+_SPLIT_HEADS = (128, 64, 16)
+_SPLITS = "decode, fp8_ds_mla, by splits of keys"
+_DECODE = re.compile(
+    r"sparse_mla batch (?P<x>\d+), L=\w+, (?P<layout>\w+), (?P<heads>\d+) heads"
+    r"(?:, (?P<split>.+))?"
+)
 _PREFILL = re.compile(
     r"sparse_mla (?P<rows>\d+) rows, L=\w+, (?P<layout>\w+), (?P<x>\d+) heads, (?P<lists>\w+) lists"
 )
 
 
 def attend_cases(peers: "Peers", pool: "PinnedPool") -> "Iterator[Case]":
-    """Decode of each layout, then prefill; `pool` is not used."""
+    """Decode of each layout, and in other splits of keys, then prefill; `pool` is not used."""
     from benchmarks.ops.attention_cases import decode_case, prefill_case
     from benchmarks.ops.inputs import BF16_ROWS, FP8_ROWS
 
@@ -35,9 +40,20 @@ def attend_cases(peers: "Peers", pool: "PinnedPool") -> "Iterator[Case]":
         for heads in _HEADS:
             for batch in _BATCHES:
                 yield decode_case(peers, batch, heads, layout)
+    yield from _split_cases(peers)
     for layout in (FP8_ROWS, BF16_ROWS):
         for heads in _HEADS:
             yield prefill_case(peers, heads, layout)
+
+
+def _split_cases(peers: "Peers") -> "Iterator[Case]":
+    from benchmarks.ops.attention_cases import decode_case, other_splits
+    from benchmarks.ops.inputs import FP8_ROWS
+
+    for heads in _SPLIT_HEADS:
+        for batch in _BATCHES:
+            for split_keys in other_splits(heads):
+                yield decode_case(peers, batch, heads, FP8_ROWS, split_keys)
 
 
 def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
@@ -47,7 +63,10 @@ def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
 
 
 def read_points(rows: list[Row]) -> list[Point]:
-    """Times of decode over batch, a line for each number of heads, and of prefill over heads."""
+    """Times of decode over batch, a line for each number of heads, and of prefill over heads.
+
+    Decode in other splits than the default has a panel of its own.
+    """
     points = []
     for row in rows:
         decode, prefill = _DECODE.fullmatch(row.case), _PREFILL.fullmatch(row.case)
@@ -56,6 +75,8 @@ def read_points(rows: list[Row]) -> list[Point]:
             continue
         panel = f"decode, {found['layout']}" if decode else "prefill"
         line = f"{found['heads']} heads" if decode else f"{found['layout']}, {found['lists']}"
+        if decode and decode["split"]:
+            panel, line = _SPLITS, f"{line}, {decode['split']}"
         x = float(found["x"])
         points.append(Point(panel, line, "", x, float(row.ours)))
         if row.peer:
@@ -70,6 +91,7 @@ def plot_latency(rows: list[Row], path: Path) -> None:
         f"decode, {layout}": Panel("batch", "us", log_x=True, log_y=True)
         for layout in ("fp8_ds_mla", "bf16")
     }
+    panels[_SPLITS] = Panel("batch", "us", log_x=True, log_y=True)
     panels["prefill"] = Panel("heads", "us", log_x=True, log_y=True)
     title = f"sparse MLA, top 2048 of 64K: {rows[0].gpu}, {rows[0].commit}" if rows else ""
     draw_lines(read_points(rows), panels, title, path)

@@ -61,9 +61,27 @@ def prefill_case(peers: Peers, heads: int, layout: KvLayout, lists: str = "rando
     return Case(name, partial(_prefill, peers, heads, layout, lists))
 
 
-def decode_case(peers: Peers, batch: int, heads: int, layout: KvLayout) -> Case:
+def decode_case(
+    peers: Peers, batch: int, heads: int, layout: KvLayout, split_keys: int | None = None
+) -> Case:
+    """In the splits of keys that are the default, or in other ones (0 = none): then without peers.
+
+    The peers' times are in the rows of the default.
+    """
     name = f"sparse_mla batch {batch}, L=64K, {layout.name}, {heads} heads"
-    return Case(name, partial(prepare_decode, peers, batch, heads, layout))
+    if split_keys is not None:
+        name += f", {split_name(split_keys)}"
+    return Case(name, partial(prepare_decode, peers, batch, heads, layout, split_keys))
+
+
+def other_splits(heads: int) -> list[int]:
+    """Values of the setting `split_keys` that are timed beside the default of so many heads."""
+    return [split for split in (256, 512, 1024, 0) if split != decode_split_keys(heads)]
+
+
+def split_name(split_keys: int) -> str:
+    """How a setting of splits is named in cases."""
+    return f"splits of {split_keys}" if split_keys else "unsplit"
 
 
 @dataclass(frozen=True)
@@ -148,19 +166,24 @@ def _prefill(peers: Peers, heads: int, layout: KvLayout, lists: str) -> Prepared
     return Prepared(work, ours, {_peer_name(heads): flash_mla})
 
 
-def prepare_decode(peers: Peers, batch: int, heads: int, layout: KvLayout) -> Prepared:
+def prepare_decode(
+    peers: Peers, batch: int, heads: int, layout: KvLayout, split_keys: int | None = None
+) -> Prepared:
     sets = num_sets(batch * _TOPK * layout.row_bytes)
     sequences = sets * batch
     rows = kv_rows(sequences * _CONTEXT, layout)
     first = torch.arange(sequences, device="cuda")[:, None] * _CONTEXT
     lists = list((positions(sequences, _TOPK, _CONTEXT) + first).int().view(sets, batch, _TOPK))
-    inputs = _Inputs(_queries(batch, heads), rows, lists, layout, decode_split_keys(heads))
+    split = decode_split_keys(heads) if split_keys is None else split_keys or _TOPK
+    inputs = _Inputs(_queries(batch, heads), rows, lists, layout, split)
     ours, out, attend = inputs.contender()
 
     def flash_mla() -> Contender:
         return inputs.peer(_decode_peer(peers, rows, layout), attend, out)
 
     work = attention_work(batch, heads, _TOPK, batch * _TOPK, layout)
+    if split_keys is not None:
+        return Prepared(work, ours)
     kernel = "FlashMLA" if layout == FP8_ROWS else "FlashMLA's prefill kernel"
     return Prepared(work, ours, {_peer_name(heads, kernel): flash_mla})
 

@@ -86,9 +86,16 @@ class SglangHotBuffers:
         return self.tokens.clone(), self.order.clone()
 
     def restore(self, saved: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Back to a copy of the state."""
+        """Back to a copy of the state; the rows stay those of the steps since: see `refill`."""
         self.tokens.copy_(saved[0])
         self.order.copy_(saved[1])
+
+    def refill(self) -> None:
+        """Gives every slot in use the row of its token; all of them, were they evicted or not."""
+        for request, tokens in enumerate(self.tokens):
+            held = tokens >= 0
+            rows = self._host_row_ids[request][tokens[held].long()]
+            self.device_rows[self.locations[request][held].long()] = self._host_rows[rows]
 
 
 class Sglang:

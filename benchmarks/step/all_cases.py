@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from benchmarks.ops.attention_cases import other_splits, split_name
 from benchmarks.ops.case import Case, Contender, Prepared
 from benchmarks.ops.compare import check_equal
 from benchmarks.ops.count import (
@@ -30,11 +31,16 @@ WHOLE = "whole"
 
 @dataclass(frozen=True)
 class Shape:
-    """A step of one row of each of `batch` sequences, `percent` of whose rows miss."""
+    """A step of one row of each of `batch` sequences, `percent` of whose rows miss.
+
+    Attributes:
+        split_keys: as the setting of that name; None = the default.
+    """
 
     batch: int
     percent: int
     heads: int
+    split_keys: int | None = None
 
     @property
     def name(self) -> str:
@@ -48,7 +54,10 @@ class Shape:
 
 
 def all_cases(worlds: Worlds, peers: Peers, pool: PinnedPool) -> Iterator[Case]:
-    """Batch after batch, for each has a world of its own; of a shape the whole step first."""
+    """Batch after batch, for each has a world of its own; of a shape the whole step first.
+
+    With the fewest misses whole steps are run in other splits of keys, too; without peers.
+    """
     for batch in BATCHES:
         parts = PeerParts(peers, pool)
         for percent in PERCENTS:
@@ -58,13 +67,20 @@ def all_cases(worlds: Worlds, peers: Peers, pool: PinnedPool) -> Iterator[Case]:
                 for stage in STAGES:
                     prepare = partial(_stage, worlds, parts, shape, stage)
                     yield Case(f"{shape.name}, {stage}", prepare)
+        for heads in HEADS:
+            for split_keys in other_splits(heads):
+                shape = Shape(batch, PERCENTS[0], heads, split_keys)
+                name = f"{shape.name}, {WHOLE}, {split_name(split_keys)}"
+                yield Case(name, partial(_whole, worlds, parts, shape))
 
 
 def _whole(worlds: Worlds, parts: PeerParts, shape: Shape) -> Prepared:
     one = worlds.of(shape.batch)
-    one.set_up(shape.heads, shape.misses)
+    one.set_up(shape.heads, shape.misses, shape.split_keys)
     calls = [partial(one.run_layer, layer) for layer in one.layers]
     ours = Contender(one.check, Timed(calls, one.reset))
+    if shape.split_keys is not None:
+        return Prepared(_whole_work(shape), ours)
     peers: Mapping[str, Callable[[], Contender]] = {
         SUM: partial(parts.together, shape.batch, shape.misses, shape.heads),
         DENSE: partial(parts.dense, shape.batch, shape.heads),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _CASE = re.compile(
     r"step batch (?P<batch>\d+), (?P<percent>\d+) % misses, L=128K, (?P<heads>\d+) heads, "
-    r"(?P<stage>.+)"
+    r"(?P<stage>[^,]+)"
 )
 _WHOLE, REST = "whole", "between the ops"
 _PARTS = (*STAGES, REST)

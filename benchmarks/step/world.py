@@ -58,8 +58,14 @@ class World:
         self._selected = [outputs.topk_indices.clone() for outputs in self._outputs]
         self._save()
 
-    def set_up(self, heads: int, misses: int) -> None:
-        """Queries of so many heads, and hot buffers in which so many of their rows are missing."""
+    def set_up(self, heads: int, misses: int, split_keys: int | None = None) -> None:
+        """Queries of so many heads, and hot buffers in which so many of their rows are missing.
+
+        Attention goes over splits of so many keys, as the setting of that name says.
+        """
+        sidecar, config = self._sidecar, replace(self._tiers.config, split_keys=split_keys)
+        self._tiers = replace(self._tiers, config=config)
+        sidecar._pipeline = LayerPipeline(self._tiers, sidecar._traffic, sidecar._policy)
         self._inputs = [replace(one, query=self._queries(heads)) for one in self._inputs]
         for layer, selected in enumerate(self._selected):
             self._fill(layer, Wanted(selected, self._start, misses))

@@ -29,14 +29,15 @@ class BlockWindow:
         self._state = tiers.device.window[group]
         self.pages = tiers.device.window_pages[group]
         self.slot_table = self._state.slot_table
-        longest = max((sequence.length for sequence in step.sequences), default=0)
-        self._num_blocks = -(-longest // self._block_tokens)
+        self._num_blocks = -(-step.most_tokens // self._block_tokens)
 
     # -- whole sequences ----------------------------------------------------------------------
 
     @property
     def has_room_for_all(self) -> bool:
         """Whether every sequence's window holds all of its blocks."""
+        if self._step.frame is not None:
+            return self._step.frame.is_resident
         return all(self.has_room(sequence) for sequence in self._step.sequences)
 
     def holds(self, sequence: StepSequence) -> bool:
@@ -56,6 +57,9 @@ class BlockWindow:
         Nothing asks for these blocks: their bytes count, not they.
         """
         loaded, sequences = self._tiers.loaded, self._step.sequences
+        if self._step.frame is not None and not self._step.frame.is_resident:
+            self.forget_loaded(sequences)
+            return False
         rooms = [(sequence, self.has_room(sequence)) for sequence in sequences]
         missing = [has_room and not self.holds(one) for one, has_room in rooms]
         self.forget_loaded(one for one, has_room in rooms if not has_room)
@@ -64,8 +68,10 @@ class BlockWindow:
         device = self.pages.device
         items = torch.arange(self._num_blocks, dtype=torch.int32, device=device)
         held = items * self._block_tokens < self._step.lengths[:, None]
+        count = self._step.num_sequences
+        missing += [False] * (count - len(missing))  # what is none's in a frame
         wanted = upload({"wanted": torch.tensor(missing)}, device)["wanted"]
-        numbers = torch.arange(len(sequences), dtype=torch.int32, device=device)
+        numbers = torch.arange(count, dtype=torch.int32, device=device)
         items = torch.where(held & wanted[:, None], items, -1)
         plan, _ = self._resolve(items, numbers, self._step.select_stamps, None)
         read = plan.miss_count * self._block_bytes
@@ -82,6 +88,8 @@ class BlockWindow:
 
     def fits(self, num_scored: int) -> bool:
         """Whether every sequence's window holds what its rows may score and its new rows touch."""
+        if self._step.frame is not None:
+            return self._step.frame.fits(num_scored)
         touched = self._tiers.config.touched_blocks
         return all(
             min(sequence.num_rows * num_scored, self._blocks_of(sequence)) + touched
@@ -130,6 +138,8 @@ class BlockWindow:
         Every other step goes backwards, so that it finds what the last one left.
         """
         windows = [sequence.ranges.window_count for sequence in self._step.sequences]
+        if self._step.frame is not None:
+            windows = [self._step.frame.window_slots]
         room = max(1, min(windows, default=1) - self._tiers.config.touched_blocks)
         starts = range(0, self._num_blocks, room)
         tiles = [range(start, min(start + room, self._num_blocks)) for start in starts]
@@ -138,10 +148,10 @@ class BlockWindow:
     def stream(self, query: SelectionQuery, block_ids: torch.Tensor, tile: range) -> torch.Tensor:
         """Brings a tile of blocks in; slots [rows, m] int32 of `block_ids`, -1 outside the tile."""
         step, device = self._step, block_ids.device
-        numbers = torch.arange(len(step.sequences), dtype=torch.int32, device=device)
+        numbers = torch.arange(step.num_sequences, dtype=torch.int32, device=device)
         items = torch.arange(tile.start, tile.stop, dtype=torch.int32, device=device)
         held = items * self._block_tokens < step.lengths[:, None]
-        asked = torch.zeros(len(step.sequences) + 1, dtype=torch.bool, device=device)
+        asked = torch.zeros(step.num_sequences + 1, dtype=torch.bool, device=device)
         # -1 of a padding row asks for the last entry, of no sequence; index_put would wait
         asked.index_fill_(0, (query.row_seq % asked.numel()).long(), True)
         items = torch.where(held & asked[:-1, None], items, -1)

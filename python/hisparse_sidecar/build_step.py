@@ -19,6 +19,7 @@ from hisparse_sidecar.step import (
     claim_stamp,
     stream_stamp,
 )
+from hisparse_sidecar.step_frame import StepFrame
 from hisparse_sidecar.uploads import upload
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ def build_step(
     plan: "StepTables",
     ranks: StepRanks,
     device: torch.device,
+    frame: StepFrame | None = None,
 ) -> Step:
     """The tensors of a step of these sequences, which `plan` has the tables of.
+
+    In a frame they lie in its places; what of them only a prefill chunk has is left out.
 
     A decode step spills what is this rank's to write. A prefill chunk reads its own rows from the
     host, so every rank writes all of them: the same bytes.
@@ -57,8 +61,12 @@ def build_step(
         **_of_positions(planned["row_pos"], config.block_tokens),
         "row_selection": _row_selection(sequences, planned["row_seq"]),
     }
-    uploaded = upload(tensors, device)
-    found = {**table_views(uploaded["content"], tables), **uploaded}
+    if frame is None:
+        uploaded = upload(tensors, device)
+        found = {**table_views(uploaded["content"], tables), **uploaded}
+    else:
+        nothing = {"closed_rows": torch.empty(0), "closed_pages": torch.empty(0)}
+        found = frame.put(planned | tensors) | nothing
     hot_ranges, window_ranges = slot_ranges(found)
     return Step(
         kind=kind,
@@ -71,7 +79,7 @@ def build_step(
         page_table=found["page_table"],
         host_row_ids=found["host_row_ids"],
         spill_row_ids=found["spill_row_ids"],
-        begins_blocks=_begin_blocks(sequences, config.block_tokens),
+        begins_blocks=frame is not None or _begin_blocks(sequences, config.block_tokens),
         num_spilled_rows=int((spill_row_ids >= 0).sum()),
         num_spilled_blocks=int((closed_pages >= 0).sum()),
         pooled_table=found["pooled_table"],
@@ -88,6 +96,7 @@ def build_step(
         closed_pages=found["closed_pages"],
         selections=tuple(zip(_selections(sequences), found["row_selection"], strict=True)),
         groups=[GroupStep() for _ in config.model.anchors],
+        frame=frame,
     )
 
 

@@ -12,6 +12,7 @@ from hisparse_kernels.layouts import (
     index_layout,
     kv_layout,
 )
+from hisparse_kernels.sparse_mla import SPLIT_ALIGN, decode_split_keys
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.tiers_config import TiersConfig
 
@@ -39,6 +40,13 @@ def require(condition: bool, message: str) -> None:
 def require_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
     """Raises InvalidArgument that lists `known` unless `value` is one of them."""
     require(value in known, f"{what} is {value!r}, must be one of {', '.join(sorted(known))}")
+
+
+def check_split_keys(found: int | None) -> None:
+    """Raises InvalidArgument unless attention can have splits of so many keys; 0 = all."""
+    split = found or 0
+    message = f"split_keys is {split}, needs 0 or a multiple of {SPLIT_ALIGN}"
+    require(split >= 0 and split % SPLIT_ALIGN == 0, message)
 
 
 @dataclass(frozen=True)
@@ -179,9 +187,14 @@ class SidecarConfig:
         window_blocks: index-key blocks of one sequence and anchor layer on the device. At 1M tokens
             112 of them and all pooled keys take 2.9 B a token; 176 of them 3.9 B.
         max_step_rows: most rows of one sequence in a decode step (1 + draft tokens).
+        warm_rows: so many last rows of each sequence in a prefill chunk leave what they selected in
+            its hot buffers, as far as it fits, so that the first decode steps miss less.
         stage_rows: device rows through which a prefill chunk streams the prefix of one layer.
         block_tokens: tokens of one block, a multiple of the page.
         max_logits_bytes: bound on the logits of one selection; more rows are taken in groups.
+        split_keys: keys of one split of decode attention, a multiple of 64, 0 = all of a row's. The
+            last bits of outputs depend on it, and so nothing else chooses it: never the rows of a
+            step. None = 256, or 128 where a row has up to 32 heads.
         selection: default selection of a sequence.
         layer_profile: file of what single layers change in the default selection; a sequence that
             asks for another one gets that in every layer.
@@ -200,9 +213,11 @@ class SidecarConfig:
     hot_slots: int | None = None
     window_blocks: int = 112
     max_step_rows: int = 1
+    warm_rows: int = 0
     stage_rows: int = 65536
     block_tokens: int = 128
     max_logits_bytes: int = 1 << 28
+    split_keys: int | None = None
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     layer_profile: str | None = None
     huge_pages: bool = False
@@ -217,6 +232,8 @@ class SidecarConfig:
         for name in ("host_pages", "max_sequences", "max_step_rows", "window_blocks"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be >= 1")
         require(self.max_logits_bytes >= 1, f"max_logits_bytes is {self.max_logits_bytes}, needs 1")
+        require(self.warm_rows >= 0, f"warm_rows is {self.warm_rows}, must be >= 0")
+        check_split_keys(self.split_keys)
         self._check_device_sizes()
         try:
             kv_layout(self.kv_layout)
@@ -254,6 +271,12 @@ class SidecarConfig:
         if self.hot_slots is None:
             return 2 * self.model.topk * self.max_step_rows
         return self.hot_slots
+
+    def decode_split(self, heads: int) -> int:
+        """Keys of one split of decode attention with so many heads; topk or more = no splits."""
+        if self.split_keys is None:
+            return decode_split_keys(heads)
+        return self.split_keys or -(-self.model.topk // SPLIT_ALIGN) * SPLIT_ALIGN
 
     @property
     def pages_per_block(self) -> int:

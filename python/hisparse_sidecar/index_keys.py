@@ -26,7 +26,7 @@ class LayerIndexKeys(IndexKeyChoices):
         self._window = BlockWindow(tiers, step, group, traffic)
         self._is_fetching = False
         self._host_pages = tiers.host.index_pages[group]
-        self.num_tokens = max((sequence.length for sequence in step.sequences), default=0)
+        self.num_tokens = step.most_tokens
         self.num_blocks = -(-self.num_tokens // self.block_tokens)
 
     # -- what selectors ask for ---------------------------------------------------------------
@@ -130,7 +130,7 @@ class LayerIndexKeys(IndexKeyChoices):
         """See `selection.IndexKeys`."""
         counts = self._traffic.selection
         if isinstance(amounts, int):
-            setattr(counts, what, getattr(counts, what) + amounts)
+            self._step.watch.see_number(counts, what, amounts)
         else:
             self._step.watch.see_amounts(counts, what, amounts)
 
@@ -155,6 +155,8 @@ class LayerIndexKeys(IndexKeyChoices):
     def _is_shared_stream(self, num_scored: int) -> bool:
         """Whether rows of one sequence would each read its missing blocks from the host."""
         rows = max((sequence.num_rows for sequence in self._step.sequences), default=0)
+        if self._step.frame is not None:
+            rows = self._tiers.config.max_step_rows
         return self._step.kind == "decode" and rows > 1 and not self._window.fits(num_scored)
 
     def _best_streamed(

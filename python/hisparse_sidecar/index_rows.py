@@ -35,7 +35,7 @@ class LayerIndexRows:
         Raises:
             WrongState: an earlier token has no index row; nothing has changed.
         """
-        self._check_complete()
+        self.check_complete()
         self._window.hold_touched()
         step, index_k = self._step, inputs.index_k
         assert index_k is not None
@@ -64,6 +64,15 @@ class LayerIndexRows:
         spilled = self._step.num_spilled_rows + self._step.num_spilled_blocks
         self._traffic.spilled_bytes += spilled * self._layout.row_bytes
 
+    def check_complete(self) -> None:
+        """Raises WrongState unless every token before the step's rows has its index row."""
+        for sequence in self._step.sequences:
+            closed, open_tokens = self._tiers.manager.pooled_state(sequence.handle, self._group)
+            found = closed * self._block_tokens + open_tokens
+            if found != sequence.start:
+                held = f"sequence {sequence.handle} has index keys of {found} tokens"
+                raise WrongState(f"{held}, its new rows start at {sequence.start}")
+
     # -- prefill ------------------------------------------------------------------------------
 
     def append_chunk(self, index_k: torch.Tensor) -> None:
@@ -72,7 +81,7 @@ class LayerIndexRows:
         Raises:
             WrongState: an earlier token has no index row; nothing has changed.
         """
-        self._check_complete()
+        self.check_complete()
         self._forget_touched_blocks()
         step, index_rows = self._step, self._tiers.ops.pack_index_rows(index_k, self._layout)
         self._tiers.ops.append_index_rows(
@@ -108,15 +117,6 @@ class LayerIndexRows:
         self._traffic.spilled_bytes += step.num_spilled_blocks * self._layout.row_bytes
 
     # -- the core -----------------------------------------------------------------------------
-
-    def _check_complete(self) -> None:
-        """Raises WrongState unless every token before the step's rows has its index row."""
-        for sequence in self._step.sequences:
-            closed, open_tokens = self._tiers.manager.pooled_state(sequence.handle, self._group)
-            found = closed * self._block_tokens + open_tokens
-            if found != sequence.start:
-                held = f"sequence {sequence.handle} has index keys of {found} tokens"
-                raise WrongState(f"{held}, its new rows start at {sequence.start}")
 
     def _advance(self) -> None:
         for sequence in self._step.sequences:

@@ -10,6 +10,7 @@ from hisparse_kernels.swap_in import FreshRows
 from hisparse_sidecar.stats import GroupTraffic
 from hisparse_sidecar.step import GroupStep, Step
 from hisparse_sidecar.tiers import Tiers
+from hisparse_sidecar.uploads import upload
 
 
 class LayerKvRows:
@@ -43,8 +44,13 @@ class LayerKvRows:
         packed = self._host_rows.new_empty(step.num_rows, layout.row_bytes)
         rows = StepRows(step.row_seq, step.row_pos, step.spill_row_ids)
         self._ops.append_rows(values, layout, rows, self._host_rows, packed, index)
-        self._traffic.spilled_bytes += step.num_spilled_rows * layout.row_bytes
+        self.count_appended()
         return packed
+
+    def count_appended(self) -> None:
+        """Counts a decode step's rows, which `append_rows` writes to the host, in the traffic."""
+        row_bytes = self._tiers.config.kv.row_bytes
+        self._traffic.spilled_bytes += self._step.num_spilled_rows * row_bytes
 
     def append_chunk(self, values: torch.Tensor) -> None:
         """Writes the rows [rows, query_dim] of a prefill chunk to the host pool."""
@@ -105,6 +111,36 @@ class LayerKvRows:
             end = rows.start + group.shape[0]
             yield slice(rows.start, end), stage, torch.where(group >= 0, row_ids, -1)
             rows = slice(end, rows.stop)
+
+    def warm_up(self) -> None:
+        """Leaves what the chunk's last `warm_rows` rows selected in the hot buffers.
+
+        Of what does not fit, the newest row's stays; nothing of it is kept from later steps.
+        """
+        shared = self.shared
+        if shared.warm_plans is None:
+            shared.warm_plans = tuple(map(self._warm_plan, range(self._tiers.config.warm_rows)))
+        for plan in shared.warm_plans:
+            self._ops.swap_in(self._host_rows, self._step.page_table, plan, self._hot_rows)
+
+    def _warm_plan(self, number: int) -> MissPlan:
+        """Gives slots to what one of each sequence's last rows selected; the newest comes last."""
+        step, shared, before_end = self._step, self.shared, self._tiers.config.warm_rows - number
+        ranges = map(step.row_range, range(len(step.sequences)))
+        rows = [max(one.start, one.stop - before_end) for one in ranges]
+        device = self._hot_rows.device
+        numbers = torch.arange(len(rows), dtype=torch.int32)
+        uploaded = upload({"rows": torch.tensor(rows), "numbers": numbers}, device)
+        assert shared.topk_indices is not None
+        items = shared.topk_indices.index_select(0, uploaded["rows"])
+        plan, state = step.hot_plan(), self._tiers.device.hot[self._group]
+        where = uploaded["numbers"], state, step.hot_ranges, step.stream_stamps
+        self._ops.resolve(items, *where, plan, torch.empty_like(items))
+        row_bytes = self._tiers.config.model.groups.count(self._group) * self._hot_rows.shape[1]
+        step.watch.see_resolve("rows", plan, None, row_bytes)
+        read = plan.miss_count * row_bytes
+        step.watch.see_amounts(self._traffic, "prefill_row_bytes", read)
+        return plan
 
     def _stage(self, number: int, positions: torch.Tensor) -> None:
         """Copies the rows at ascending `positions` to the first rows of the stage."""

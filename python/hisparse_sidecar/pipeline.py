@@ -2,7 +2,7 @@
 
 import torch
 
-from hisparse_kernels.sparse_mla import decode_split_keys
+from hisparse_sidecar.block_window import BlockWindow
 from hisparse_sidecar.checks import check_inputs
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument
@@ -50,6 +50,46 @@ class LayerPipeline:
         assert topk_indices is not None
         return LayerOutputs(out, lse, topk_indices)
 
+    def note_layer(self, step: Step, layer: int) -> None:
+        """What `run_layer` of a decode step leaves with the host, where a graph does the rest.
+
+        Raises:
+            WrongState: see `run_layer`.
+        """
+        model = self._tiers.config.model
+        step.enter_layer(layer, model.anchor_of[layer])
+        traffic = self._traffic[model.group(layer)]
+        if model.is_anchor(layer):
+            index_rows = self._index_rows(step, layer)
+            index_rows.check_complete()
+            index_rows.end()
+        LayerKvRows(self._tiers, step, layer, traffic).count_appended()
+        step.layers_done.add(layer)
+
+    def load_windows(self, step: Step) -> None:
+        """Gives every block of a decode step's sequences a window slot, where there is room."""
+        for group, traffic in enumerate(self._traffic):
+            BlockWindow(self._tiers, step, group, traffic).load()
+
+    def join_side(self) -> None:
+        """What is launched from now on begins after what layers left beside them is done."""
+        self._tiers.side.join()
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self._tiers.config.model.num_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layers run."""
+        return self._tiers.device.device
+
+    @property
+    def gate_epoch(self) -> int:
+        """Of the table that chooses between flat and HISA: with it, the path may change."""
+        return self._policy.gate.epoch
+
     def _decode(
         self, step: Step, layer: int, inputs: LayerInputs, kv_rows: LayerKvRows
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +103,7 @@ class LayerPipeline:
             step.watch.see_largest(layer, index)
         self._select(step, layer, inputs)
         hot_rows, slots = kv_rows.swap_in(packed)
-        split_keys = decode_split_keys(inputs.query.shape[1])
+        split_keys = self._tiers.config.decode_split(inputs.query.shape[1])
         return self._attend(inputs.query, hot_rows, slots, inputs.sink, split_keys)
 
     def _prefill(
@@ -75,7 +115,9 @@ class LayerPipeline:
         if inputs.index_k is not None:
             self._index_rows(step, layer).append_chunk(inputs.index_k)
         self._select(step, layer, inputs)
-        return self._attend_staged(step, kv_rows, inputs)
+        results = self._attend_staged(step, kv_rows, inputs)
+        kv_rows.warm_up()
+        return results
 
     # -- selection ----------------------------------------------------------------------------
 

@@ -81,7 +81,8 @@ class GroupTraffic:
         rows: KV rows through the hot buffer, decode steps only.
         blocks: index-key blocks through the block window, decode steps only.
         prefill_blocks: index-key blocks streamed through the window by prefill chunks.
-        prefill_row_bytes: bytes of KV rows streamed through the stage by prefill chunks.
+        prefill_row_bytes: bytes of KV rows that prefill chunks streamed through the stage or left
+            in hot buffers.
         spilled_bytes: bytes written from device to host.
         selection: what choosing came to.
     """

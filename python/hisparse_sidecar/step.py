@@ -9,6 +9,7 @@ from hisparse_kernels.resolve import MissPlan, SlotRanges
 from hisparse_sidecar._core import SequenceRanges
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.step_frame import StepFrame
 from hisparse_sidecar.step_watch import StepWatch
 
 StepKind = Literal["decode", "prefill"]
@@ -50,11 +51,13 @@ class GroupStep:
         topk_indices: [rows, topk] int32, token positions.
         slots: [rows, topk] int32, their slots; None in a prefill chunk.
         plan: the rows to swap in, the same for every layer of the group.
+        warm_plans: of a prefill chunk, what its last rows leave in the hot buffers, row after row.
     """
 
     topk_indices: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     plan: MissPlan | None = None
+    warm_plans: tuple[MissPlan, ...] | None = None
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Step:
         page_table: [sequences, max_pages] int32, host pages; -1 beyond the end.
         host_row_ids: [rows] int64, row of the host pool for each new row; -1 = padding row.
         spill_row_ids: [rows] int64, the same, but -1 where another rank writes it.
-        begins_blocks: whether a row is the first of its block.
+        begins_blocks: whether a row is, or in a frame may be, the first of its block.
         num_spilled_rows, num_spilled_blocks: rows and pooled keys that this rank writes, a layer.
         pooled_table: [sequences, max_pooled_pages] int32, device pages of the pooled keys.
         hot_ranges, window_ranges: slots and tables of the sequences.
@@ -86,6 +89,7 @@ class Step:
         groups: for each anchor group, what its anchor left.
         layers_done: layers that ran.
         watch: what is looked at when the step ends.
+        frame: where the tables lie, and what lists are sized for; None = by this step.
         held: tensors that work beside the layers uses; they live as long as the step.
     """
 
@@ -118,12 +122,25 @@ class Step:
     groups: list[GroupStep]
     layers_done: set[int] = field(default_factory=set)
     watch: StepWatch = field(default_factory=StepWatch)
+    frame: StepFrame | None = None
     held: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def num_rows(self) -> int:
         """Rows, padding included."""
         return self.row_seq.numel()
+
+    @property
+    def num_sequences(self) -> int:
+        """Entries of tables of sequences; in a frame, also those of none."""
+        return self.lengths.numel()
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest sequence; in a frame, of the longest that it holds."""
+        if self.frame is not None:
+            return self.frame.max_tokens
+        return max((sequence.length for sequence in self.sequences), default=0)
 
     def row_range(self, position: int) -> slice:
         """Rows of `sequences[position]`."""
@@ -141,14 +158,18 @@ class Step:
 
     def hot_plan(self) -> MissPlan:
         """A plan to be written, with room for every hot slot of a sequence."""
-        return self._plan([sequence.ranges.slot_count for sequence in self.sequences])
+        if self.frame is not None:
+            return self._plan(self.frame.hot_slots)
+        return self._plan(max((one.ranges.slot_count for one in self.sequences), default=0))
 
     def window_plan(self) -> MissPlan:
         """A plan to be written, with room for every window slot of a sequence."""
-        return self._plan([sequence.ranges.window_count for sequence in self.sequences])
+        if self.frame is not None:
+            return self._plan(self.frame.window_slots)
+        return self._plan(max((one.ranges.window_count for one in self.sequences), default=0))
 
-    def _plan(self, slot_counts: list[int]) -> MissPlan:
-        count, room, device = len(slot_counts), max(slot_counts, default=0), self.row_seq.device
+    def _plan(self, room: int) -> MissPlan:
+        count, device = self.num_sequences, self.row_seq.device
 
         def empty(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=torch.int32, device=device)

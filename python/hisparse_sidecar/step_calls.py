@@ -9,11 +9,14 @@ from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.build_step import build_step
 from hisparse_sidecar.checks import check_step_rows, check_token_ids
+from hisparse_sidecar.config import SelectionConfig, require
 from hisparse_sidecar.errors import HisparseError, WrongState
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.rollback import forget_touched, roll_back
 from hisparse_sidecar.sidecar_state import SidecarState
 from hisparse_sidecar.step import MAX_STEPS, Step, StepKind, StepSequence
+from hisparse_sidecar.step_frame import StepFrame
+from hisparse_sidecar.step_graph import StepGraph
 
 
 class StepCalls(SidecarState):
@@ -27,6 +30,7 @@ class StepCalls(SidecarState):
         *,
         padded_rows: int | None = None,
         token_ids: Sequence[int] | None = None,
+        frame: StepFrame | None = None,
     ) -> Step:
         """Appends rows to sequences: (sequence, number of new rows) each, packed in this order.
 
@@ -36,15 +40,22 @@ class StepCalls(SidecarState):
             padded_rows: rows of every tensor, the surplus at the end is padding; default: none.
             token_ids: of every row but the padding. Pages of a sequence from `open_prompt` whose
                 ids were all told are found by later prompts; default: not told.
+            frame: where a decode step's tables go, see `step_frame`; it says `padded_rows`.
 
         Raises:
             InvalidArgument: a row count is out of range or beyond the admitted length, or there
-                are not as many token ids as rows.
+                are not as many token ids as rows, or the step does not fit its frame.
             UnknownSequence, StaleHandle: no such sequence.
             WrongState: another step is open.
         """
         self._require_open()
         self._require_no_step("begin a step")
+        if frame is not None:
+            message = (
+                f"padded_rows is {padded_rows} and kind {kind!r}, a frame needs None, 'decode'"
+            )
+            require(padded_rows is None and kind == "decode", message)
+            padded_rows = max(frame.rows, sum(count for _, count in rows))
         check_step_rows(self.config, rows, kind, padded_rows)
         check_token_ids(rows, token_ids)
         if self._steps_begun >= MAX_STEPS:
@@ -53,7 +64,7 @@ class StepCalls(SidecarState):
             )
         starts = self._tiers.ranks.append_rows(rows, token_ids)
         try:
-            self._step = self._build_step(rows, starts, kind, padded_rows)
+            self._step = self._build_step(rows, starts, kind, padded_rows, frame)
         except BaseException:  # whatever it was, no sequence has grown
             for (sequence, _), start in zip(rows, starts, strict=True):
                 self._manager.truncate(sequence, start)
@@ -73,6 +84,51 @@ class StepCalls(SidecarState):
         step = self._open_step("run a layer")
         with torch.no_grad():
             return self._pipeline.run_layer(step, layer, inputs.to(self.device))
+
+    def step_frame(
+        self,
+        rows: int,
+        max_tokens: int,
+        *,
+        sequences: int | None = None,
+        selection: SelectionConfig | None = None,
+    ) -> StepFrame:
+        """Places for the tables of decode steps that one `StepGraph` runs.
+
+        Args:
+            rows: of every step, padding included.
+            max_tokens: most of a sequence in them. Scores of flat selection are as long.
+            sequences: most of a step; default: as many as rows.
+            selection: of every sequence in them; default: the config's.
+
+        Raises:
+            InvalidArgument: see `StepFrame`, or a layer is audited.
+        """
+        chosen = selection or self.config.selection
+        for layer in self.config.model.anchors:
+            audited = self._policy.selection_of(layer, chosen).audit_one_in
+            require(not audited, f"audit_one_in of layer {layer} is {audited}, a frame needs 0")
+        count = rows if sequences is None else sequences
+        return StepFrame(self.config, chosen, self.device, rows, count, max_tokens)
+
+    def step_graph(self, frame: StepFrame, inputs: Sequence[LayerInputs]) -> StepGraph:
+        """What runs all layers of steps of a frame, see `StepGraph`; it must not outlive this.
+
+        Args:
+            frame: of this sidecar.
+            inputs: of each layer, on the device, in places that stay.
+        """
+        return StepGraph(self._pipeline, frame, inputs)
+
+    @runs_on_its_device
+    def run_graph(self, graph: StepGraph) -> tuple[LayerOutputs, ...]:
+        """Runs every layer of the open step; see `StepGraph.run`.
+
+        Outputs lie in the same tensors each time. After an error only `abort_step` is legal.
+        """
+        step = self._open_step("run a graph")
+        with torch.no_grad():
+            return graph.run(step)
 
     @property
     def has_open_step(self) -> bool:
@@ -128,15 +184,19 @@ class StepCalls(SidecarState):
         starts: list[int],
         kind: StepKind,
         padded_rows: int | None,
+        frame: StepFrame | None,
     ) -> Step:
         members = [
             self._member(sequence, start, count)
             for (sequence, count), start in zip(rows, starts, strict=True)
         ]
+        if frame is not None:
+            frame.check(members)
         total = sum(count for _, count in rows)
         number = self._steps_begun + 1
         plan = self._tiers.ranks.plan_step(rows, padded_rows or total)
-        return build_step(self.config, kind, number, members, plan, self._tiers.ranks, self.device)
+        where = self._tiers.ranks, self.device, frame
+        return build_step(self.config, kind, number, members, plan, *where)
 
     def _member(self, sequence: int, start: int, count: int) -> StepSequence:
         ranges, selection = self._manager.ranges(sequence), self._options[sequence].selection

@@ -49,6 +49,7 @@ class StepWatch:
     _largest: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
     _resolved: list[_Resolved] = field(default_factory=list)
     _amounts: list[_Amounts] = field(default_factory=list)
+    _numbers: list[tuple[object, str, int]] = field(default_factory=list)
     _failure: HisparseError | None = None
 
     def see_largest(self, layer: int, index: IndexSide) -> None:
@@ -90,6 +91,20 @@ class StepWatch:
         """Notes bools or integers, whose sum is added to the attribute `name` of `counts`."""
         self._amounts.append(_Amounts(counts, name, amounts))
 
+    def see_number(self, counts: object, name: str, number: int) -> None:
+        """Notes a number of the host's, which is added to the attribute `name` of `counts`."""
+        self._numbers.append((counts, name, number))
+
+    def joined(self, other: "StepWatch") -> "StepWatch":
+        """What both have noted; both stay as they are."""
+        return StepWatch(
+            self._largest | other._largest,
+            self._resolved + other._resolved,
+            self._amounts + other._amounts,
+            self._numbers + other._numbers,
+            self._failure or other._failure,
+        )
+
     def read(self, row_seq: torch.Tensor) -> None:
         """Waits for the device, counts the traffic, and raises what went wrong, now and ever after.
 
@@ -103,6 +118,7 @@ class StepWatch:
         largest, self._largest = self._largest, {}
         resolved, self._resolved = self._resolved, []
         amounts, self._amounts = self._amounts, []
+        numbers_of_host, self._numbers = self._numbers, []
         wrong = _wrong_rows(largest, row_seq)
         counts = [count for one in resolved for count in one.counts]
         alike = _alike(amounts)
@@ -111,12 +127,18 @@ class StepWatch:
         read = torch.cat([*sums, torch.cat([*wrong, *counts, row_seq[:1]]).long()])
         numbers = iter(read.tolist())
         for one in chain.from_iterable(alike):
-            setattr(one.counts, one.name, getattr(one.counts, one.name) + next(numbers))
+            _add(one.counts, one.name, next(numbers))
+        for noted in numbers_of_host:
+            _add(*noted)
         found = [next(numbers) for _ in range(2 * len(largest))]
         refused = [_count(one, numbers) for one in resolved]
         self._failure = self._failure or _not_finite(list(largest), found) or _first(refused)
         if self._failure is not None:
             raise self._failure
+
+
+def _add(counts: object, name: str, number: int) -> None:
+    setattr(counts, name, getattr(counts, name) + number)
 
 
 def _wrong_rows(

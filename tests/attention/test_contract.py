@@ -1,5 +1,6 @@
 """What plans and runs refuse, and what they say."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -214,6 +215,26 @@ def test_splits_that_the_workspace_cannot_hold_are_refused_if_they_were_asked_fo
         wrapper.run(**run_inputs(batch))
     wrapper.plan(**batch.plan())
     wrapper.run(**run_inputs(batch))
+
+
+def test_a_plan_has_the_wrappers_splits_unless_it_says_its_own(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = Wrapper(WORKSPACE, split_keys=64)
+    asked: list[int | None] = []
+    attend = wrapper._ops.sparse_mla
+
+    def note(*args: Any, **options: Any) -> Any:
+        asked.append(options["split_keys"])
+        return attend(*args, **options)
+
+    monkeypatch.setattr(wrapper, "_ops", replace(wrapper._ops, sparse_mla=note))
+    for changed in ({}, {"split_keys": 0}, {}, {"split_keys": 128}):  # lists of 75 keys
+        wrapper.plan(**batch.plan(), **changed)
+        wrapper.run(**run_inputs(batch))
+    assert asked == [64, None, 64, None]
+    with pytest.raises(InvalidArgument, match="split_keys is 96, needs 0 or a multiple of 64"):
+        Wrapper(WORKSPACE, split_keys=96)
 
 
 def test_errors_are_of_the_one_tree(batch: Batch) -> None:

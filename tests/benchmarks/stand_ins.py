@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.ops.case import PeerAbsentError
 from benchmarks.ops.inputs import INDEX
+from benchmarks.ops.peer_sglang import SglangHotBuffers
 from hisparse_kernels.index_logits import index_logits_ref, paged_index_logits_ref
 from hisparse_kernels.layouts import KV_LAYOUTS, PAGE_TOKENS
 from hisparse_kernels.sparse_mla import sparse_mla_ref
@@ -132,6 +133,16 @@ class NoPeers:
         return absent
 
 
+class LruPeers(StandInPeers):
+    """Stand-ins of which SGLang's swap-in keeps slots, as the real one does."""
+
+    def sglang(self) -> SimpleNamespace:
+        def swap_in(*sizes: int) -> Callable[..., SglangHotBuffers]:
+            return partial(SglangHotBuffers, load_by_lru, sizes)
+
+        return SimpleNamespace(**vars(super().sglang()) | {"swap_in": swap_in})
+
+
 class IdleOps:
     """A file of ops of which none does anything."""
 
@@ -157,3 +168,25 @@ class _GatheredRows:
 
     def restore(self, saved: None) -> None:
         del saved
+
+    def refill(self) -> None:
+        return None
+
+
+def load_by_lru(**given: Any) -> None:
+    """What `SglangHotBuffers` calls, in plain loops: slots go to misses by their last use."""
+    for request, items in enumerate(given["top_k_tokens"].tolist()):
+        tokens = given["device_buffer_tokens"][request]
+        order = given["lru_slots"][request].tolist()
+        held = {token: slot for slot, token in enumerate(tokens.tolist()) if token >= 0}
+        hits = {held[item] for item in items if item in held}
+        free = iter([slot for slot in order if slot not in hits])
+        used = [held[item] if item in held else next(free) for item in items]
+        locations = given["device_buffer_locs"][request, used]
+        missed = torch.tensor([item not in held for item in items])
+        rows = given["host_cache_locs"][request, items][missed]
+        given["device_buffer"][locations[missed].long()] = given["host_cache"][rows]
+        tokens[used] = torch.tensor(items, dtype=torch.int32)
+        left = [slot for slot in order if slot not in set(used)]
+        given["lru_slots"][request] = torch.tensor(left + used, dtype=torch.int16)
+        given["top_k_device_locs"][request] = locations

@@ -14,6 +14,7 @@ from tests.benchmarks.stand_ins import HostPool, NoPeers
 ENVIRONMENT = Environment("NVIDIA H100", "580", "2.11.0", "3.6.0", "abc1234")
 DECODE = "sparse_mla batch 8, L=64K, fp8_ds_mla, 16 heads"
 PREFILL = "sparse_mla 4096 rows, L=64K, bf16, 64 heads, random lists"
+UNSPLIT = "sparse_mla batch 8, L=64K, fp8_ds_mla, 64 heads, unsplit"
 MISSES = "resolve + swap_in batch 8, 10 % misses, L=64K"
 RESIDENT = "resolve + swap_in batch 8, all resident, L=64K"
 
@@ -27,6 +28,7 @@ def row(case: str, metric: str, ours: float, peer: str = "", value: float | None
 ATTEND_ROWS = [
     row(DECODE, "median us", 10.0, "FlashMLA, padded to 64 heads", 30.0),
     row(DECODE, "GB/s", 900.0),
+    row(UNSPLIT, "median us", 40.0),
     row(PREFILL, "median us", 2000.0),
 ]
 SWAP_ROWS = [
@@ -39,8 +41,8 @@ SWAP_ROWS = [
 def test_attend_has_every_batch_head_count_and_layout() -> None:
     cases = suite_attend.attend_cases(NoPeers(), HostPool())  # type: ignore[arg-type]
     names = [case.name for case in cases]
-    assert len(names) == len(set(names)) == 2 * 4 * (5 + 1)
-    assert {DECODE, PREFILL} <= set(names)
+    assert len(names) == len(set(names)) == 2 * 4 * (5 + 1) + 5 * (3 + 3 + 4)
+    assert {DECODE, PREFILL, UNSPLIT} <= set(names)
     assert "sparse_mla batch 128, L=64K, bf16, 8 heads" in names
 
 
@@ -70,6 +72,7 @@ def test_attention_is_drawn_over_batch_and_prefill_over_heads() -> None:
     assert suite_attend.read_points(ATTEND_ROWS) == [
         Point("decode, fp8_ds_mla", "16 heads", "", 8.0, 10.0),
         Point("decode, fp8_ds_mla", "16 heads", "FlashMLA", 8.0, 30.0),
+        Point("decode, fp8_ds_mla, by splits of keys", "64 heads, unsplit", "", 8.0, 40.0),
         Point("prefill", "bf16, random", "", 64.0, 2000.0),
     ]
 

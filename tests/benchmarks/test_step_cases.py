@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from benchmarks.step.record import STAGES
 from benchmarks.step.world import World, Worlds
 from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_sidecar.cli.bench.rows import Environment, Measurement, Row, make_row
-from tests.benchmarks.stand_ins import CudaIsCpu, HostPool, NoPeers, StandInPeers
+from tests.benchmarks.stand_ins import CudaIsCpu, HostPool, LruPeers, NoPeers, StandInPeers
 
 ENVIRONMENT = Environment("NVIDIA H100", "580", "2.11.0", "3.6.0", "abc1234")
 SHAPE = Shape(2, 10, 64)
@@ -101,6 +103,21 @@ def test_a_stage_replays_what_the_step_did(small: Worlds, name: str) -> None:
         call()
 
 
+@pytest.mark.parametrize(("setting", "split_keys"), [(None, 256), (128, 128), (0, 64)])
+def test_a_step_attends_in_the_splits_of_its_case(
+    small: Worlds, setting: int | None, split_keys: int
+) -> None:
+    shape = replace(SHAPE, split_keys=setting)
+    parts = PeerParts(StandInPeers(), HostPool())  # type: ignore[arg-type]
+    prepared = all_cases._whole(small, parts, shape)
+    prepared.ours.check()
+    assert bool(prepared.peers) == (setting is None)
+    for calls in small.of(SHAPE.batch).record():
+        attend = calls[-1].again
+        assert isinstance(attend, partial)
+        assert attend.keywords["split_keys"] == split_keys
+
+
 def test_every_op_of_a_layer_belongs_to_the_stage_that_called_it(small: Worlds) -> None:
     one = small.of(SHAPE.batch)
     one.set_up(SHAPE.heads, SHAPE.misses)
@@ -148,13 +165,31 @@ def test_a_peer_that_did_not_load_is_absent(small: Worlds, peer: str) -> None:
         whole(small, NoPeers()).peers[peer]()
 
 
+def test_sglangs_rows_pass_again_after_steps_that_evicted_what_is_checked(
+    small: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swap_cases, "_STEPS", 6)
+    parts = PeerParts(LruPeers(), HostPool())  # type: ignore[arg-type]
+    # more misses in all steps than slots whose items the first of them does not ask for
+    misses, swap_in = 32, "resolve + swap_in"
+    for heads in (64, 128):  # one contender for both
+        contender = parts.part(swap_in, SHAPE.batch, misses, heads)
+        contender.check()
+        timed = contender.timed
+        assert timed.reset is not None
+        timed.reset()
+        for call in timed.calls:
+            call()
+
+
 def test_each_shape_is_there_whole_and_by_stage() -> None:
     cases = all_cases.all_cases(Worlds(), NoPeers(), HostPool())  # type: ignore[arg-type]
     names = [case.name for case in cases]
-    assert len(names) == len(set(names)) == 12 * (1 + len(STAGES))
+    assert len(names) == len(set(names)) == 12 * (1 + len(STAGES)) + 3 * 2 * 3
     batches = [int(re.findall(r"batch (\d+)", name)[0]) for name in names]
     assert batches == sorted(batches)  # each has a world of its own
-    assert f"step batch 64, 2 % misses, L=128K, 128 heads, {WHOLE}" in names
+    shape = "step batch 64, 2 % misses, L=128K, 128 heads"
+    assert {f"{shape}, {WHOLE}", f"{shape}, {WHOLE}, unsplit"} <= set(names)
 
 
 def row(stage: str, ours: float, peer: str = "", value: float | None = None) -> Row:
@@ -164,6 +199,7 @@ def row(stage: str, ours: float, peer: str = "", value: float | None = None) -> 
 
 
 ROWS = [
+    row(f"{WHOLE}, unsplit", 90.0),  # no stage of the others
     row(WHOLE, 100.0, SUM, 150.0),
     row(WHOLE, 100.0, DENSE, 440.0),
     row("append", 10.0),

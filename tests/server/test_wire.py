@@ -137,6 +137,8 @@ def test_a_name_that_the_server_does_not_know_is_refused(name: str) -> None:
 
 def test_a_configuration_survives_the_wire_with_its_layer_profile() -> None:
     model = ModelShape(2, (0, 0), 4, 64, 0.125)
-    for profile in (None, "layers.toml"):
-        config = SidecarConfig(model, host_pages=8, hot_slots=128, layer_profile=profile)
+    for profile, split in ((None, None), ("layers.toml", 0), (None, 512)):
+        config = SidecarConfig(
+            model, host_pages=8, hot_slots=128, layer_profile=profile, split_keys=split, warm_rows=3
+        )
         assert decode_config(encode_config(config)) == config

@@ -7,11 +7,12 @@ from typing import Literal, TypedDict, get_args
 import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS, KvLayout, kv_layout
-from hisparse_kernels.sparse_mla import SPLIT_ALIGN, decode_split_keys, split_workspace_size
+from hisparse_kernels.sparse_mla import decode_split_keys, split_workspace_size
 from hisparse_sidecar.config import (
     IndexSource,
     ModelShape,
     SelectionConfig,
+    check_split_keys,
     require,
     require_one_of,
 )
@@ -104,9 +105,7 @@ class PlanContract:
         dtype = self.q_data_type
         require(dtype in _QUERIES, f"q_data_type is {dtype}, needs one of {names}")
         self._check_layout()
-        split = self.split_keys or 0
-        message = f"split_keys is {split}, needs 0 or a multiple of {SPLIT_ALIGN}"
-        require(split >= 0 and split % SPLIT_ALIGN == 0, message)
+        check_split_keys(self.split_keys)
         if self.lse_mode is not None:
             require_one_of("lse_mode", self.lse_mode, get_args(LseMode))
         if self.selects:

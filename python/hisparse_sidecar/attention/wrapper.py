@@ -13,7 +13,14 @@ from hisparse_sidecar.attention.metadata import BatchArrays
 from hisparse_sidecar.attention.paged_selection import PagedSelection, check_pooled_table
 from hisparse_sidecar.attention.results import result_places
 from hisparse_sidecar.backends import ops_of, runs_on_its_device
-from hisparse_sidecar.config import Backend, IndexSource, SelectionConfig, require, require_one_of
+from hisparse_sidecar.config import (
+    Backend,
+    IndexSource,
+    SelectionConfig,
+    check_split_keys,
+    require,
+    require_one_of,
+)
 from hisparse_sidecar.errors import WrongState
 
 _BACKENDS = ("auto", "reference", "triton")
@@ -46,6 +53,7 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         *,
         block_tables: torch.Tensor | None = None,
         pooled_table: torch.Tensor | None = None,
+        split_keys: int | None = None,
     ) -> None:
         """Makes a wrapper; nothing but the first plan that selects allocates.
 
@@ -63,11 +71,14 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             block_tables: [batch, max_pages] int32, reserved for dense metadata, beside `qo_indptr`
                 and `kv_len_arr`, and in place of the others.
             pooled_table: [batch, n] int32, reserved for that argument of `plan`.
+            split_keys: of plans that do not say: see `plan`.
 
         Raises:
-            InvalidArgument: no such backend, or not here; or an array does not fit.
+            InvalidArgument: no such backend, or not here; or an array or a number does not fit.
         """
         require_one_of("backend", backend, _BACKENDS)
+        check_split_keys(split_keys)
+        self._split_keys = split_keys
         self.device = float_workspace_buffer.device
         self._ops = ops_of(cast(Backend, backend), self.device.type)
         self._workspace = _as_floats(float_workspace_buffer)
@@ -133,14 +144,16 @@ class BatchHiSparseMLAPagedAttentionWrapper:
                 sequence, or one.
             block_tokens: for a selection: tokens of a block, a multiple of 64.
             pooled_table: for HISA and MISA: [batch, n] int32, page of each 64 pooled keys.
-            split_keys: keys of a split, a multiple of 64, 0 = all: whether splits are made changes
-                the last bits. None = 128 or, beyond 32 heads, 256 where rows leave the GPU idle.
+            split_keys: keys of a split, a multiple of 64, 0 = all. A number pins the last bits: a
+                row has them in any batch. None = the wrapper's, and if that is None, too, 256 (128
+                up to 32 heads) where the rows of a run leave the GPU idle, else all.
             options: further options of FlashInfer; see `FlashInferOptions`.
 
         Raises:
             InvalidArgument: something does not fit; says what was found and needed. The last plan
                 stands.
         """
+        split_keys = self._split_keys if split_keys is None else split_keys
         contract = contract_of(
             (num_heads, head_dim_ckv, head_dim_kpe, page_size),
             (q_data_type, kv_data_type),

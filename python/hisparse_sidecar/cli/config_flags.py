@@ -34,6 +34,7 @@ _FLAGS = {
             "window_blocks", int, "index-key blocks of a sequence and anchor layer on the device"
         ),
         _Flag("max_step_rows", int, "most rows of a sequence in a decode step"),
+        _Flag("warm_rows", int, "last rows of a chunk whose selection stays on the device (0)"),
         _Flag("stage_rows", int, "device rows through which a prefill chunk streams"),
         _Flag("block_tokens", int, "tokens of a block, a multiple of 64"),
     ),
@@ -42,6 +43,7 @@ _FLAGS = {
         _Flag("index_layout", str, "fp8 or fp32"),
         _Flag("device", str, "where the device tier lives: cpu, cuda or cuda:N"),
         _Flag("backend", str, "auto, reference or triton"),
+        _Flag("split_keys", int, "keys of a split of decode attention (256 or 128; 0: no splits)"),
         _Flag("huge_pages", bool, "ask for huge pages under the host pool"),
         _Flag("numa_node", int, "bind the host pool to this NUMA node"),
     ),

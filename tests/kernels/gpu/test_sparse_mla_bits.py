@@ -68,6 +68,22 @@ def test_a_row_has_the_bits_it_has_alone_and_beside_padding(
         assert_same(alone, (out[row : row + 1], lse[row : row + 1]))
 
 
+@pytest.mark.parametrize(("layout", "heads"), [("fp8_ds_mla", 3), ("fp8_ds_mla", 64), ("bf16", 64)])
+@pytest.mark.parametrize("split_keys", [64, 192, 256, 320])
+def test_a_pinned_split_gives_a_row_its_bits_in_any_batch(
+    layout: str, heads: int, split_keys: int, device: str
+) -> None:
+    rows, topk = (40, 2048) if device == "cuda" else (2, 300)
+    case = attention(rows, heads, topk, layout=layout, dtype=BF16)
+
+    together = attend(case, device, split_keys=split_keys)
+
+    assert_matches(together, case.expected(), case.layout)
+    for row in {0, rows - 1}:
+        alone = attend(rows_of(case, [row]), device, split_keys=split_keys)
+        assert_same(alone, (together[0][row : row + 1], together[1][row : row + 1]))
+
+
 @PATHS
 def test_neither_padding_of_the_list_nor_place_in_the_pool_changes_the_bits(
     layout: str, dtype: torch.dtype, heads: int, split_keys: int | None, device: str
