@@ -64,7 +64,7 @@ test-python: setup  ## pytest but for the long ones
 
 test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kills, corruption
 	cargo test --quiet --release --package hisparse-core \
-	    --test file_tier_kill --test file_tier_corruption \
+	    --test file_tier_kill --test file_tier_corruption --test file_tier_hostile \
 	    --test prefix_model --test prefix_threads --test sharing_model \
 	    --test hierarchy_model -- --ignored
 	cargo test --quiet --release --package hisparse-core --features shuttle \
