@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from hisparse_sidecar._core import PrefixStats, Returning, TierState
 from hisparse_sidecar.backends import runs_on_its_device
-from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.errors import HisparseError, WrongState
 from hisparse_sidecar.opening_calls import OpeningCalls
 from hisparse_sidecar.restore import restore_sequence
 from hisparse_sidecar.rollback import resum_open_blocks, roll_back
@@ -48,7 +48,7 @@ class SequenceCalls(OpeningCalls):
         self._require_open()
         self._require_no_step("resume")
         length = self._tiers.lower.resume(sequence, self._slots_of(sequence))
-        restore_sequence(self._tiers, sequence)
+        self._restore_or_rest(sequence)
         return length
 
     def bring_back(self, sequence: int, seconds: float) -> Returning:
@@ -80,7 +80,7 @@ class SequenceCalls(OpeningCalls):
         self._require_open()
         self._require_no_step("resume")
         length = self._tiers.lower.finish_resume(returning, self._slots_of(sequence))
-        restore_sequence(self._tiers, sequence)
+        self._restore_or_rest(sequence)
         return length
 
     @runs_on_its_device
@@ -156,12 +156,25 @@ class SequenceCalls(OpeningCalls):
         source = self._manager.ranges(sequence)
         options = self._options[sequence]
         child = fork(sequence, length, max_new_tokens, options.device_slots(self.config))
+        try:
+            ranges = self._manager.ranges(child)
+            self._tiers.device.reset(ranges)
+            self._tiers.device.copy_pooled(source, ranges)
+            resum_open_blocks(self._tiers, ranges, self._manager.host_pages(child), length)
+        except BaseException:
+            self._manager.close(child)  # nobody knows it
+            raise
         self._options[child] = options
-        ranges = self._manager.ranges(child)
-        self._tiers.device.reset(ranges)
-        self._tiers.device.copy_pooled(source, ranges)
-        resum_open_blocks(self._tiers, ranges, self._manager.host_pages(child), length)
         return child
+
+    def _restore_or_rest(self, sequence: int) -> None:
+        """What the core made active is made ready on the device, or rests again."""
+        try:
+            restore_sequence(self._tiers, sequence)
+        except BaseException:
+            with suppress(HisparseError):  # the first error is the one to tell
+                self._manager.preempt(sequence)
+            raise
 
     # -- tenants and lower tiers --------------------------------------------------------------
 
