@@ -883,7 +883,8 @@ class Hierarchy:
 
         Raises:
             HostPoolFull, DeviceArenaFull, TierFull: it rests as before; `returning` is still good.
-            WrongState: it does not rest, or rests anew since it was brought back.
+            WrongState: it does not rest, or rests anew since it was brought back, or `returning`
+                is another manager's.
         """
 
     def recover(self, deadline_seconds: float) -> tuple[int, int]:
@@ -932,6 +933,10 @@ class Hierarchy:
 @final
 class Returning:
     """The pages of a resting sequence: in the host pool, until it is released or dropped."""
+
+    @property
+    def sequence(self) -> int:
+        """The sequence that rests."""
 
     def release(self) -> None:
         """Lets the pages go where no sequence has them; releasing twice is legal."""

@@ -71,7 +71,7 @@ class SequenceCalls(OpeningCalls):
             self._tiers.lower.wake()
 
     @runs_on_its_device
-    def finish_resume(self, sequence: int, returning: Returning) -> int:
+    def finish_resume(self, returning: Returning) -> int:
         """The second half of `resume`: it waits for nothing, and HostPoolFull may come sooner.
 
         Raises:
@@ -79,6 +79,7 @@ class SequenceCalls(OpeningCalls):
         """
         self._require_open()
         self._require_no_step("resume")
+        sequence = returning.sequence
         length = self._tiers.lower.finish_resume(returning, self._slots_of(sequence))
         self._restore_or_rest(sequence)
         return length

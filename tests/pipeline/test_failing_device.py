@@ -93,7 +93,7 @@ def test_a_sequence_that_is_not_made_ready_again_rests_as_before(
                 sidecar.resume(sequence)
             returning = sidecar.bring_back(sequence, 1.0)
             with pytest.raises(DeviceFailedError):
-                sidecar.finish_resume(sequence, returning)
+                sidecar.finish_resume(returning)
             sidecar.let_go(returning)
     assert open_sequences(sidecar) == 2
     assert sidecar.resume(sequence) == 150

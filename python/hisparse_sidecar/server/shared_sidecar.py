@@ -84,10 +84,10 @@ class SharedSidecar:
         self._check_may_change(caller, sequence)
         self.sidecar.preempt(sequence)
 
-    def finish_resume(self, caller: Client | None, sequence: int, returning: Returning) -> int:
+    def finish_resume(self, caller: Client | None, returning: Returning) -> int:
         """See `Sidecar.finish_resume`; StepTaken while another client's step is open."""
-        self._check_may_change(caller, sequence)
-        return self.sidecar.finish_resume(sequence, returning)
+        self._check_may_change(caller, returning.sequence)
+        return self.sidecar.finish_resume(returning)
 
     def close_sequence(self, caller: Client | None, sequence: int) -> None:
         """See `Sidecar.close_sequence`."""

@@ -193,7 +193,7 @@ impl Hierarchy {
             core.make_room_to_resume(&self.manager, &returning, deadline)?;
             Ok(returning)
         })
-        .map(Returning::new)
+        .map(|returning| Returning::new(Arc::clone(&self.manager), seq, returning))
     }
 
     #[pyo3(signature = (returning, *, slots, window_slots))]

@@ -104,10 +104,7 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
         def bring_back(seconds: float) -> Returning:
             return sidecar.bring_back(sequence, seconds)
 
-        def resume(caller: Client | None, returning: Returning) -> int:
-            return self._shared.finish_resume(caller, sequence, returning)
-
-        halves = Halves(bring_back, resume, release=sidecar.let_go)
+        halves = Halves(bring_back, self._shared.finish_resume, release=sidecar.let_go)
         length = await self._gate.call_in_halves(context, sequence, halves)
         return sequence_pb2.ResumeSequenceResponse(length_tokens=length)
 
