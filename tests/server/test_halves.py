@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,36 @@ def test_a_call_that_nobody_waits_for_leaves_the_sequence_at_rest_or_gone(
         assert site.session.resume(sequence) == LENGTH
     else:
         assert site.other.stats().core.sequences == 0
+
+
+def test_of_two_that_have_room_one_after_the_other_one_comes_back(tmp_path: Path) -> None:
+    """Each loads half of its pages before it finds that the other has the rest of the room."""
+    config = config_with_files(
+        tmp_path, host_pages=40, max_sequences=4, load_seconds=60.0, call_seconds=60.0
+    )
+    config = replace(config, tiers=replace(config.tiers, io_threads=1))  # 16 pages at a time
+    with (
+        SidecarServer(config, tmp_path / "s") as server,
+        RemoteSession(server.socket_path) as session,
+        RemoteSession(server.socket_path) as other,
+    ):
+        site, sequences = Site(server, session, other), []
+        for seed in range(2):
+            sequence = session.open(30 * PAGE_TOKENS, 0)
+            run_step(session, [(sequence, 30 * PAGE_TOKENS)], seed)
+            sequences.append(sequence)
+            session.preempt(sequence)
+            session.close_sequence(session.open(40 * PAGE_TOKENS, 0))
+        site.files.arm("before_read", sleep_seconds=0.01, one_in=1, seed=1)
+        with (
+            beside(lambda: session.resume(sequences[0])) as one,
+            beside(lambda: session.resume(sequences[1])) as two,
+        ):
+            pass
+        refused, length = sorted((*one, *two), key=lambda each: isinstance(each, int))
+        assert isinstance(refused, HostPoolFull)
+        assert length == 30 * PAGE_TOKENS
+        assert site.num_pins() == 0
 
 
 def test_without_room_it_rests_as_before_and_says_what_was_needed(site: Site) -> None:
