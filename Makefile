@@ -64,9 +64,9 @@ test-python: setup  ## pytest but for the long ones
 
 test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kills, corruption
 	cargo test --quiet --release --package hisparse-core \
-	    --test file_tier_kill --test file_tier_corruption \
+	    --test file_tier_kill --test file_tier_corruption --test file_tier_hostile \
 	    --test prefix_model --test prefix_threads --test sharing_model \
-	    --test hierarchy_model -- --ignored
+	    --test hierarchy_model --test hierarchy_threads -- --ignored
 	cargo test --quiet --release --package hisparse-core --features shuttle \
 	    --test schedules --test schedules_prefix --test schedules_hierarchy -- --ignored
 	$(PYTEST_JOBS) -m "slow and not full" $(ARGS)

@@ -858,6 +858,35 @@ class Hierarchy:
             TierDown, DeadlinePassed: a tier that has its pages did not give them out yet.
         """
 
+    def make_room_to_fork(
+        self, length: SupportsIndex, max_new_tokens: SupportsIndex, *, deadline_seconds: float
+    ) -> None:
+        """Moves idle pages down for what `fork` will want, as far as the time allows.
+
+        The fork may then have no time at all: it waits for nothing.
+        """
+
+    def bring_back(self, seq: SupportsIndex, *, deadline_seconds: float) -> Returning:
+        """The first half of `resume`: the pages come to the host pool, and room for the others.
+
+        It changes nothing of the sequence, and may run beside any other call.
+
+        Raises:
+            HostPoolFull, TierFull: it rests as before.
+            TierDown, DeadlinePassed: a tier that has its pages did not give them out yet.
+        """
+
+    def finish_resume(
+        self, returning: Returning, *, slots: SupportsIndex, window_slots: SupportsIndex
+    ) -> int:
+        """The second half of `resume`, which waits for nothing; the length, as there.
+
+        Raises:
+            HostPoolFull, DeviceArenaFull, TierFull: it rests as before; `returning` is still good.
+            WrongState: it does not rest, or rests anew since it was brought back, or `returning`
+                is another manager's.
+        """
+
     def recover(self, deadline_seconds: float) -> tuple[int, int]:
         """Finds the pages of an earlier process in the tiers: (pages found, removed as useless)."""
 
@@ -900,6 +929,17 @@ class Hierarchy:
 
     def close(self) -> None:
         """Ends its threads and lets go of the tiers; later calls raise WrongState."""
+
+@final
+class Returning:
+    """The pages of a resting sequence: in the host pool, until it is released or dropped."""
+
+    @property
+    def sequence(self) -> int:
+        """The sequence that rests."""
+
+    def release(self) -> None:
+        """Lets the pages go where no sequence has them; releasing twice is legal."""
 
 @final
 class Resolution:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from hisparse_sidecar._core import FileTier, TierState
+from hisparse_sidecar._core import FileTier, Hierarchy, Returning, TierState
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.open_tiers import OpenTiers
 from hisparse_sidecar.prefill_rate import PrefillRate
 from hisparse_sidecar.ranks import SequenceMoves
@@ -76,6 +77,33 @@ class LowerTiers:
             **device_slots,
             deadline_seconds=self._config.load_seconds,
         )
+
+    # -- calls in two halves, of which the second waits for nothing; ranks decide whole calls -----
+
+    def make_room_to_fork(self, length: int, max_new_tokens: int, seconds: float) -> None:
+        """See `Hierarchy.make_room_to_fork`."""
+        self._own_hierarchy.make_room_to_fork(length, max_new_tokens, deadline_seconds=seconds)
+
+    def fork_at_once(
+        self, sequence: int, length: int, max_new_tokens: int, device_slots: DeviceSlots
+    ) -> int:
+        """As `fork`; HostPoolFull where it would have to wait."""
+        fork = self._own_hierarchy.fork
+        return fork(sequence, length, max_new_tokens, **device_slots, deadline_seconds=0.0)
+
+    def bring_back(self, sequence: int, seconds: float) -> Returning:
+        """See `Hierarchy.bring_back`."""
+        return self._own_hierarchy.bring_back(sequence, deadline_seconds=seconds)
+
+    def finish_resume(self, returning: Returning, device_slots: DeviceSlots) -> int:
+        """See `Hierarchy.finish_resume`."""
+        return self._own_hierarchy.finish_resume(returning, **device_slots)
+
+    @property
+    def _own_hierarchy(self) -> Hierarchy:
+        if self._opened is None or self.moves is not self._opened.hierarchy:
+            raise WrongState("the host pool is shared by ranks, halves of calls need 1")
+        return self._opened.hierarchy
 
     @property
     def states(self) -> list[TierState]:

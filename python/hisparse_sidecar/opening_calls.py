@@ -52,7 +52,7 @@ class OpeningCalls(SidecarState):
             HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
         """
         options = OpenOptions(selection=selection, hot_slots=hot_slots, window_blocks=window_blocks)
-        return self.adopt(self.admit(prompt_tokens, max_new_tokens, **options)).sequence
+        return self._adopt_or_discard(self.admit(prompt_tokens, max_new_tokens, **options)).sequence
 
     @runs_on_its_device
     def open_prompt(
@@ -88,7 +88,9 @@ class OpeningCalls(SidecarState):
         self._require_open()
         self._require_no_step("open a prompt")
         options = OpenOptions(selection=selection, hot_slots=hot_slots, window_blocks=window_blocks)
-        return self.adopt(self.admit_prompt(token_ids, max_new_tokens, tenant=tenant, **options))
+        return self._adopt_or_discard(
+            self.admit_prompt(token_ids, max_new_tokens, tenant=tenant, **options)
+        )
 
     def admit(
         self, prompt_tokens: int, max_new_tokens: int, **options: Unpack[OpenOptions]
@@ -127,9 +129,16 @@ class OpeningCalls(SidecarState):
         self._require_open()
         if admitted.cached_tokens is not None:
             self._require_no_step("open a prompt")
-        self._options[admitted.sequence] = admitted.options
         restore_sequence(self._tiers, admitted.sequence)
+        self._options[admitted.sequence] = admitted.options
         return OpenedPrompt(admitted.sequence, admitted.cached_tokens or 0)
+
+    def _adopt_or_discard(self, admitted: AdmittedSequence) -> OpenedPrompt:
+        try:
+            return self.adopt(admitted)
+        except BaseException:
+            self.discard(admitted)
+            raise
 
     def discard(self, admitted: AdmittedSequence) -> None:
         """Gives back what was admitted, unless it was adopted: `close_sequence` is for that."""

@@ -52,6 +52,15 @@ def _make(path: Path) -> None:
         os.link(new, path)
     finally:
         new.unlink()
+    _sync_directory(path.parent)  # pages that are durable are lost without their secret
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> bytes:

@@ -1,12 +1,17 @@
 """The life of sequences over all tiers: forked, cut, at rest, closed."""
 
-from hisparse_sidecar._core import PrefixStats, TierState
+from collections.abc import Callable
+from contextlib import suppress
+
+from hisparse_sidecar._core import PrefixStats, Returning, TierState
 from hisparse_sidecar.backends import runs_on_its_device
-from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.errors import HisparseError, WrongState
 from hisparse_sidecar.opening_calls import OpeningCalls
 from hisparse_sidecar.restore import restore_sequence
 from hisparse_sidecar.rollback import resum_open_blocks, roll_back
 from hisparse_sidecar.sequence_options import DeviceSlots
+
+_Fork = Callable[[int, int, int, DeviceSlots], int]
 
 
 class SequenceCalls(OpeningCalls):
@@ -42,13 +47,41 @@ class SequenceCalls(OpeningCalls):
         """
         self._require_open()
         self._require_no_step("resume")
-        options = self._options.get(sequence)
-        # without options there is no such sequence, which is for the core to refuse
-        slots = (
-            options.device_slots(self.config) if options else DeviceSlots(slots=1, window_slots=0)
-        )
-        length = self._tiers.lower.resume(sequence, slots)
-        restore_sequence(self._tiers, sequence)
+        length = self._tiers.lower.resume(sequence, self._slots_of(sequence))
+        self._restore_or_rest(sequence)
+        return length
+
+    def bring_back(self, sequence: int, seconds: float) -> Returning:
+        """The first half of `resume`, from any thread; the sequence rests as before.
+
+        Args:
+            sequence: one that rests.
+            seconds: how long it may wait for lower tiers.
+
+        Returns:
+            Its pages, which stay in the host pool for `finish_resume`, or until `let_go`.
+        """
+        self._require_open()
+        return self._tiers.lower.bring_back(sequence, seconds)
+
+    def let_go(self, returning: Returning) -> None:
+        """What `bring_back` gave is not needed any more; from any thread."""
+        returning.release()
+        with suppress(WrongState):  # closed meanwhile
+            self._tiers.lower.wake()
+
+    @runs_on_its_device
+    def finish_resume(self, returning: Returning) -> int:
+        """The second half of `resume`: it waits for nothing, and HostPoolFull may come sooner.
+
+        Raises:
+            WrongState: it does not rest, it has rested anew since, or a step is open.
+        """
+        self._require_open()
+        self._require_no_step("resume")
+        sequence = returning.sequence
+        length = self._tiers.lower.finish_resume(returning, self._slots_of(sequence))
+        self._restore_or_rest(sequence)
         return length
 
     @runs_on_its_device
@@ -61,19 +94,17 @@ class SequenceCalls(OpeningCalls):
             WrongState: a step is open.
             HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
         """
+        return self._fork(self._tiers.lower.fork, sequence, length, max_new_tokens)
+
+    def make_room_to_fork(self, length: int, max_new_tokens: int, seconds: float) -> None:
+        """The first half of `fork`, from any thread: what it will need, as far as time allows."""
         self._require_open()
-        self._require_no_step("fork")
-        source = self._manager.ranges(sequence)
-        options = self._options[sequence]
-        child = self._tiers.lower.fork(
-            sequence, length, max_new_tokens, options.device_slots(self.config)
-        )
-        self._options[child] = options
-        ranges = self._manager.ranges(child)
-        self._tiers.device.reset(ranges)
-        self._tiers.device.copy_pooled(source, ranges)
-        resum_open_blocks(self._tiers, ranges, self._manager.host_pages(child), length)
-        return child
+        self._tiers.lower.make_room_to_fork(length, max_new_tokens, seconds)
+
+    @runs_on_its_device
+    def fork_at_once(self, sequence: int, length: int, max_new_tokens: int) -> int:
+        """The second half of `fork`: it waits for nothing, and HostPoolFull may come sooner."""
+        return self._fork(self._tiers.lower.fork_at_once, sequence, length, max_new_tokens)
 
     @runs_on_its_device
     def truncate(self, sequence: int, length: int) -> None:
@@ -112,6 +143,39 @@ class SequenceCalls(OpeningCalls):
     def admitted_tokens(self, sequence: int) -> int:
         """Most tokens that the sequence may reach."""
         return self._manager.admitted_tokens(sequence)
+
+    def _slots_of(self, sequence: int) -> DeviceSlots:
+        options = self._options.get(sequence)
+        # without options there is no such sequence, which is for the core to refuse
+        return (
+            options.device_slots(self.config) if options else DeviceSlots(slots=1, window_slots=0)
+        )
+
+    def _fork(self, fork: _Fork, sequence: int, length: int, max_new_tokens: int) -> int:
+        self._require_open()
+        self._require_no_step("fork")
+        source = self._manager.ranges(sequence)
+        options = self._options[sequence]
+        child = fork(sequence, length, max_new_tokens, options.device_slots(self.config))
+        try:
+            ranges = self._manager.ranges(child)
+            self._tiers.device.reset(ranges)
+            self._tiers.device.copy_pooled(source, ranges)
+            resum_open_blocks(self._tiers, ranges, self._manager.host_pages(child), length)
+        except BaseException:
+            self._manager.close(child)  # nobody knows it
+            raise
+        self._options[child] = options
+        return child
+
+    def _restore_or_rest(self, sequence: int) -> None:
+        """What the core made active is made ready on the device, or rests again."""
+        try:
+            restore_sequence(self._tiers, sequence)
+        except BaseException:
+            with suppress(HisparseError):  # the first error is the one to tell
+                self._manager.preempt(sequence)
+            raise
 
     # -- tenants and lower tiers --------------------------------------------------------------
 

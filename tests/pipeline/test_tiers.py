@@ -224,3 +224,24 @@ def test_a_sequence_goes_on_alone_after_a_cut_into_pages_that_others_have(
     assert open_text(sidecar, 1)[1] == 256
     wanted = plain_outputs(1, 1)
     assert_goes_on(sidecar, first, wanted)
+
+
+def test_what_was_brought_back_is_of_one_sidecar_and_outlives_it(sidecar: Sidecar) -> None:
+    with Sidecar(small_config()) as other:
+        for each in (sidecar, other):
+            sequence = each.open(64, 0)
+            each.preempt(sequence)
+        returning = other.bring_back(sequence, 1.0)
+        assert returning.sequence == sequence
+        with pytest.raises(WrongState, match="whose pages"):
+            sidecar.finish_resume(returning)
+        assert other.finish_resume(returning) == 0
+        with pytest.raises(WrongState):
+            other.finish_resume(returning)
+        other.preempt(sequence)
+        returning = other.bring_back(sequence, 1.0)
+        other.let_go(returning)
+        with pytest.raises(WrongState, match="held"):
+            other.finish_resume(returning)
+        returning = other.bring_back(sequence, 1.0)
+    other.let_go(returning)

@@ -1,11 +1,12 @@
 """A rank that makes another call than rank 0: an error that names both, on every rank, at once."""
 
 import time
+from pathlib import Path
 
 import pytest
 
 from hisparse_sidecar import Sidecar
-from hisparse_sidecar.errors import HisparseError
+from hisparse_sidecar.errors import HisparseError, WrongState
 from hisparse_sidecar.ranks import RankPlace
 from tests.pipeline.world import random_rows, small_config
 from tests.ranks.processes import Group, share_of
@@ -131,3 +132,14 @@ def test_a_rank_that_does_not_join_is_named() -> None:
         leader, follower, _ = group.reports()
     assert leader == "DeadlinePassed: 1 of 2 ranks have joined rank 0 in 4 s, ranks 2 are needed"
     assert follower.split(":")[0] in ("DeadlinePassed", "TierDown")
+
+
+def test_halves_of_calls_that_no_other_rank_would_make_are_refused(tmp_path: Path) -> None:
+    with Sidecar(small_config(), RankPlace(0, 1, tmp_path / "ranks")) as sidecar:
+        sequence = sidecar.open(8, 0)
+        with pytest.raises(WrongState, match="shared by ranks"):
+            sidecar.make_room_to_fork(0, 8, 1.0)
+        with pytest.raises(WrongState, match="shared by ranks"):
+            sidecar.fork_at_once(sequence, 0, 8)
+        with pytest.raises(WrongState, match="shared by ranks"):
+            sidecar.bring_back(sequence, 1.0)

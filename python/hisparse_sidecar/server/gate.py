@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from hisparse_sidecar.errors import HostPoolFull
 from hisparse_sidecar.sequence_options import AdmittedSequence
 from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.grpc_types import Context
@@ -14,7 +16,30 @@ from hisparse_sidecar.server.worker import Worker
 from hisparse_sidecar.wire.errors import Draining, Unauthenticated
 from hisparse_sidecar.wire.names import CLIENT_KEY
 
+_Prepared = TypeVar("_Prepared")
 _Result = TypeVar("_Result")
+_MAX_TRIES = 3
+
+
+def _nothing(*_: object) -> None:
+    """What is to be done about a result that holds nothing."""
+
+
+@dataclass(frozen=True)
+class Halves(Generic[_Prepared, _Result]):
+    """A call in two halves, of which the first may wait for lower tiers.
+
+    Attributes:
+        prepare: runs in a thread of its own, whatever step is open, for so many seconds at most.
+        finish: what to run then in the worker thread, of the caller and what was prepared.
+        release: given what was prepared in the end.
+        undo: as for `Gate.call`.
+    """
+
+    prepare: Callable[[float], _Prepared]
+    finish: Callable[[Client | None, _Prepared], _Result]
+    release: Callable[[_Prepared], object] = _nothing
+    undo: Callable[[Client | None, _Result], object] = _nothing
 
 
 class StepEnds:
@@ -111,6 +136,46 @@ class Gate:
                 raise
         finally:
             self.num_calls -= 1
+
+    async def call_in_halves(
+        self, context: Context, sequence: int, halves: "Halves[_Prepared, _Result]"
+    ) -> _Result:
+        """As `call`, of a call on a sequence that may wait for lower tiers beside other calls.
+
+        Where others take the room that was made, it is made again, while there is time.
+
+        Args:
+            context: as for `call`.
+            sequence: the caller's; before that is known, nothing is done for it.
+            halves: what to do.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.shared.sidecar.config.tiers.load_seconds
+        self.num_calls += 1
+        try:
+            await self.call(context, lambda caller: self.shared.check_owner(caller, sequence))
+            num_tries = 0
+            while True:
+                num_tries += 1
+                try:
+                    return await self._both(context, halves, max(0.0, end - loop.time()))
+                except HostPoolFull:
+                    if num_tries == _MAX_TRIES or loop.time() >= end:
+                        raise
+        finally:
+            self.num_calls -= 1
+
+    async def _both(
+        self, context: Context, halves: "Halves[_Prepared, _Result]", seconds: float
+    ) -> _Result:
+        with self.liveness.calling(client_token(context)):
+            prepared = await self._openers.run(lambda: halves.prepare(seconds), undo=halves.release)
+        try:
+            return await self.call(
+                context, lambda caller: halves.finish(caller, prepared), halves.undo
+            )
+        finally:
+            halves.release(prepared)
 
     def _discard(self, admitted: AdmittedSequence) -> None:
         self.worker.submit(lambda: self.shared.sidecar.discard(admitted))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from hisparse_sidecar._core import Returning
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
 from hisparse_sidecar.sequence_options import AdmittedSequence, OpenedPrompt
@@ -66,10 +67,12 @@ class SharedSidecar:
         self._own(caller, opened.sequence)
         return opened
 
-    def fork(self, caller: Client | None, sequence: int, length: int, max_new_tokens: int) -> int:
-        """See `Sidecar.fork`; StepTaken while another client's step is open."""
+    def fork_at_once(
+        self, caller: Client | None, sequence: int, length: int, max_new_tokens: int
+    ) -> int:
+        """See `Sidecar.fork_at_once`; StepTaken while another client's step is open."""
         self._check_may_change(caller, sequence)
-        return self._own(caller, self.sidecar.fork(sequence, length, max_new_tokens))
+        return self._own(caller, self.sidecar.fork_at_once(sequence, length, max_new_tokens))
 
     def truncate(self, caller: Client | None, sequence: int, length: int) -> None:
         """See `Sidecar.truncate`; StepTaken while another client's step is open."""
@@ -81,19 +84,19 @@ class SharedSidecar:
         self._check_may_change(caller, sequence)
         self.sidecar.preempt(sequence)
 
-    def resume(self, caller: Client | None, sequence: int) -> int:
-        """See `Sidecar.resume`; StepTaken while another client's step is open."""
-        self._check_may_change(caller, sequence)
-        return self.sidecar.resume(sequence)
+    def finish_resume(self, caller: Client | None, returning: Returning) -> int:
+        """See `Sidecar.finish_resume`; StepTaken while another client's step is open."""
+        self._check_may_change(caller, returning.sequence)
+        return self.sidecar.finish_resume(returning)
 
     def close_sequence(self, caller: Client | None, sequence: int) -> None:
         """See `Sidecar.close_sequence`."""
-        self._check_owner(caller, sequence)
+        self.check_owner(caller, sequence)
         self._close(sequence)
 
     def tier_bytes(self, caller: Client | None, sequence: int) -> TierBytes:
         """See `Sidecar.tier_bytes`."""
-        self._check_owner(caller, sequence)
+        self.check_owner(caller, sequence)
         return self.sidecar.tier_bytes(sequence)
 
     def _own(self, caller: Client | None, sequence: int) -> int:
@@ -108,7 +111,8 @@ class SharedSidecar:
         if owner is not None:
             owner.sequences.discard(sequence)
 
-    def _check_owner(self, caller: Client | None, sequence: int) -> None:
+    def check_owner(self, caller: Client | None, sequence: int) -> None:
+        """Raises NotOwner if the sequence is another client's."""
         owner = self._owner_of_sequence.get(sequence)
         if owner is not None and owner is not caller:
             found = caller or "connectionless"
@@ -126,7 +130,7 @@ class SharedSidecar:
     ) -> int:
         """See `Sidecar.begin_step`; returns the step's number. StepTaken as for `fork`."""
         for sequence, _ in rows:
-            self._check_owner(client, sequence)
+            self.check_owner(client, sequence)
         self._check_turn(client)
         step = self.sidecar.begin_step(rows, kind, padded_rows=padded_rows, token_ids=token_ids)
         self._step = _OpenStep(step.number, client, time.monotonic())
@@ -185,7 +189,7 @@ class SharedSidecar:
         return step
 
     def _check_may_change(self, caller: Client | None, sequence: int) -> None:
-        self._check_owner(caller, sequence)
+        self.check_owner(caller, sequence)
         self._check_turn(caller)
 
     def _check_turn(self, caller: Client | None) -> None:

@@ -213,6 +213,33 @@ fn a_sequence_that_has_lost_pages_below_comes_back_shorter_and_says_so() {
     manager.close(opened.sequence).unwrap();
 }
 
+/// Two calls may bring a sequence back at once: the slower one's pages are those of a rest that is
+/// over, though there may be as many of them.
+#[test]
+fn a_lease_of_an_earlier_rest_gives_a_sequence_none_of_its_old_pages() {
+    let site = Site::new(Vec::new());
+    let (manager, mut prompt) = (&site.host.manager, tokens(8, 300));
+    let opened = site.open(&prompt, 20).unwrap();
+    site.prefill(opened, &prompt);
+    let sequence = opened.sequence;
+    manager.preempt(sequence).unwrap();
+    let old = manager.lease_resting(sequence).unwrap();
+    assert_eq!(site.hierarchy.resume(manager, sequence, DEVICE, far()), Ok(300));
+    manager.truncate(sequence, 290).unwrap();
+    prompt.truncate(290);
+    prompt.extend(tokens(9, 5));
+    site.prefill(OpenedPrompt { sequence, cached_tokens: 290 }, &prompt);
+    manager.preempt(sequence).unwrap();
+
+    let refused = manager.resume(sequence, &old, 5, DEVICE).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::WrongState);
+    drop(old);
+    assert_eq!(site.hierarchy.resume(manager, sequence, DEVICE, far()), Ok(295));
+    site.check(sequence, &prompt);
+    manager.close(sequence).unwrap();
+    assert_eq!(manager.directory().stats().unwrap().pins, 0);
+}
+
 #[test]
 fn a_store_that_another_host_has_filled_is_asked_for_what_the_directory_does_not_know() {
     let shared: StdArc<dyn PageTier> = StdArc::new(MemoryTier::new(1 << 22));

@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use crate::errors::{invalid_argument, raise};
 use crate::manager::{Manager, device_slots, handle, to_u32s};
 use crate::numbers::Number;
+use crate::returning::Returning;
 use crate::stores::{duration, store_of};
 use crate::values::TierState;
 
@@ -163,6 +164,49 @@ impl Hierarchy {
         let (seq, device) = (handle(seq)?, device_slots(slots, window_slots)?);
         let deadline = Deadline::after(duration(deadline_seconds)?);
         self.call(py, |core| core.resume(&self.manager, seq, device, deadline))
+    }
+
+    #[pyo3(signature = (length, max_new_tokens, *, deadline_seconds))]
+    fn make_room_to_fork(
+        &self,
+        py: Python<'_>,
+        length: Number,
+        max_new_tokens: Number,
+        deadline_seconds: f64,
+    ) -> PyResult<()> {
+        let (length, max_new) = (length.to("length")?, max_new_tokens.to("max_new_tokens")?);
+        let deadline = Deadline::after(duration(deadline_seconds)?);
+        self.call(py, |core| core.make_room_to_fork(length, max_new, deadline))
+    }
+
+    #[pyo3(signature = (seq, *, deadline_seconds))]
+    fn bring_back(
+        &self,
+        py: Python<'_>,
+        seq: Number,
+        deadline_seconds: f64,
+    ) -> PyResult<Returning> {
+        let seq = handle(seq)?;
+        let deadline = Deadline::after(duration(deadline_seconds)?);
+        self.call(py, |core| {
+            let returning = core.bring_back(&self.manager, seq, deadline)?;
+            core.make_room_to_resume(&self.manager, &returning, deadline)?;
+            Ok(returning)
+        })
+        .map(|returning| Returning::new(Arc::clone(&self.manager), seq, returning))
+    }
+
+    #[pyo3(signature = (returning, *, slots, window_slots))]
+    fn finish_resume(
+        &self,
+        py: Python<'_>,
+        returning: &Bound<'_, Returning>,
+        slots: Number,
+        window_slots: Number,
+    ) -> PyResult<u32> {
+        let device = device_slots(slots, window_slots)?;
+        let returning = returning.get();
+        self.call(py, |core| returning.finish(core, &self.manager, device))
     }
 
     /// (pages found, pages removed).

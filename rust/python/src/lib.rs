@@ -12,6 +12,7 @@ mod models;
 mod numbers;
 mod object_tier;
 mod region;
+mod returning;
 mod step_plan;
 mod stores;
 mod values;
@@ -49,6 +50,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<manager::Manager>()?;
     module.add_class::<lease::PageLease>()?;
     module.add_class::<hierarchy::Hierarchy>()?;
+    module.add_class::<returning::Returning>()?;
     module.add_class::<stores::FileTier>()?;
     module.add_class::<stores::MemoryTier>()?;
     module.add_class::<stores::FaultTier>()?;

@@ -4,11 +4,12 @@
 
 from collections.abc import Sequence
 
+from hisparse_sidecar._core import Returning
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sequence_pb2_grpc
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.sequence_options import AdmittedSequence, OpenedPrompt, OpenOptions
 from hisparse_sidecar.server.clients import Client
-from hisparse_sidecar.server.gate import Gate
+from hisparse_sidecar.server.gate import Gate, Halves
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.stats import TierBytes
 from hisparse_sidecar.wire.selections import decode_selection
@@ -54,12 +55,16 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> sequence_pb2.ForkSequenceResponse:
         self._gate.refuse_if_draining()
 
-        def fork(caller: Client | None) -> int:
-            return self._shared.fork(
-                caller, request.sequence_id, request.length_tokens, request.max_new_tokens
-            )
+        source, length, new = request.sequence_id, request.length_tokens, request.max_new_tokens
 
-        child = await self._gate.call(context, fork, self._shared.close_sequence)
+        def make_room(seconds: float) -> None:
+            self._shared.sidecar.make_room_to_fork(length, new, seconds)
+
+        def fork(caller: Client | None, _: None) -> int:
+            return self._shared.fork_at_once(caller, source, length, new)
+
+        halves = Halves(make_room, fork, undo=self._shared.close_sequence)
+        child = await self._gate.call_in_halves(context, source, halves)
         return sequence_pb2.ForkSequenceResponse(sequence_id=child)
 
     async def TruncateSequence(
@@ -94,10 +99,13 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
     ) -> sequence_pb2.ResumeSequenceResponse:
         self._gate.refuse_if_draining()
 
-        def resume(caller: Client | None) -> int:
-            return self._shared.resume(caller, request.sequence_id)
+        sequence, sidecar = request.sequence_id, self._shared.sidecar
 
-        length = await self._gate.call(context, resume)
+        def bring_back(seconds: float) -> Returning:
+            return sidecar.bring_back(sequence, seconds)
+
+        halves = Halves(bring_back, self._shared.finish_resume, release=sidecar.let_go)
+        length = await self._gate.call_in_halves(context, sequence, halves)
         return sequence_pb2.ResumeSequenceResponse(length_tokens=length)
 
     async def CloseSequence(

@@ -20,6 +20,7 @@ mod measurer;
 mod motion;
 mod probes;
 mod recovery;
+mod returning;
 mod room;
 mod sequences;
 mod spill;
@@ -52,6 +53,7 @@ pub use gate::{LoadTable, TierSpeed};
 pub use load::Loaded;
 pub use lower::{Condition, LowerStore, TierCounts, TierState};
 pub use recovery::{Drained, Recovered};
+pub use returning::Returning;
 pub use room::Balanced;
 pub use sequences::{Loading, OpenedPrompt};
 

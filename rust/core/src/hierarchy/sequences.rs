@@ -1,5 +1,5 @@
-//! Sequences over all tiers: admitted when pages that may leave the host pool make room, opened on
-//! what any tier has of their prompt, and brought back from rest.
+//! Sequences over all tiers: admitted when pages that may leave the host pool make room, and opened
+//! on what any tier has of their prompt.
 
 use super::Hierarchy;
 use crate::admission::DeviceSlots;
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::page::PAGE_TOKENS;
 use crate::page_table::pages_for;
-use crate::prefix::{Held, LowerTier, LowerTiers};
+use crate::prefix::{Held, LowerTier};
 use crate::sequence::SequenceHandle;
 use crate::sharing::{MatchedPrompt, NO_TIME_MS};
 use crate::tier::Deadline;
@@ -84,39 +84,20 @@ impl Hierarchy {
         device: DeviceSlots,
         deadline: Deadline,
     ) -> Result<SequenceHandle> {
-        let wanted = pages_beyond((length / PAGE_TOKENS) as usize, length, max_new_tokens);
-        self.with_room(wanted, deadline, || manager.fork(sequence, length, max_new_tokens, device))
+        self.with_room(pages_of_fork(length, max_new_tokens), deadline, || {
+            manager.fork(sequence, length, max_new_tokens, device)
+        })
     }
 
-    /// Makes a resting sequence active again, with what the tiers still have of it; its length.
-    ///
-    /// # Errors
-    /// Full, as above; the sequence then rests as before. [`Error::DeadlinePassed`], and the failure
-    /// of a tier that may have the pages at the next try.
-    pub fn resume(
+    /// Moves idle pages down for what [`fork`](Self::fork) will want, as far as that is possible by
+    /// the deadline: with one that has passed, the fork itself then waits for nothing.
+    pub fn make_room_to_fork(
         &self,
-        manager: &Manager,
-        sequence: SequenceHandle,
-        device: DeviceSlots,
+        length: u32,
+        max_new_tokens: u32,
         deadline: Deadline,
-    ) -> Result<u32> {
-        let lease = manager.lease_resting(sequence)?;
-        let num_held = lease.found().len();
-        let loaded = self.load(&lease, 0..num_held, NO_TIME_MS, deadline)?;
-        if loaded.pages < num_held {
-            let next = lease.pages(NO_TIME_MS)?[loaded.pages];
-            if next != Held::Lower(LowerTiers::NONE) {
-                deadline.check("resume")?;
-                let (what, found) = ("pages of the sequence that came back", loaded.pages as u64);
-                return Err(Error::TierShort { what, found, needed: num_held as u64 });
-            }
-        }
-        let wanted = pages_beyond(loaded.pages, manager.admitted_tokens(sequence)?, 0);
-        let resumed = self.with_room(wanted, deadline, || {
-            manager.resume(sequence, &lease, loaded.pages, device)
-        })?;
-        self.wake();
-        Ok(resumed)
+    ) -> Result<()> {
+        self.mover.save_idle(pages_of_fork(length, max_new_tokens), deadline)
     }
 
     /// Makes a call that wants up to `num_pages` host pages. Idle pages that it would drop go down
@@ -191,8 +172,12 @@ impl Hierarchy {
 }
 
 /// Host pages that so many tokens take beside those that are there.
-fn pages_beyond(num_there: usize, first_tokens: u32, max_new_tokens: u32) -> usize {
+pub(super) fn pages_beyond(num_there: usize, first_tokens: u32, max_new_tokens: u32) -> usize {
     pages_for(first_tokens.saturating_add(max_new_tokens)).saturating_sub(num_there)
+}
+
+fn pages_of_fork(length: u32, max_new_tokens: u32) -> usize {
+    pages_beyond((length / PAGE_TOKENS) as usize, length, max_new_tokens)
 }
 
 /// Pages from the first on that are in the host pool.

@@ -50,7 +50,7 @@ impl Ledger {
         let resting = sequence.resting()?;
         let (tenant, held) = (resting.tenant, resting.held.clone());
         check_range("pages of the sequence", num_pages, 0, held.len())?;
-        check_range("pages of the lease", self.prefix.num_leased(lease)?, held.len(), held.len())?;
+        self.prefix.check_leased(lease, &held)?;
         let length = length_of(num_pages, sequence.length);
         let need = Admission::new(sequence.admitted_tokens, 0, self.block_tokens, device)?;
         let admitted_pages = pages_for(need.tokens);

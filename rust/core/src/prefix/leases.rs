@@ -111,9 +111,16 @@ impl PrefixTable {
         Ok(record.entries.iter().map(|&entry| self.entries.at(entry).held()).collect())
     }
 
-    /// Pages that a lease names.
-    pub(crate) fn num_leased(&self, lease: LeaseKey) -> Result<usize> {
-        Ok(self.leases.get(lease.0)?.entries.len())
+    /// Refuses a lease of other pages than these: one of an earlier rest, say.
+    pub(crate) fn check_leased(&self, lease: LeaseKey, entries: &[u32]) -> Result<()> {
+        let leased = &self.leases.get(lease.0)?.entries;
+        check_range("pages of the lease", leased.len(), entries.len(), entries.len())?;
+        let num_same = leased.iter().zip(entries).filter(|(leased, entry)| leased == entry).count();
+        if num_same == entries.len() {
+            return Ok(());
+        }
+        let (found, needed) = (num_same as u64, entries.len() as u64);
+        Err(Error::WrongState { what: "pages of the lease that the sequence has", found, needed })
     }
 
     /// Adds a reference to the host page of each of the first `count` leased pages: all or none.

@@ -70,6 +70,9 @@ impl Manifest {
         let mut segments = Vec::new();
         for _ in 0..fields.u64()? {
             let (segment, flags, stamp) = (fields.u32()?, fields.u32()?, fields.u64()?);
+            if segments.last().is_some_and(|last: &Listed| last.segment >= segment) {
+                return None; // whoever wrote it, a segment that is read twice is counted wrong
+            }
             segments.push(Listed { segment, stamp, is_full: flags & FULL != 0 });
         }
         Some(Self { digest, segments })
@@ -90,6 +93,15 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Manifest::from_bytes(&bytes), Err(BadManifest::Damaged), "bit {bit}");
             bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn a_segment_that_is_listed_twice_or_out_of_order_is_damage() {
+        for numbers in [[1, 1], [2, 1]] {
+            let listed = |segment| Listed { segment, stamp: 5, is_full: true };
+            let manifest = Manifest { digest: [3; 32], segments: numbers.map(listed).to_vec() };
+            assert_eq!(Manifest::from_bytes(&manifest.to_bytes()), Err(BadManifest::Damaged));
         }
     }
 
