@@ -45,8 +45,12 @@ class SideStream:
 
     def join(self) -> None:
         """What is launched from now on begins after the work beside is done."""
-        if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        if self._stream is None:
+            return
+        current = torch.cuda.current_stream(self._device)
+        if torch.cuda.is_current_stream_capturing():
+            self._stream.wait_stream(current)  # a graph may wait for what is in it alone
+        current.wait_stream(self._stream)
 
     def mark(self) -> StreamMark:
         """The place behind what was launched beside so far."""
