@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from hisparse_sidecar.errors import HostPoolFull
 from hisparse_sidecar.sequence_options import AdmittedSequence
 from hisparse_sidecar.server.clients import Client
+from hisparse_sidecar.server.fair_share import FairShare
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.server.liveness import Liveness
 from hisparse_sidecar.server.shared_sidecar import SharedSidecar, StepTaken
@@ -19,6 +20,7 @@ from hisparse_sidecar.wire.names import CLIENT_KEY
 _Prepared = TypeVar("_Prepared")
 _Result = TypeVar("_Result")
 _MAX_TRIES = 3
+_OPENINGS_EACH = 16  # of a tenant, or a client, that wait for lower tiers at a time
 
 
 def _nothing(*_: object) -> None:
@@ -76,6 +78,7 @@ class Gate:
         self.shared = shared
         self.worker = worker
         self._openers = openers
+        self._turns = FairShare(_OPENINGS_EACH)
         self.liveness = liveness
         self._step_ends = step_ends
         self.draining = asyncio.Event()
@@ -112,6 +115,7 @@ class Gate:
     async def open_call(
         self,
         context: Context,
+        tenant: str,
         admit: Callable[[], AdmittedSequence],
         adopt: Callable[[Client | None, AdmittedSequence], _Result],
         undo: Callable[[Client | None, _Result], object],
@@ -120,6 +124,7 @@ class Gate:
 
         Args:
             context: as for `call`.
+            tenant: whose share of the threads it takes; "" = the calling client's.
             admit: runs in a thread of its own, whatever step is open.
             adopt: what to run then in the worker thread.
             undo: as for `call`; what was admitted and not adopted is discarded.
@@ -128,7 +133,8 @@ class Gate:
         self.num_calls += 1
         try:
             with self.liveness.calling(client_token(context)):
-                admitted = await self._openers.run(admit, undo=self._discard)
+                async with self._turns.turn(tenant or client_token(context)):
+                    admitted = await self._openers.run(admit, undo=self._discard)
             try:
                 return await self.call(context, lambda caller: adopt(caller, admitted), undo)
             except BaseException:
@@ -169,7 +175,10 @@ class Gate:
         self, context: Context, halves: "Halves[_Prepared, _Result]", seconds: float
     ) -> _Result:
         with self.liveness.calling(client_token(context)):
-            prepared = await self._openers.run(lambda: halves.prepare(seconds), undo=halves.release)
+            async with self._turns.turn(client_token(context)):
+                prepared = await self._openers.run(
+                    lambda: halves.prepare(seconds), undo=halves.release
+                )
         try:
             return await self.call(
                 context, lambda caller: halves.finish(caller, prepared), halves.undo

@@ -41,7 +41,9 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
             self._shared.close_sequence(caller, opened.sequence)
 
         if token_ids or self._shared.has_lower_tiers:  # which may have to be waited for
-            opened = await self._gate.open_call(context, admit, self._shared.adopt, undo)
+            opened = await self._gate.open_call(
+                context, request.tenant, admit, self._shared.adopt, undo
+            )
         else:
             opened = await self._gate.call(
                 context, lambda caller: self._shared.adopt(caller, admit()), undo

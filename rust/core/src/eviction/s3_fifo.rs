@@ -16,18 +16,46 @@ const MAX_USES: u8 = 3;
 /// Place of a queue in `queues`.
 const SMALL: u8 = 0;
 const MAIN: u8 = 1;
-/// In no queue.
-const ABSENT: u8 = 2;
+
+/// Where a page is, or was last, and how often it was used since it came there, in one byte.
+#[derive(Debug, Clone, Copy)]
+struct Place(u8);
+
+impl Place {
+    const QUEUE: u8 = 0b0001;
+    const HELD: u8 = 0b0010;
+    const USES_FROM_BIT: u32 = 2;
+    /// Of a page that was never in a queue.
+    const NEVER: Self = Self(SMALL);
+
+    const fn held(queue: u8, uses: u8) -> Self {
+        Self(queue | Self::HELD | uses << Self::USES_FROM_BIT)
+    }
+
+    const fn queue(self) -> u8 {
+        self.0 & Self::QUEUE
+    }
+
+    const fn uses(self) -> u8 {
+        self.0 >> Self::USES_FROM_BIT
+    }
+
+    const fn is_held(self) -> bool {
+        self.0 & Self::HELD != 0
+    }
+
+    const fn left(self) -> Self {
+        Self(self.0 & !Self::HELD)
+    }
+}
 
 /// Two queues by first in, first out, and the names of what left the small one.
 #[derive(Debug, Clone)]
 pub struct S3Fifo {
     links: Links,
     queues: [List; 2],
-    queue_of: Vec<u8>,   // [num_keys], SMALL, MAIN or ABSENT
-    last_queue: Vec<u8>, // [num_keys], where a page was that is in no queue now
-    uses: Vec<u8>,       // [num_keys], since the page entered its queue
-    names: Vec<u64>,     // [num_keys]
+    places: Vec<Place>, // [num_keys]
+    names: Vec<u64>,    // [num_keys]
     ghost: Ghost,
 }
 
@@ -50,9 +78,7 @@ impl S3Fifo {
         Ok(Self {
             links: Links::new(num_keys),
             queues: [List::EMPTY; 2],
-            queue_of: vec![ABSENT; num_keys],
-            last_queue: vec![SMALL; num_keys],
-            uses: vec![0; num_keys],
+            places: vec![Place::NEVER; num_keys],
             names: vec![0; num_keys],
             ghost: Ghost::new(num_keys),
         })
@@ -64,15 +90,13 @@ impl S3Fifo {
 
     fn enter(&mut self, queue: u8, key: u32, uses: u8) {
         self.links.push(&mut self.queues[usize::from(queue)], key);
-        self.queue_of[key as usize] = queue;
-        self.uses[key as usize] = uses;
+        self.places[key as usize] = Place::held(queue, uses);
     }
 
     fn leave(&mut self, key: u32) {
-        let queue = self.queue_of[key as usize];
-        self.links.unlink(&mut self.queues[usize::from(queue)], key);
-        self.last_queue[key as usize] = queue;
-        self.queue_of[key as usize] = ABSENT;
+        let place = self.places[key as usize];
+        self.links.unlink(&mut self.queues[usize::from(place.queue())], key);
+        self.places[key as usize] = place.left();
     }
 
     fn next(&mut self, refused: &mut Refused, may_evict: MayEvict<'_>) -> Option<u32> {
@@ -88,7 +112,7 @@ impl S3Fifo {
     fn leave_small(&mut self, refused: &mut Refused, may_evict: MayEvict<'_>) -> Option<u32> {
         loop {
             let key = self.links.after(self.queue(SMALL), refused.small)?;
-            if self.uses[key as usize] > 0 {
+            if self.places[key as usize].uses() > 0 {
                 self.leave(key);
                 self.enter(MAIN, key, 0);
             } else if may_evict(key) {
@@ -105,7 +129,7 @@ impl S3Fifo {
     fn leave_main(&mut self, refused: &mut Refused, may_evict: MayEvict<'_>) -> Option<u32> {
         loop {
             let key = self.links.after(self.queue(MAIN), refused.main)?;
-            let uses = self.uses[key as usize];
+            let uses = self.places[key as usize].uses();
             if uses > 0 {
                 self.leave(key);
                 self.enter(MAIN, key, uses - 1);
@@ -121,7 +145,7 @@ impl S3Fifo {
 
 impl EvictionPolicy for S3Fifo {
     fn inserted(&mut self, key: u32, _parent: Option<u32>, name: u64) -> Result<()> {
-        check_new(self, key, self.queue_of.len())?;
+        check_new(self, key, self.places.len())?;
         self.names[key as usize] = name;
         let queue = if self.ghost.recall(name) { MAIN } else { SMALL };
         self.enter(queue, key, 0);
@@ -130,8 +154,8 @@ impl EvictionPolicy for S3Fifo {
 
     fn touched(&mut self, key: u32) -> Result<()> {
         check_held(self, key, true)?;
-        let uses = &mut self.uses[key as usize];
-        *uses = MAX_USES.min(*uses + 1);
+        let place = &mut self.places[key as usize];
+        *place = Place::held(place.queue(), MAX_USES.min(place.uses() + 1));
         Ok(())
     }
 
@@ -152,15 +176,15 @@ impl EvictionPolicy for S3Fifo {
 
     fn restore(&mut self, gone: &[u32]) {
         for &key in gone.iter().rev() {
-            let queue = self.last_queue[key as usize];
-            self.links.push_oldest(&mut self.queues[usize::from(queue)], key);
-            self.queue_of[key as usize] = queue;
+            let place = self.places[key as usize];
+            self.links.push_oldest(&mut self.queues[usize::from(place.queue())], key);
+            self.places[key as usize] = Place::held(place.queue(), place.uses());
             self.ghost.recall(self.names[key as usize]);
         }
     }
 
     fn holds(&self, key: u32) -> bool {
-        self.queue_of.get(key as usize).is_some_and(|&queue| queue != ABSENT)
+        self.places.get(key as usize).is_some_and(|place| place.is_held())
     }
 
     fn num_pages(&self) -> usize {
