@@ -2,7 +2,7 @@
 
 Needles: the trained small model answers questions about facts in 4096 to 16000 tokens of text, all
 at once; the share of right answers, and of answers equal to those of transformers and of `dsa`.
-Loads: attention and indexer of DeepSeek-V3.2 and GLM-5, 16 layers with random weights; requests
+Loads: attention and indexer of DeepSeek-V3.2 and GLM-5, 8 layers with random weights; requests
 that share all but the last 64 tokens of their context decode at once. Each setup runs in an engine
 of its own, with CUDA graphs. A start takes about a minute: `--cases` chooses.
 """
@@ -48,7 +48,13 @@ _LOAD_ARGUMENTS: dict[str, Any] = {
     "load_format": "dummy",
     "context_length": 140000,
     "max_running_requests": 64,
+    "max_total_tokens": 1 << 20,
     "cuda_graph_bs_decode": [1, 2, 4, 8, 16, 32, 64],
+}
+_NEEDLE_ARGUMENTS: dict[str, Any] = {
+    "context_length": 16384,
+    "max_running_requests": 64,
+    "max_total_tokens": 1 << 18,
 }
 _SMALL_TOPK = {"top_k": 512, "device_buffer_size": 1024}  # the trained model's
 
@@ -71,7 +77,9 @@ def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
         case = f"{len(asked)} needles, {name}"
         if not stopwatch.wants(case):
             continue
-        arguments = _for_trained(setup or setups.DSA).arguments(TINY_DSA, context_length=16384)
+        arguments = _for_trained(setup or setups.DSA).arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
+        if setup is setups.DSA:  # SGLang's kernel for prefill knows a top-k of 2048 alone
+            arguments["dsa_topk_backend"] = "torch"
         served = serve(case, arguments, work, "child" if setup else "reference")
         if not served.answers:
             yield _failed(case, served)

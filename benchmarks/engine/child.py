@@ -64,9 +64,11 @@ async def _load(engine: Any, context: int, requests: int, new_tokens: int) -> di
 
 def main(work_file: Path, result_file: Path) -> None:
     """Serves the work; what is known so far is in the result file at any time."""
+    work: dict[str, Any] = json.loads(work_file.read_text())
+    if work["engine"].get("dsa_topk_backend") == "torch":  # as SGLang asks
+        os.environ["SGLANG_DSA_FUSE_TOPK"] = "false"
     import sglang
 
-    work: dict[str, Any] = json.loads(work_file.read_text())
     engine = sglang.Engine(**work["engine"])
     result: dict[str, Any] = {"answers": [], "loads": []}
     if work["prompts"]:
