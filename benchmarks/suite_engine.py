@@ -114,14 +114,13 @@ def _loads(stopwatch: Stopwatch, shape: str) -> Iterator[Measurement]:
                 yield _failed(name, served)
             for load, found in zip(loads, served.loads, strict=False):
                 for row in _load_rows(_load_case(name, load), found):
+                    yield _beside_dsa(row, stock.get((load, row.metric)))
                     if setup is setups.DSA:
                         stock[load, row.metric] = row.ours
-                        yield row
-                    elif (load, row.metric) in stock:
-                        peer_value = stock[load, row.metric]
-                        yield replace(row, peer=setups.DSA.name, peer_value=peer_value)
-                    else:
-                        yield row
+
+
+def _beside_dsa(row: Measurement, value: float | None) -> Measurement:
+    return row if value is None else replace(row, peer=setups.DSA.name, peer_value=value)
 
 
 def _load_case(name: str, load: Load) -> str:
