@@ -46,7 +46,7 @@ class Setup:
         return arguments
 
 
-_SMALL_BUFFER = {"device_buffer_size": 4096, "host_to_device_ratio": 8}
+_SMALL_BUFFER = {"device_buffer_size": 4096, "host_to_device_ratio": 9}  # 64 of 128K tokens fit
 _FLAT: dict[str, Any] = {"index_source": "flat", "min_tokens": 0}
 _HISA: dict[str, Any] = {"index_source": "hisa", "min_tokens": 0}
 DSA = Setup("dsa", "dsa")

@@ -77,8 +77,7 @@ class Gate:
     ) -> None:
         self.shared = shared
         self.worker = worker
-        self._openers = openers
-        self._turns = FairShare(_OPENINGS_EACH)
+        self._openings = FairShare(openers, _OPENINGS_EACH)
         self.liveness = liveness
         self._step_ends = step_ends
         self.draining = asyncio.Event()
@@ -133,8 +132,8 @@ class Gate:
         self.num_calls += 1
         try:
             with self.liveness.calling(client_token(context)):
-                async with self._turns.turn(tenant or client_token(context)):
-                    admitted = await self._openers.run(admit, undo=self._discard)
+                party = tenant or client_token(context)
+                admitted = await self._openings.run(party, admit, self._discard)
             try:
                 return await self.call(context, lambda caller: adopt(caller, admitted), undo)
             except BaseException:
@@ -175,10 +174,9 @@ class Gate:
         self, context: Context, halves: "Halves[_Prepared, _Result]", seconds: float
     ) -> _Result:
         with self.liveness.calling(client_token(context)):
-            async with self._turns.turn(client_token(context)):
-                prepared = await self._openers.run(
-                    lambda: halves.prepare(seconds), undo=halves.release
-                )
+            prepared = await self._openings.run(
+                client_token(context), lambda: halves.prepare(seconds), halves.release
+            )
         try:
             return await self.call(
                 context, lambda caller: halves.finish(caller, prepared), halves.undo

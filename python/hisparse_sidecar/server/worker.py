@@ -31,7 +31,7 @@ class Worker:
             call: what to run. It cannot be stopped once begun.
             undo: runs next with the result if the waiting task was cancelled meanwhile.
         """
-        future = self._executor.submit(call)
+        future = self.start(call)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -39,9 +39,13 @@ class Worker:
                 self.submit(lambda: _undo(future, undo))
             raise
 
+    def start(self, call: Callable[[], _Result]) -> "Future[_Result]":
+        """Lets a thread of the worker make `call`."""
+        return self._executor.submit(call)
+
     def submit(self, call: Callable[[], object]) -> None:
         """Runs `call` without waiting for it; a failure of it is logged."""
-        self._executor.submit(call).add_done_callback(_log_failure)
+        self.start(call).add_done_callback(_log_failure)
 
     def close(self) -> None:
         """Waits for what was submitted, then ends the threads."""

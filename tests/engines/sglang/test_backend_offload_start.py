@@ -128,6 +128,9 @@ def test_sglangs_own_coordinator_fails_the_start(sglang: None, tmp_path: Path) -
         ({"disaggregation_mode": "decode"}, "disaggregation_mode is decode, offload needs null"),
         ({"speculative_algorithm": "EAGLE"}, "speculative_algorithm is EAGLE, offload needs None"),
         ({"disable_radix_cache": False}, "disable_radix_cache is False, offload needs True"),
+        ({"enable_mixed_chunk": True}, "enable_mixed_chunk is True, offload needs False"),
+        ({"enable_two_batch_overlap": True}, "enable_two_batch_overlap is True, offload needs"),
+        ({"enable_pdmux": True}, "enable_pdmux is True, offload needs False"),
         ({"hisparse_config": '{"hot_share": 0}'}, "hot_share is 0, must be above 0 and below 1"),
         ({"hisparse_config": '{"hot_share": "a"}'}, "hot_share is 'a', needs a number"),
     ],
@@ -147,6 +150,9 @@ _OPTIONS = (
     "speculative_algorithm",
     "disable_radix_cache",
     "enable_memory_saver",
+    "enable_mixed_chunk",
+    "enable_two_batch_overlap",
+    "enable_pdmux",
     "hisparse_config",
 )
 

@@ -11,7 +11,12 @@ from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
-from hisparse_sidecar.engines.sglang.scheduler_hooks import hear_aborts, limit_prompts
+from hisparse_sidecar.engines.sglang.scheduler_hooks import (
+    admit_without_eos,
+    give_up_long,
+    hear_aborts,
+    limit_prompts,
+)
 from hisparse_sidecar.engines.sglang.settings import read_settings
 from hisparse_sidecar.engines.sglang.targets import check_targets
 from hisparse_sidecar.engines.sglang.unsupported import check_offload_options
@@ -72,6 +77,8 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     try:
         limit_prompts(made.prompt_rows)
         hear_aborts()
+        admit_without_eos()
+        give_up_long(made.prompt_rows)
     except BaseException:
         made.destroy()
         raise

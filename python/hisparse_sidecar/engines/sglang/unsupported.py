@@ -42,6 +42,10 @@ def check_offload_options(server_args: Any) -> None:  # noqa: ANN401
         ("speculative_algorithm", None),
         ("disable_radix_cache", True),
         ("enable_memory_saver", False),
+        # these run decoding rows in other batches than the step's own
+        ("enable_mixed_chunk", False),
+        ("enable_two_batch_overlap", False),
+        ("enable_pdmux", False),
     ):
         found = getattr(server_args, name)
         require(found == needed, f"{name} is {found}, offload needs {needed}")
