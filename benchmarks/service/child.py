@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hisparse_sidecar.config_file import build_config
-from hisparse_sidecar.server.malloc_arenas import limit_malloc_arenas
 from hisparse_sidecar.server.options import ServerOptions
 from hisparse_sidecar.server.runtime import ServerRuntime
 from hisparse_sidecar.sidecar import Sidecar
@@ -48,5 +47,4 @@ def _set_faults(sidecar: Sidecar, *, faults: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    limit_malloc_arenas()
     asyncio.run(_serve(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())))

@@ -12,7 +12,6 @@ from pathlib import Path
 from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.config_file import build_config, read_values
 from hisparse_sidecar.errors import HisparseError
-from hisparse_sidecar.server.malloc_arenas import limit_malloc_arenas
 from hisparse_sidecar.server.options import Limits, ServerOptions, TcpOptions
 from hisparse_sidecar.server.runtime import ServerRuntime
 
@@ -41,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: SidecarConfig, options: ServerOptions) -> int:
     """Serve until a signal; 0 after a drain, also one that was cut short."""
-    limit_malloc_arenas()
     return asyncio.run(_serve(config, options))
 
 

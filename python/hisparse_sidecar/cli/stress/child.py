@@ -13,7 +13,6 @@ from hisparse_sidecar.cli.stress.probe import Probe
 from hisparse_sidecar.cli.stress.settings import StressSettings
 from hisparse_sidecar.cli.stress.world import QUOTA_PAGES, server_config
 from hisparse_sidecar.config import SidecarConfig
-from hisparse_sidecar.server.malloc_arenas import limit_malloc_arenas
 from hisparse_sidecar.server.options import Limits, ServerOptions
 from hisparse_sidecar.server.runtime import ServerRuntime
 from hisparse_sidecar.sidecar import Sidecar
@@ -42,7 +41,6 @@ def serve(settings: StressSettings, directory: Path, generation: int) -> None:
         generation: how many servers there were before; its faults differ from theirs.
     """
     die_with_parent()
-    limit_malloc_arenas()  # as the server program does
     log = os.open(directory / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 2)
     logging.basicConfig(level=logging.WARNING)
