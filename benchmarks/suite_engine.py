@@ -94,10 +94,9 @@ def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
 
 
 def _for_trained(setup: Setup) -> Setup:
-    settings = setup.settings
-    if setup.offloads:
-        settings = {**(settings or {}), **_SMALL_TOPK}
-    return Setup(setup.name, setup.backend, settings, setup.offloads)
+    if not setup.offloads:
+        return setup
+    return replace(setup, settings={**(setup.settings or {}), **_SMALL_TOPK})
 
 
 def _loads(stopwatch: Stopwatch, shape: str) -> Iterator[Measurement]:

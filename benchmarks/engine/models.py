@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-TINY_DSA = ROOT / "models" / "tiny-dsa"
+from hisparse_sidecar.cli.checkout import find_beside
+
+TINY_DSA = find_beside("models/tiny-dsa")
 NUM_LAYERS = 8  # the host pool of 64 contexts of 128K tokens is 46 GB then
 
 # Attention and indexer as published; what stands between them is small, and none is an expert.

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from benchmarks.engine.models import ROOT, TINY_DSA
+from benchmarks.engine.models import TINY_DSA
+from hisparse_sidecar.cli.checkout import find_beside
 from hisparse_sidecar.cli.demo.prompt import build_prompt, read_text
 
 _NUM_NEEDLES = 4
-_TEXT = ROOT / "examples" / "text" / "opticks.txt"
+_TEXT = find_beside("examples/text")
 
 
 @dataclass(frozen=True)

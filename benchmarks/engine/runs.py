@@ -5,12 +5,13 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from benchmarks.programs import command_of, environment
 
 LOG_FOLDER = "HISPARSE_ENGINE_LOGS"  # environment: where engines' logs are kept
 Load: TypeAlias = tuple[int, int, int]  # context tokens, requests at once, new tokens of each
@@ -68,29 +69,21 @@ def serve(name: str, engine: dict[str, Any], work: Work, program: str = "child")
         work_file, result_file = Path(folder) / "work.json", Path(folder) / "result.json"
         asked = {"prompts": list(work.prompts), "new_tokens": work.new_tokens}
         work_file.write_text(json.dumps({"engine": engine, **asked, "loads": list(work.loads)}))
-        log_file = (
-            Path(os.environ.get(LOG_FOLDER, folder)) / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.log"
-        )
+        log_name = re.sub(r"[^A-Za-z0-9.]+", "-", name)
+        log_file = Path(os.environ.get(LOG_FOLDER, folder)) / f"{log_name}.log"
         failure = _run(program, work_file, result_file, log_file)
         done = json.loads(result_file.read_text()) if result_file.exists() else {}
         return Served(**done, failure=failure)
 
 
 def _run(program: str, work_file: Path, result_file: Path, log_file: Path) -> str:
-    command = [
-        sys.executable,
-        "-m",
-        f"benchmarks.engine.{program}",
-        str(work_file),
-        str(result_file),
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = command_of(f"benchmarks.engine.{program}", work_file, result_file)
     with log_file.open("w") as log:
         try:
             subprocess.run(
                 command,
                 check=True,
-                env=environment,
+                env=environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 timeout=_MOST_SECONDS,

@@ -6,7 +6,6 @@ prints the most pages that the tenant had.
 
 import asyncio
 import itertools
-import os
 import random
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.programs import command_of, environment
 from benchmarks.service.callers import Caller, Calls, with_callers
 from benchmarks.service.prompts import text
 from hisparse_sidecar.client import SidecarClient
@@ -42,10 +42,9 @@ def flooding(socket_path: Path, quota_pages: int, pages_each: int) -> Iterator[F
         OSError: the process of its clients failed.
     """
     clients = _SHARES * quota_pages // pages_each
-    command = [sys.executable, "-m", "benchmarks.service.flooders"]
     process = subprocess.Popen(
-        [*command, socket_path, str(clients), str(pages_each)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        command_of("benchmarks.service.flooders", socket_path, clients, pages_each),
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

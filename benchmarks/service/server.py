@@ -1,10 +1,8 @@
 """A server in a process of its own, in a folder that goes with it."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks.programs import command_of, environment
 from hisparse_sidecar.cli.stress.footprint import footprint
 from hisparse_sidecar.config import ModelShape, SidecarConfig
 from hisparse_sidecar.tiers_config import TiersConfig
@@ -51,11 +50,10 @@ class Server:
         Raises:
             OSError: it ended instead, or does not serve in time.
         """
-        command = [sys.executable, "-m", "benchmarks.service.child"]
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                [*command, self.socket_path, self._settings],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                command_of("benchmarks.service.child", self.socket_path, self._settings),
+                env=environment(),
                 stderr=log,
             )
         deadline = time.monotonic() + _START_SECONDS

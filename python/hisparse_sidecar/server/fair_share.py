@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
-from hisparse_sidecar.server.worker import Worker
+from hisparse_sidecar.server.worker import Worker, undo_result
 
 _Result = TypeVar("_Result")
 
@@ -55,7 +54,9 @@ class FairShare:
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            future.add_done_callback(lambda done: self._undo(done, undo))
+            future.add_done_callback(
+                lambda done: self._worker.submit(lambda: undo_result(done, undo))
+            )
             raise
 
     def _enter(self, party: Hashable) -> asyncio.Semaphore:
@@ -71,7 +72,3 @@ class FairShare:
         free, num_calls = self._parties.pop(party)
         if num_calls > 1:
             self._parties[party] = free, num_calls - 1
-
-    def _undo(self, done: "Future[_Result]", undo: Callable[[_Result], object]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            self._worker.submit(lambda: undo(done.result()))

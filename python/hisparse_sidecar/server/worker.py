@@ -36,7 +36,7 @@ class Worker:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if undo:
-                self.submit(lambda: _undo(future, undo))
+                self.submit(lambda: undo_result(future, undo))
             raise
 
     def start(self, call: Callable[[], _Result]) -> "Future[_Result]":
@@ -52,8 +52,8 @@ class Worker:
         self._executor.shutdown(wait=True)
 
 
-def _undo(future: "Future[_Result]", undo: Callable[[_Result], object]) -> None:
-    # runs after the call, or waits for it where there are several threads
+def undo_result(future: "Future[_Result]", undo: Callable[[_Result], object]) -> None:
+    """Undoes what a call has given, if it gave anything; waits for the call's end."""
     if not future.cancelled() and future.exception() is None:
         undo(future.result())
 

@@ -3,6 +3,8 @@
 //! `cargo test --release --test file_tier_corruption -- --ignored --nocapture` makes 10,000
 //! mutations and prints what came of them.
 
+#[path = "support/draws.rs"]
+mod draws;
 #[path = "support/file_pages.rs"]
 mod file_pages;
 
@@ -10,6 +12,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
+use draws::Draws;
 use file_pages::{Got, Scratch, far, get, put};
 use hisparse_core::Error;
 use hisparse_core::tier::PageTier;
@@ -18,18 +21,6 @@ use hisparse_core::tier::file::{FileTier, FileTierOptions, RecoveryMode};
 const NUM_PAGES: u64 = 40;
 const SEGMENTS: u64 = 32;
 const BLOCK: usize = 4096;
-
-/// Numbers by a seed: xorshift, so that the mutations are the same everywhere.
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).expect("below a usize")
-    }
-}
 
 /// Every file of a sound directory of full segments and an open one.
 struct Sound {

@@ -2,6 +2,8 @@
 //!
 //! Whatever is there, opening says so or goes on, no byte is wrong, and the tier works afterwards.
 
+#[path = "support/draws.rs"]
+mod draws;
 #[path = "support/file_pages.rs"]
 mod file_pages;
 
@@ -9,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use draws::Draws;
 use file_pages::{Got, Scratch, far, get, identity, put};
 use hisparse_core::Error;
 use hisparse_core::tier::PageTier;
@@ -18,22 +21,6 @@ const NUM_PAGES: u64 = 60;
 const SEGMENTS: u64 = 24;
 const ROUNDS: u64 = 40;
 const ALL_ROUNDS: u64 = 500;
-
-/// Numbers by a seed, the same everywhere.
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).expect("below a usize")
-    }
-
-    fn of<'a, T>(&mut self, these: &'a [T]) -> &'a T {
-        &these[self.below(these.len())]
-    }
-}
 
 /// Every file of the directory at one moment.
 type Moment = BTreeMap<PathBuf, Vec<u8>>;

@@ -1,6 +1,8 @@
 //! Threads whose sequences begin alike, fork, are cut, rest and come back, over tiers that may fail:
 //! every token is where its sequence wrote it, and in the end everything is free.
 
+#[path = "support/draws.rs"]
+mod draws;
 #[path = "support/failing_site.rs"]
 mod failing_site;
 #[path = "support/file_pages.rs"]
@@ -10,6 +12,7 @@ mod support;
 use std::thread;
 use std::time::Duration;
 
+use draws::Draws;
 use failing_site::{HOST_PAGES, Site, Tiers, soon};
 use file_pages::Scratch;
 use hisparse_core::hierarchy::Loading;
@@ -20,18 +23,6 @@ use support::{DEVICE, NUM_ANCHORS};
 const NUM_THREADS: u64 = 4;
 const NUM_TEXTS: usize = 12;
 const MAX_NEW: u32 = 70;
-
-/// Numbers by a seed, the same everywhere.
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).expect("below a usize")
-    }
-}
 
 /// One sequence and the tokens that it has.
 struct Own {

@@ -11,43 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.engine.models import SHAPES
 from hisparse_kernels.index_rows import pack_index_rows, read_index_rows, unpack_index_rows
 from hisparse_kernels.layouts import index_layout
 
 LAYOUT, PAGE = index_layout("fp8"), 64
 TOPK, HEADS, LAYERS, MAX_TOKENS, NUM_PAGES = 128, 4, 2, 1024, 48
-CONFIG = {
-    "architectures": ["DeepseekV32ForCausalLM"],
-    "model_type": "deepseek_v32",
-    "vocab_size": 1024,
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "moe_intermediate_size": 256,
+CONFIG = SHAPES["DeepSeek-V3.2"] | {
     "num_hidden_layers": LAYERS,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 64,
-    "n_shared_experts": 1,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "topk_method": "noaux_tc",
-    "scoring_func": "sigmoid",
-    "norm_topk_prob": True,
-    "routed_scaling_factor": 2.5,
     "first_k_dense_replace": LAYERS,
-    "moe_layer_freq": 1,
-    "kv_lora_rank": 512,
-    "q_lora_rank": 256,
-    "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 128,
-    "v_head_dim": 128,
     "index_topk": TOPK,
-    "index_head_dim": 128,
     "index_n_heads": HEADS,
-    "max_position_embeddings": 163840,
-    "rope_theta": 10000,
-    "torch_dtype": "bfloat16",
 }
 
 
