@@ -73,7 +73,8 @@ def test_a_request_that_ignores_its_end_is_let_in_by_the_estimate_of_others(
     stand_in(monkeypatch, "schedule_policy", "PrefillAdder", PrefillAdder)
     scheduler_hooks.admit_without_eos()
     req = SimpleNamespace(sampling_params=SimpleNamespace(ignore_eos=True))
-    assert PrefillAdder().add_one_req(req, True, 64) == (False, True, 64)
+    named = {"has_chunked_req": True, "truncation_align_size": 64}  # as SGLang calls it
+    assert PrefillAdder().add_one_req(req, **named) == (False, True, 64)
     with pytest.raises(OSError, match="no room"):
         PrefillAdder().add_one_req(req, True, 0)
     assert req.sampling_params.ignore_eos
@@ -102,7 +103,7 @@ def test_a_retracted_request_that_finds_no_room_any_more_is_ended(
 
     monkeypatch.setattr(schedule_batch, "ScheduleBatch", ScheduleBatch)
     scheduler_hooks.give_up_long(5000 + 837 + 4096 + 64)
-    assert ScheduleBatch().retract_decode(None) == ([short], 0.5, [last, long])
+    assert ScheduleBatch().retract_decode(server_args=None) == ([short], 0.5, [last, long])
     assert short.to_finish is last.to_finish is None
     assert "needs 9997 rows for its prompt, of 9997" in long.to_finish.message
 

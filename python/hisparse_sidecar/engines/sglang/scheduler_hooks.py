@@ -138,11 +138,11 @@ def _heard(original: _Function) -> _Function:
 
 def _as_if_eos_counts(original: _Function) -> _Function:
     @functools.wraps(original)
-    def hook(self: Any, req: Any, *given: Any) -> Any:  # noqa: ANN401
+    def hook(self: Any, req: Any, *given: Any, **named: Any) -> Any:  # noqa: ANN401
         sampling = req.sampling_params
         asked, sampling.ignore_eos = sampling.ignore_eos, False
         try:
-            return original(self, req, *given)
+            return original(self, req, *given, **named)
         finally:
             sampling.ignore_eos = asked
 
@@ -151,8 +151,8 @@ def _as_if_eos_counts(original: _Function) -> _Function:
 
 def _without_long(original: _Function, prompt_rows: int) -> _Function:
     @functools.wraps(original)
-    def hook(self: Any, *given: Any) -> Any:  # noqa: ANN401
-        retracted, ratio, ended = original(self, *given)
+    def hook(self: Any, *given: Any, **named: Any) -> Any:  # noqa: ANN401
+        retracted, ratio, ended = original(self, *given, **named)
         fitting = []
         for req in retracted:
             wanted = _tokens_to_come_back(req)
