@@ -42,7 +42,7 @@ _LOAD_SETUPS = (
     setups.HISA_OFFLOAD,
 )
 _LOADS: tuple[Load, ...] = tuple(
-    (context, requests, 64) for context in (32 << 10, 128 << 10) for requests in (1, 8, 64)
+    (context, requests, 256) for context in (32 << 10, 128 << 10) for requests in (1, 8, 64)
 )
 _LOAD_ARGUMENTS: dict[str, Any] = {
     "load_format": "dummy",
