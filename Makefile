@@ -72,6 +72,8 @@ test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kil
 	$(PYTEST_JOBS) -m "slow and not full" $(ARGS)
 
 test-full: setup  ## crowds at full size: 1,000 clients, 10,000 sessions, minutes of refusals
+	SEEDS=20 cargo test --quiet --release --package hisparse-core \
+	    --test hierarchy_threads -- --ignored
 	$(PYTEST) -m full $(ARGS)
 
 test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of the system
