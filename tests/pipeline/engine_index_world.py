@@ -118,14 +118,18 @@ class IndexEngine:
 
     def layer(self, group: int, keys: torch.Tensor, query: Any, name: str) -> torch.Tensor:
         """What runs in an anchor layer of a pass: positions [rows, topk]."""
+        self.append(group, keys)
+        selector = selector_for(SELECTIONS[name])
+        return self.index.select(group, selector, *query, TOPK, MAX_PAGES)
+
+    def append(self, group: int, keys: torch.Tensor) -> None:
+        """The first half of it."""
         rows = keys.shape[1]
         if group == 0:
             self.tier.begin_step(self.num_real)
         at = self.index.new_rows(rows)
         write_index_rows(self.index.pages[group], at, keys[group].contiguous(), INDEX_LAYOUT)
         self.index.append(group, rows)
-        selector = selector_for(SELECTIONS[name])
-        return self.index.select(group, selector, *query, TOPK, MAX_PAGES)
 
     def queries(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Index queries [rows, HEADS, 128] e4m3 and weights [rows, HEADS]."""

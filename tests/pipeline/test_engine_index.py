@@ -9,6 +9,7 @@ from hisparse_sidecar.backends import ops_of
 from hisparse_sidecar.engine_rows import EngineRowTier
 from hisparse_sidecar.errors import DeviceArenaFull, HisparseError, InvalidArgument, WrongState
 from hisparse_sidecar.selection import SelectionQuery
+from hisparse_sidecar.selection.flat import FlatSelector
 from tests.pipeline.engine_index_world import (
     CONFIG,
     FIRST_PAGE,
@@ -75,6 +76,20 @@ def test_what_was_kept_is_found_in_the_window(engine: IndexEngine) -> None:
     assert int(engine.index._plan.miss_count[0]) == 0
 
 
+def test_the_open_page_keeps_its_slot_whatever_is_asked_for(engine: IndexEngine) -> None:
+    sequence = engine.open(900)
+    page = engine.index.windows.open_page(engine.tier._manager.ranges(sequence))
+    for first in (0, 4, 8):
+        engine.plan([sequence])
+        engine.append(0, engine.new_keys([sequence], 1))
+        keys = engine.index._keys(0, 1, 15)
+        seq = torch.zeros(1, dtype=torch.int32, device=engine.device)
+        others = torch.arange(first, first + WINDOW - 1, dtype=torch.int32, device=engine.device)
+        query = SelectionQuery(*engine.queries(1), seq, seq, TOPK)
+        assert (keys._fetched(query, others[None]) >= FIRST_PAGE).all()
+        assert int(engine.index.windows.of_group[0].slot_item[page]) == 14
+
+
 def test_short_sequences_take_few_pages(engine: IndexEngine) -> None:
     engine.open(60, 4), engine.open(150, 40)
     assert engine.tier.stats().window_slots_used == 3 + 4
@@ -99,6 +114,9 @@ def test_a_pass_that_no_step_was_planned_for_touches_nothing(engine: IndexEngine
     for group in range(2):
         found = engine.layer(group, engine.some_keys(3), engine.queries(3), "hisa")
         assert (found == -1).all()
+        asked = engine.queries(3)
+        short = engine.index.select(group, FlatSelector(), *asked, 2 * PAGE, 2)
+        assert (short == -1).all()
     for pages, held in zip(engine.index.pages, before, strict=True):
         assert torch.equal(pages[1:], held)
     engine.step([sequence])
