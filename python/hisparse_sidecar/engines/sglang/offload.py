@@ -11,6 +11,7 @@ from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
+from hisparse_sidecar.engines.sglang.pool_hooks import check_pool, hook_pool
 from hisparse_sidecar.engines.sglang.scheduler_hooks import (
     admit_without_eos,
     give_up_long,
@@ -19,7 +20,10 @@ from hisparse_sidecar.engines.sglang.scheduler_hooks import (
 )
 from hisparse_sidecar.engines.sglang.settings import read_settings
 from hisparse_sidecar.engines.sglang.targets import check_targets
-from hisparse_sidecar.engines.sglang.unsupported import check_offload_options
+from hisparse_sidecar.engines.sglang.unsupported import (
+    check_index_offload,
+    check_offload_options,
+)
 from hisparse_sidecar.engines.sglang.versions import check_sglang, installed_versions
 from hisparse_sidecar.errors import WrongState
 
@@ -35,9 +39,13 @@ def stand_in_for_coordinator() -> None:
     """Gives our factory the name of SGLang's class, in a process that has loaded its scheduler.
 
     Other processes make no coordinator. What the factory makes without our backend is SGLang's own.
+    The hooks of the pool, which is made before the coordinator, come with it.
     """
     module: Any = sys.modules.get(_COORDINATORS)
-    if module is None or getattr(module.HiSparseCoordinator, _MARK, False):
+    if module is None:
+        return
+    hook_pool(is_asked_for)
+    if getattr(module.HiSparseCoordinator, _MARK, False):
         return
     stock = module.HiSparseCoordinator
 
@@ -71,10 +79,16 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     check_sglang(installed_versions().sglang)
     check_targets()
     check_offload_options(server_args)
-    hot_share = read_settings(server_args.hisparse_config).hot_share
-    made = HiSparseCoordinator(*args, **named, hot_share=hot_share)
+    settings = read_settings(server_args.hisparse_config)
+    hot_share, window_pages = settings.hot_share, None
+    if settings.offload_index_keys:
+        check_index_offload(server_args, BACKEND_NAME)
+        window_pages = settings.pages_of_window
+    made = HiSparseCoordinator(*args, **named, hot_share=hot_share, window_pages=window_pages)
     setattr(made.token_to_kv_pool_allocator, _BESIDE, made)
     try:
+        if settings.offload_index_keys:
+            check_pool(server_args, settings, made.token_to_kv_pool_allocator.get_kvcache())
         limit_prompts(made.prompt_rows)
         hear_aborts()
         admit_without_eos()
@@ -95,6 +109,12 @@ def _say_sizes(made: HiSparseCoordinator) -> None:
         *(config.num_rows, config.hot_slots, made.prompt_rows),
         *(config.host_pages * PAGE_TOKENS, host_gib),
     )
+    if config.index is not None:
+        part, groups = config.index, config.num_groups
+        _LOG.info(
+            "hisparse: index keys of %d of %d layers, in windows of %d pages, %d for each request",
+            *(groups, len(config.groups), part.num_pages, part.slots_of_one),
+        )
 
 
 def check_coordinator(model_runner: Any) -> tuple[str, ...]:  # noqa: ANN401
