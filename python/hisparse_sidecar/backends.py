@@ -10,7 +10,7 @@ from hisparse_kernels.backends import Ops, reference_ops
 from hisparse_sidecar.config import Backend, SidecarConfig
 from hisparse_sidecar.errors import InvalidArgument
 
-BackendName = Literal["reference", "triton"]
+BackendName = Literal["reference", "triton", "gluon_sm100"]
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
@@ -76,8 +76,11 @@ def ops_of(backend: Backend, device: str) -> Ops:
     "auto" on CUDA is Triton, and what an installed peer does faster.
 
     Raises:
-        InvalidArgument: the Triton backend on the CPU, outside Triton's interpreter.
+        InvalidArgument: the Triton backend on the CPU, outside Triton's interpreter; or a body for
+            sm_100 on another GPU.
     """
+    if backend == "gluon_sm100":
+        return _sm100_ops(device)
     if backend == "reference" or (backend == "auto" and device == "cpu"):
         return reference_ops()
     if device == "cpu" and not _interpreting():
@@ -88,6 +91,19 @@ def ops_of(backend: Backend, device: str) -> Ops:
     from hisparse_kernels.gpu.backend import fastest_ops, triton_ops
 
     return fastest_ops() if backend == "auto" else triton_ops()
+
+
+def _sm100_ops(device: str) -> Ops:
+    found = "device 'cpu'"
+    if device != "cpu":
+        from hisparse_kernels.gpu.backend import gluon_sm100_ops
+        from hisparse_kernels.gpu.pipelines import TCGEN05
+
+        major, minor = torch.cuda.get_device_capability(device)
+        if (major, minor) in TCGEN05:
+            return gluon_sm100_ops()
+        found = f"compute capability {major}.{minor}"
+    raise InvalidArgument(f"backend is 'gluon_sm100' on {found}, needs 10.0 or 10.3")
 
 
 def _interpreting() -> bool:

@@ -20,7 +20,7 @@ IndexSource = Literal["flat", "hisa", "misa", "misa_dagger", "given"]
 Budget = Literal["fixed", "ratio", "adaptive"]
 RoutedStages = Literal["none", "blocks", "tokens", "both"]
 GateMode = Literal["auto", "off"]
-Backend = Literal["auto", "reference", "triton"]
+Backend = Literal["auto", "reference", "triton", "gluon_sm100"]
 _LEAST = {
     "num_kept_blocks": 2,
     "routed_heads": 1,
@@ -183,6 +183,7 @@ class SidecarConfig:
         index_layout: "fp8" | "fp32".
         device: where the device tier lives: "cpu", "cuda" or "cuda:N".
         backend: "reference" (plain PyTorch), "triton", or "auto" for the best that `device` has.
+            "gluon_sm100": Triton, and attention's body for Blackwell, which has never run.
         hot_slots: KV rows of one sequence and layer on the device; default 2 * topk.
         window_blocks: index-key blocks of one sequence and anchor layer on the device. At 1M tokens
             112 of them and all pooled keys take 2.9 B a token; 176 of them 3.9 B.

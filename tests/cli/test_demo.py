@@ -169,7 +169,10 @@ def test_what_cannot_run_is_refused_before_anything_runs(
     [
         (["--device", "gpu"], "device is 'gpu', must be cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], "device is 'cuda:99', torch"),
-        (["--backend", "cuda"], "backend is 'cuda', must be one of auto, reference, triton"),
+        (
+            ["--backend", "cuda"],
+            "backend is 'cuda', must be one of auto, gluon_sm100, reference, triton",
+        ),
     ],
 )
 def test_a_device_or_backend_that_is_not_there_is_refused_in_one_line(

@@ -80,7 +80,10 @@ def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     [
         (["--device", "cuda:99"], "device is 'cuda:99', torch"),
         (["--device", "gpu"], "device is 'gpu', must be cpu, cuda or cuda:N"),
-        (["--backend", "cuda"], "backend is 'cuda', must be one of auto, reference, triton"),
+        (
+            ["--backend", "cuda"],
+            "backend is 'cuda', must be one of auto, gluon_sm100, reference, triton",
+        ),
     ],
 )
 def test_a_device_or_backend_that_is_not_there_is_refused(

@@ -8,7 +8,7 @@ import torch
 
 from accuracy import Tolerance, assert_near
 from hisparse_kernels.backends import Ops, reference_ops
-from hisparse_kernels.gpu.backend import fastest_ops, triton_ops
+from hisparse_kernels.gpu.backend import fastest_ops, gluon_sm100_ops, triton_ops
 from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_sidecar import LayerOutputs, Sidecar
 from hisparse_sidecar.backends import choose_ops
@@ -68,6 +68,24 @@ def test_triton_on_the_cpu_needs_its_interpreter(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("hisparse_kernels.gpu.interpreter.interpreting", lambda: False)
     with pytest.raises(InvalidArgument, match=r"'triton' on device 'cpu', .* TRITON_INTERPRET=1"):
         Sidecar(small_config(device="cpu", backend="triton"))
+
+
+@pytest.mark.cpu_only
+def test_the_body_for_sm_100_is_refused_on_the_cpu() -> None:
+    message = "backend is 'gluon_sm100' on device 'cpu', needs 10.0 or 10.3"
+    with pytest.raises(InvalidArgument, match=message):
+        Sidecar(small_config(device="cpu", backend="gluon_sm100"))
+
+
+@pytest.mark.gpu
+def test_the_body_for_sm_100_is_for_sm_100_alone() -> None:
+    major, minor = torch.cuda.get_device_capability()
+    if major == 10:
+        assert choose_ops(small_config(device="cuda", backend="gluon_sm100")) == gluon_sm100_ops()
+        return
+    message = rf"on compute capability {major}\.{minor}, needs 10\.0 or 10\.3"
+    with pytest.raises(InvalidArgument, match=message):
+        choose_ops(small_config(device="cuda", backend="gluon_sm100"))
 
 
 @pytest.mark.cpu_only

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from tools.crosscompile.case import Case, Expects
+from tools.crosscompile.ptx import GATHER4
 
 FUSED = {"enable_fp_fusion": True}
 
@@ -107,5 +108,7 @@ def cases() -> list[Case]:
         Case("fusion unsaid", partial(_copy, 512, debug=False)),
         Case("broken", _broken),
         Case("nothing", lambda: None),
+        Case("no gather4", _product, Expects(instructions=(GATHER4,))),
+        Case("rows read", partial(_copy, 512), Expects(unread=("src_ptr",))),
         Case("no such argument", partial(_copy, 512), Expects(wide=("pages_ptr",))),
     ]

@@ -37,6 +37,8 @@ FAULTS = {
     "fusion unsaid": (["leaves enable_fp_fusion to a default"],) * 2,
     "broken": (["ValueError: heads must be 64"],) * 2,
     "nothing": (["launched no kernel"],) * 2,
+    "no gather4": (["has no cp.async.bulk.tensor.2d.tile::gather4"],) * 2,
+    "rows read": (["loads src_ptr, which TMA brings"],) * 2,
     "no such argument": (["no kernel reads or writes an argument pages_ptr"],) * 2,
 }
 
@@ -110,6 +112,20 @@ def test_kernels_are_the_jitted_functions_that_no_other_one_uses(tmp_path: Path)
     shared = "@triton.jit(noinline=True)\ndef _add(a, b): return a + b\n"
     (tmp_path / "shared.py").write_text(shared)
     assert kernels_in(tmp_path) == {"op._op_kernel"}
+
+
+def test_an_instruction_may_follow_a_label() -> None:
+    ptx = Ptx.parse(
+        """
+        {
+        waitLoop:
+        mbarrier.try_wait.parity.shared.b64 complete, [%r1], %r2;
+        @!complete bra.uni waitLoop;
+        }
+        @%p1 tcgen05.st.sync.aligned.32x32b.x32.b32 [%r3 + 0], {%r4, %r5};
+        """
+    )
+    assert ptx.async_counts() == {"tcgen05.st": 1, "mbarrier.try_wait": 1}
 
 
 def test_an_access_belongs_to_the_argument_that_its_address_comes_from() -> None:

@@ -21,12 +21,16 @@ class Expects:
         mostly_wide: the same, but for the few scales that lie between the values.
         accumulator_columns: where it is not 0, each kernel is in Gluon, whose products no IR tells:
             they are on the matrix unit, and on tcgen05 so many TMEM columns hold them.
+        instructions: kinds of `Ptx.async_counts` that each kernel has.
+        unread: pointer arguments that no kernel loads from in 16 bytes at a time: TMA does.
     """
 
     matrix_unit: bool = False
     wide: tuple[str, ...] = ()
     mostly_wide: tuple[str, ...] = ()
     accumulator_columns: int = 0
+    instructions: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

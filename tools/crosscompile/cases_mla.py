@@ -8,10 +8,22 @@ import torch
 from hisparse_kernels.gpu.attention_call import AttentionCall
 from hisparse_kernels.gpu.gluon.few_heads_mla import MOST_HEADS, few_heads_mla_gluon
 from hisparse_kernels.gpu.gluon.many_heads_mla import many_heads_mla_gluon
+from hisparse_kernels.gpu.gluon.many_heads_mla_sm100 import (
+    compile_many_heads_mla_sm100,
+    many_heads_mla_sm100_gluon,
+)
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout
 from hisparse_kernels.sparse_mla import decode_split_keys, split_workspace_size
 from tools.crosscompile.case import Case, Expects
+from tools.crosscompile.ptx import (
+    AWAIT,
+    EXPECT_BYTES,
+    GATHER4,
+    PRODUCTS_TELL,
+    TMEM_LOAD,
+    TMEM_STORE,
+)
 from tools.crosscompile.tensors import HOST_TOKENS, fp32, int32, kv_rows
 
 _HEADS = (8, 16, 32, 64, 128)
@@ -63,7 +75,39 @@ def cases() -> list[Case]:
             )
             for split_keys in (None, decode_split_keys(64))
         ]
-    return found
+    return found + _sm100_cases()
+
+
+def _sm100_cases() -> list[Case]:
+    """The body that sm_90 has not; its compiler and these checks are all that it has met."""
+    expects = Expects(
+        accumulator_columns=256 + 2 * 64,  # sums, and two stages of dots
+        instructions=(GATHER4, TMEM_LOAD, TMEM_STORE, PRODUCTS_TELL, AWAIT, EXPECT_BYTES),
+        unread=("kv_ptr",),
+    )
+    return [
+        Case(
+            f"sparse_mla, pipeline of {heads} heads, {name}, splits of {split_keys or 'all'} keys, "
+            "tcgen05",
+            partial(_sm100, KV_LAYOUTS[name], heads, split_keys),
+            expects,
+            only=100,
+        )
+        for name, heads, split_keys in (
+            ("bf16", 64, None),
+            ("bf16", 128, 256),
+            ("fp8_ds_mla", 64, 256),
+            ("fp8_ds_mla", 128, None),
+            ("fp8", 128, 256),
+        )
+    ] + [
+        Case(
+            "sparse_mla, pipeline of 64 heads, bf16, warm-up, tcgen05",
+            partial(compile_many_heads_mla_sm100, (64, KV_LAYOUTS["bf16"])),
+            expects,
+            only=100,
+        )
+    ]
 
 
 _FP8 = KV_LAYOUTS["fp8_ds_mla"]
@@ -102,6 +146,11 @@ def _few_heads(layout: KvLayout, split_keys: int | None) -> None:
 def _many_heads(layout: KvLayout, split_keys: int | None) -> None:
     sizes = (1, 64, torch.bfloat16), (4096, 128, torch.bfloat16)
     _run_pipeline(many_heads_mla_gluon, sizes, layout, split_keys)
+
+
+def _sm100(layout: KvLayout, heads: int, split_keys: int | None) -> None:
+    sizes = ((4096, heads, torch.bfloat16),)
+    _run_pipeline(many_heads_mla_sm100_gluon, sizes, layout, split_keys)
 
 
 def _run_pipeline(

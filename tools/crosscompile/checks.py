@@ -66,6 +66,8 @@ def case_failures(expects: Expects, kernels: Sequence[KernelReport]) -> Iterator
     if expects.accumulator_columns:
         for kernel in kernels:
             yield from _pipeline_failures(kernel, expects.accumulator_columns)
+    for kernel in kernels:
+        yield from _async_failures(kernel, expects)
     for argument in expects.wide:
         yield from _width_failures(argument, kernels, 1.0)
     for argument in expects.mostly_wide:
@@ -78,6 +80,17 @@ def _pipeline_failures(kernel: KernelReport, columns: int) -> Iterator[str]:
         yield f"{kernel.kernel} has no product on {unit}"
     if unit == "tcgen05.mma" and kernel.tmem_columns < columns:
         yield f"{kernel.kernel} has {kernel.tmem_columns} TMEM columns of products, needs {columns}"
+
+
+def _async_failures(kernel: KernelReport, expects: Expects) -> Iterator[str]:
+    for kind in expects.instructions:
+        if not kernel.async_counts.get(kind):
+            yield f"{kernel.kernel} has no {kind}"
+    for argument in expects.unread:
+        if argument not in kernel.widths:
+            yield f"{kernel.kernel} has no argument {argument}"
+        elif any(width >= WIDE_BYTES for width in kernel.widths[argument].loads):
+            yield f"{kernel.kernel} loads {argument}, which TMA brings"
 
 
 def _width_failures(

@@ -63,6 +63,7 @@ def _report(launch: Launch, arch: int) -> KernelReport:
         ptx_instructions=len(ptx.instructions),
         traps=ptx.traps,
         matrix_counts=ptx.matrix_counts(),
+        async_counts=ptx.async_counts(),
         rounds_to_tf32=ptx.rounds_to_tf32,
         products=low_precision_products(asm.get("ttir", "")),
         left_products=low_precision_products(asm["ttgir"]),

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field
 
 WIDE_BYTES = 16
 
-_INSTRUCTION = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.:]*)\s*(.*?);", re.MULTILINE)
+_INSTRUCTION = re.compile(
+    r"^\s*(?:\w+:\s+)?(?:@!?%\w+\s+)?([a-z][\w.:]*)(?<!:)\s*(.*?);", re.MULTILINE
+)
 _REGISTER = re.compile(r"%\w+")
 _ADDRESS = re.compile(r"\[\s*(%\w+)")
 _PARAM = re.compile(r"\[\w+_param_(\d+)")
 _VECTOR = re.compile(r"(?:\.v(\d))?\.[a-z]+(\d+)$")
 _MATRIX = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
+GATHER4 = "cp.async.bulk.tensor.2d.tile::gather4"
+TMEM_LOAD, TMEM_STORE, PRODUCTS_TELL = "tcgen05.ld", "tcgen05.st", "tcgen05.commit"
+AWAIT, EXPECT_BYTES = "mbarrier.try_wait", "mbarrier.arrive.expect_tx"
+_ASYNC = (GATHER4, TMEM_LOAD, TMEM_STORE, PRODUCTS_TELL, AWAIT, EXPECT_BYTES)
 
 
 @dataclass
@@ -53,9 +59,16 @@ class Ptx:
 
     def matrix_counts(self) -> dict[str, int]:
         """How many instructions of each matrix unit."""
+        return self._counts(_MATRIX)
+
+    def async_counts(self) -> dict[str, int]:
+        """How many instructions of each kind that pipelines of sm_100 are made of."""
+        return self._counts(_ASYNC)
+
+    def _counts(self, kinds: Iterable[str]) -> dict[str, int]:
         opcodes = [opcode for opcode, _ in self.instructions]
-        counts = {unit: sum(op.startswith(unit) for op in opcodes) for unit in _MATRIX}
-        return {unit: count for unit, count in counts.items() if count}
+        counts = {kind: sum(opcode.startswith(kind) for opcode in opcodes) for kind in kinds}
+        return {kind: count for kind, count in counts.items() if count}
 
     def widths(self, arguments: Mapping[int, str]) -> dict[str, Widths]:
         """Access widths of each pointer argument; an address out of shared memory is nobody's.

@@ -21,6 +21,7 @@ class KernelReport:
         shared_bytes, tmem_columns: of a block.
         code_bytes, ptx_instructions, traps: size of the code, and whether it holds a trap.
         matrix_counts: instructions of each matrix unit.
+        async_counts: instructions of each kind that pipelines of sm_100 are made of.
         rounds_to_tf32: some product of fp32 values is one of tf32.
         products: low-precision products of 64 or more rows in the source.
         left_products: those that the compiler left off the matrix unit.
@@ -45,6 +46,7 @@ class KernelReport:
     ptx_instructions: int
     traps: bool
     matrix_counts: Mapping[str, int]
+    async_counts: Mapping[str, int]
     rounds_to_tf32: bool
     products: list[str]
     left_products: list[str]

@@ -32,6 +32,7 @@ from hisparse_kernels.gpu.score_positions import score_positions_triton
 from hisparse_kernels.gpu.select_blocks import select_blocks_triton
 from hisparse_kernels.gpu.select_tokens import select_tokens_triton
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
+from hisparse_kernels.gpu.sparse_mla_sm100 import sparse_mla_sm100
 from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
 from hisparse_kernels.gpu.tail_share import tail_share_triton
@@ -41,6 +42,11 @@ from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
 def fastest_ops() -> Ops:
     """The Triton kernels, and installed peers' for what they do faster."""
     return replace(triton_ops(), sparse_mla=sparse_mla_fastest)
+
+
+def gluon_sm100_ops() -> Ops:
+    """The Triton kernels, and attention's body for sm_100, which has never run."""
+    return replace(triton_ops(), sparse_mla=sparse_mla_sm100)
 
 
 def triton_ops() -> Ops:

@@ -20,11 +20,15 @@ from hisparse_kernels.sparse_mla import FEW_HEADS
 _LOG = logging.getLogger(__name__)
 _HEADS = (32, 64)
 _WGMMA = (9, 0)
-_ARCHES = (_WGMMA, (10, 0), (10, 3))  # the others with tcgen05
+TCGEN05 = ((10, 0), (10, 3))  # compute capabilities
+_ARCHES = (_WGMMA, *TCGEN05)
 _STORED = {
     "few_heads_mla": ("fp8_ds_mla", "fp8"),
     "many_heads_mla": ("fp8_ds_mla", "fp8", "bf16"),
 }
+
+AttentionLauncher = Callable[[AttentionCall], None]
+PipelineOf = Callable[[torch.Tensor, torch.Tensor, KvLayout], AttentionLauncher | None]
 
 
 def pipeline_of(
@@ -49,8 +53,10 @@ def pipeline_of(
 
 def attention_pipeline_of(
     query: torch.Tensor, kv_rows: torch.Tensor, layout: KvLayout
-) -> Callable[[AttentionCall], None] | None:
+) -> AttentionLauncher | None:
     """The Gluon launcher of sparse attention; None: the Triton body is to run.
+
+    That for sm_100 is no choice of this function: it has never run.
 
     Args:
         query: [rows, heads, query_dim].
@@ -66,6 +72,24 @@ def attention_pipeline_of(
     if kv_rows.data_ptr() % 16 or torch.cuda.get_device_capability(query.device) != _WGMMA:
         return None
     return _launcher(op, layout, query.device)
+
+
+def sm100_attention_pipeline_of(
+    query: torch.Tensor, kv_rows: torch.Tensor, layout: KvLayout
+) -> AttentionLauncher | None:
+    """Like `attention_pipeline_of`, of the body for sm_100, for who asks for it."""
+    if not query.is_cuda or interpreting() or query.dtype == torch.float32:
+        return None
+    heads = query.shape[1]
+    if heads <= FEW_HEADS or layout.name not in _STORED["many_heads_mla"]:
+        return None
+    # tensor maps are of aligned rows, and of at least one
+    if kv_rows.data_ptr() % 16 or not len(kv_rows):
+        return None
+    if torch.cuda.get_device_capability(query.device) not in TCGEN05:
+        return None
+    # 64 or 128 heads to a program: one kernel each
+    return _launcher("many_heads_mla_sm100", (64 if heads <= 64 else 128, layout), query.device)
 
 
 @functools.cache

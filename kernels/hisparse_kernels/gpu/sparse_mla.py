@@ -19,7 +19,7 @@ from hisparse_kernels.gpu.mla_tile import (
     softmax_step,
     to_bf16,
 )
-from hisparse_kernels.gpu.pipelines import attention_pipeline_of
+from hisparse_kernels.gpu.pipelines import PipelineOf, attention_pipeline_of
 from hisparse_kernels.layouts import KvLayout
 from hisparse_kernels.sparse_mla import split_workspace_size
 
@@ -53,6 +53,30 @@ def sparse_mla_triton(
     Many queries over few fp8 rows, as in prefill, allocate room for the rows in bf16: the bits are
     the same.
     """
+    inputs = query, kv_rows, row_ids, layout, softmax_scale
+    options = sink, valid_counts, split_keys, out, workspace
+    return attend_rows(attention_pipeline_of, bf16_rows_do(query, layout), *inputs, *options)
+
+
+def attend_rows(
+    pipeline_of: PipelineOf,
+    may_dequantise: bool,
+    query: torch.Tensor,
+    kv_rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    layout: KvLayout,
+    softmax_scale: float,
+    sink: torch.Tensor | None,
+    valid_counts: torch.Tensor | None,
+    split_keys: int | None,
+    out: tuple[torch.Tensor, torch.Tensor] | None,
+    workspace: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `sparse_mla` says, by what `pipeline_of` finds for it or else in Triton; merges splits.
+
+    Rows that are listed often are dequantised first, where rows in bf16 would give the same bits:
+    `may_dequantise`.
+    """
     rows, heads, _ = query.shape
     sink = None if sink is None else sink.contiguous()
     valid_counts = None if valid_counts is None else valid_counts.contiguous()
@@ -71,7 +95,7 @@ def sparse_mla_triton(
         workspace = query.new_empty(size, dtype=torch.float32)
     parts = rows * heads * splits
     most_at, total_at = parts * layout.latent_dim, parts * (layout.latent_dim + 1)
-    if _bf16_rows_do(query, layout) and is_listed_often(kv_rows, row_ids):
+    if may_dequantise and is_listed_often(kv_rows, row_ids):
         kv_rows, layout = dequantised(kv_rows, layout)
     call = AttentionCall(
         query,
@@ -86,7 +110,7 @@ def sparse_mla_triton(
         workspace,
         (most_at, total_at),
     )
-    (attention_pipeline_of(query, kv_rows, layout) or _attend)(call)
+    (pipeline_of(query, kv_rows, layout) or _attend)(call)
     if workspace is not None:
         columns = layout.latent_dim if rows * heads > _MANY_OUTPUTS else _FEW_COLUMNS
         merge_splits_kernel[rows * heads, layout.latent_dim // columns](
@@ -135,7 +159,7 @@ def _launch_of(
     return _attend_kernel, triton.cdiv(heads, block_heads), tiles | options
 
 
-def _bf16_rows_do(query: torch.Tensor, layout: KvLayout) -> bool:
+def bf16_rows_do(query: torch.Tensor, layout: KvLayout) -> bool:
     """Whether rows in bf16 would give the bits of these fp8 rows: of the same tiles."""
     if query.dtype == torch.float32 or layout.name != "fp8_ds_mla":
         return False

@@ -23,7 +23,7 @@ from hisparse_sidecar.config import (
 )
 from hisparse_sidecar.errors import WrongState
 
-_BACKENDS = ("auto", "reference", "triton")
+_BACKENDS = ("auto", "gluon_sm100", "reference", "triton")
 _LOG2_E = 1.4426950408889634
 _ALIGN = 16
 
@@ -67,7 +67,8 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             kv_indptr: the same.
             kv_indices: [most pages of a plan] int32.
             kv_len_arr: [batch] int32.
-            backend: "auto", "reference" (plain PyTorch) or "triton".
+            backend: "auto", "reference" (plain PyTorch) or "triton"; "gluon_sm100" is Triton with
+                attention's body for Blackwell, which has never run.
             block_tables: [batch, max_pages] int32, reserved for dense metadata, beside `qo_indptr`
                 and `kv_len_arr`, and in place of the others.
             pooled_table: [batch, n] int32, reserved for that argument of `plan`.
@@ -80,7 +81,7 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         check_split_keys(split_keys)
         self._split_keys = split_keys
         self.device = float_workspace_buffer.device
-        self._ops = ops_of(cast(Backend, backend), self.device.type)
+        self._ops = ops_of(cast(Backend, backend), str(self.device))
         self._workspace = _as_floats(float_workspace_buffer)
         given = {
             "qo_indptr": qo_indptr,

@@ -17,6 +17,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from hisparse_kernels.gpu.attention_call import AttentionCall, warm_up
 from hisparse_kernels.gpu.gluon.api import barrier
+from hisparse_kernels.gpu.gluon.head_rows import (
+    add_weights,
+    load_query,
+    logits_of,
+    softmax_step,
+    store_columns,
+    store_weight_sums,
+)
 from hisparse_kernels.gpu.gluon.mla_lse import store_lse
 from hisparse_kernels.gpu.gluon.mla_rows import last_key, load_ids, rows_of
 from hisparse_kernels.gpu.gluon.mla_tiles import HALF, bring_tiles, tile_barriers, tile_places
@@ -124,8 +132,7 @@ def _many_heads_kernel(
 @gluon.jit
 def _store_part(workspace_ptr, part, places, most, total, sums, real) -> None:
     """Leaves what `merge_splits_kernel` merges, of each head."""
-    gl.store(workspace_ptr + places[0] + part, most, mask=real)
-    gl.store(workspace_ptr + places[1] + part, total, mask=real)
+    store_weight_sums(workspace_ptr, part, places, most, total, real)
     held = real & (total != 0)  # else the merge reads no sums
     one = gl.full([total.shape[0]], 1.0, gl.float32, total.type.layout)
     _store_sums(workspace_ptr + part * _LATENT, sums, one, held)
@@ -137,26 +144,13 @@ def _load_queries(
 ) -> gl.tuple:
     """The heads in shared memory: halves of the latent dims, and the rope."""
     first, second = rows_of(HEADS, HALF), rows_of(HEADS, HALF)
-    _load_query(query_ptr, first, first_head, heads, 0, strides)
-    _load_query(query_ptr, second, first_head, heads, HALF, strides)
+    load_query(query_ptr, first, first_head, heads, 0, strides)
+    load_query(query_ptr, second, first_head, heads, HALF, strides)
     rope = first
     if ROPE > 0:
         rope = rows_of(HEADS, ROPE)
-        _load_query(query_ptr, rope, first_head, heads, _LATENT, strides)
+        load_query(query_ptr, rope, first_head, heads, _LATENT, strides)
     return first, second, rope
-
-
-@gluon.jit
-def _load_query(query_ptr, target, first_head, heads, first_dim, strides) -> None:
-    """Copies some dims of the heads to shared memory; 0 beyond the heads."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
-    head = first_head + gl.arange(0, target.shape[0], gl.SliceLayout(1, layout))
-    dim = first_dim + gl.arange(0, target.shape[1], gl.SliceLayout(0, layout))
-    head_at = gl.expand_dims(head.to(gl.int64) * strides[0], 1)
-    dim_at = gl.expand_dims(dim.to(gl.int64) * strides[1], 0)
-    mask = gl.expand_dims(head < heads, 1) & (gl.expand_dims(dim, 0) >= 0)
-    values = gl.load(query_ptr + (head_at + dim_at), mask=mask, other=0.0)
-    target.store(values.to(gl.bfloat16))
 
 
 @gluon.jit
@@ -192,24 +186,14 @@ def _attend_tiles(
         dots = _begin_dots(queries, places, place, ROPE, dots_layout)
         key_id = load_ids(ids_ptr, start + KEYS + key, end)
         dots = warpgroup_mma_wait(0, deps=[dots])
-        logits = gl.where(gl.expand_dims(valid, 0), dots * scale_log2, float("-inf"))
-        weights, factor, most = _softmax_step(logits, most)
+        weights, factor, most = softmax_step(logits_of(dots, valid, scale_log2), most)
         weights_room.store(weights.to(gl.bfloat16))
         s0, s1 = _begin_sums(weights_room, places, place, (s0, s1), gl.expand_dims(factor, 1))
-        total = total * factor + gl.convert_layout(gl.sum(weights, 1), head_layout)
+        total = add_weights(total, weights, factor)
         s0, s1 = warpgroup_mma_wait(0, deps=[s0, s1])
         barrier()  # no warp reads the tile any more
         mbarrier.arrive(empty.index(place))
     return most, total, s0, s1
-
-
-@gluon.jit
-def _softmax_step(logits, most):
-    """A tile's weights [heads, keys], the factor of all sums so far [heads], the new maxima."""
-    new_most = gl.maximum(most, gl.convert_layout(gl.max(logits, 1), most.type.layout))
-    base = gl.where(new_most == float("-inf"), 0.0, new_most)
-    own_base = gl.convert_layout(base, gl.SliceLayout(1, logits.type.layout))
-    return gl.exp2(logits - gl.expand_dims(own_base, 1)), gl.exp2(most - base), new_most
 
 
 @gluon.jit
@@ -246,9 +230,5 @@ def _product_layout(columns) -> gl.NVMMADistributedLayout:
 @gluon.jit
 def _store_sums(row_ptr, sums, factor, real) -> None:
     """Stores sums * factor, of each half [heads, dims], to the heads' rows."""
-    dim = gl.arange(0, HALF, gl.SliceLayout(0, sums[0].type.layout))
-    at = gl.expand_dims(row_ptr, 1) + gl.expand_dims(dim, 0)
-    mask = gl.expand_dims(real, 1) & (gl.expand_dims(dim, 0) >= 0)
     for half in gl.static_range(2):
-        values = (sums[half] * gl.expand_dims(factor, 1)).to(row_ptr.dtype.element_ty)
-        gl.store(at + half * HALF, values, mask=mask)
+        store_columns(row_ptr, sums[half], factor, real, half * HALF)

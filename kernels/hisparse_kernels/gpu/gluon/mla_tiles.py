@@ -77,8 +77,8 @@ def bring_tiles(
         if CODED:
             if AHEAD == 2:
                 others = _load_codes(kv_ptr, ids_ptr, start, end, row_stride, 2, KEYS)
-            _store_values(places[0].index(place), codes)
-            _store_values(places[1].index(place), others)
+            store_values(places[0].index(place), codes)
+            store_values(places[1].index(place), others)
             hopper.fence_async_shared()
             barrier()
             mbarrier.arrive(full.index(place))
@@ -124,12 +124,18 @@ def _load_group(at, real, GROUP: gl.constexpr, LAYOUT: gl.constexpr) -> gl.tuple
     code_at = at.to(gl.pointer_type(gl.float8e4nv)) + GROUP * _GROUP
     mask = gl.expand_dims(real, 1) & (gl.expand_dims(dim, 0) >= 0)
     codes = gl.load(gl.expand_dims(code_at, 1) + gl.expand_dims(dim, 0), mask=mask, other=0.0)
-    scale_at = (at + (_LATENT + 4 * GROUP)).to(gl.pointer_type(gl.float32))
-    return codes, gl.load(scale_at, mask=real, other=0.0)
+    return codes, load_scales(at, real, GROUP)
 
 
 @gluon.jit
-def _store_values(target, groups) -> None:
+def load_scales(at, real, GROUP: gl.constexpr) -> gl.tensor:
+    """Scales [keys] of a scale group; 0 of no key."""
+    scale_at = (at + (_LATENT + 4 * GROUP)).to(gl.pointer_type(gl.float32))
+    return gl.load(scale_at, mask=real, other=0.0)
+
+
+@gluon.jit
+def store_values(target, groups) -> None:
     """Stores the values of two scale groups, as rows in bf16 would hold them."""
     for group in gl.static_range(2):
         codes, scales = groups[group]

@@ -49,7 +49,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="NAME",
         help="cpu, cuda or cuda:N (cuda if there is one)",
     )
-    add("--backend", default="auto", metavar="NAME", help="auto, reference or triton (%(default)s)")
+    backends = "auto, reference, triton or gluon_sm100 (%(default)s)"
+    add("--backend", default="auto", metavar="NAME", help=backends)
     add("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 
