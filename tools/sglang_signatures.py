@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from hisparse_sidecar.engines.sglang.targets import TARGETS, Target
+from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, Target
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    found = {target.path: signature_in(Path(arguments[0]), target) for target in TARGETS}
+    found = {target.path: signature_in(Path(arguments[0]), target) for target in ALL_TARGETS}
     print(json.dumps(found, indent=1, sort_keys=True))
     return 0
 

@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -228,25 +227,4 @@ def test_decoding_is_not_short_of_memory_where_prompts_fill_the_pool(
     assert batch.check_decode_mem()
     wanted["tokens"] += 1
     assert not batch.check_decode_mem(selected_indices=[0])
-    coordinator.destroy()
-
-
-def test_prompts_that_never_fit_are_refused_by_sglang(
-    coordinators: ModuleType,
-    given: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class TpModelWorker:
-        def get_worker_info(self) -> tuple[int, ...]:
-            return 1, 2, 3, 4, 2000, 1995, 6
-
-    workers = ModuleType("sglang.srt.managers.tp_worker")
-    monkeypatch.setattr(workers, "TpModelWorker", TpModelWorker, raising=False)
-    monkeypatch.setitem(sys.modules, workers.__name__, workers)
-    server_args(tmp_path, *OFFLOAD)
-    coordinator = coordinators.HiSparseCoordinator(**given)
-    most = coordinator.prompt_rows - 1000 - 64
-    assert most < 1995
-    assert TpModelWorker().get_worker_info() == (1, 2, 3, 4, 2000, most, 6)
     coordinator.destroy()

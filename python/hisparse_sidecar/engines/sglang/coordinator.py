@@ -10,11 +10,13 @@ from hisparse_sidecar.backends import ops_of
 from hisparse_sidecar.engine_rows import EngineRowsConfig, EngineRowTier
 from hisparse_sidecar.engines.sglang.pool_part import PoolPart, part_size
 from hisparse_sidecar.engines.sglang.requests import (
+    end_as_unavailable,
     most_tokens,
     prefilled_tokens,
     table_row_of,
 )
 from hisparse_sidecar.engines.sglang.staging import StagedRequest, StagingQueue
+from hisparse_sidecar.engines.sglang.timeouts import RUNNING_TIMEOUT, in_time
 from hisparse_sidecar.engines.sglang.unsupported import check_offload, layer_groups
 from hisparse_sidecar.errors import WrongState
 
@@ -136,8 +138,13 @@ class HiSparseCoordinator:
         """Takes the requests out of the queue that may decode; their pages of the pool are free."""
         if not self._queue.requests:
             return []
+        requests = [staged.req for staged in self._queue.requests]
         self._queue.copy_where_room()
-        found = self._queue.take(self._agreed(self._queue.num_ready()))
+        num_ready, *are_in_time = self._agreed([self._queue.num_ready(), *in_time(requests)])
+        for req, is_in_time in zip(requests, are_in_time, strict=False):  # none without a limit
+            if not is_in_time:
+                end_as_unavailable(req, RUNNING_TIMEOUT)
+        found = self._queue.take(num_ready)
         for staged in found:
             self.token_to_kv_pool_allocator.free_hisparse(self._slots_of(staged.req))
             self._sequences[table_row_of(staged.req)] = staged.sequence
@@ -155,14 +162,14 @@ class HiSparseCoordinator:
         slots: torch.Tensor = table[table_row_of(req), : prefilled_tokens(req)].long()
         return slots
 
-    def _agreed(self, count: int) -> int:
-        """The least count of all ranks."""
+    def _agreed(self, numbers: Sequence[int]) -> list[int]:
+        """The least of each number over all ranks."""
         group = self._tp_group
         if group is None or torch.distributed.get_world_size(group=group) == 1:
-            return count
-        least = torch.tensor(count)
+            return list(numbers)
+        least = torch.tensor(numbers, dtype=torch.int64)
         torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN, group=group)
-        return int(least)
+        return [int(number) for number in least]
 
     # -- decode -------------------------------------------------------------------------------
 
@@ -231,7 +238,10 @@ class HiSparseCoordinator:
 
         for staged in self._queue.requests:
             if recv_req.abort_all or staged.req.rid.startswith(recv_req.rid):
-                staged.req.to_finish = FINISH_ABORT()
+                if recv_req.abort_message:
+                    end_as_unavailable(staged.req, recv_req.abort_message)
+                elif staged.req.to_finish is None:
+                    staged.req.to_finish = FINISH_ABORT()
 
     def retract_req(self, req: Any) -> None:  # noqa: ANN401
         """As `request_finished`: SGLang computes a retracted request's prompt again."""

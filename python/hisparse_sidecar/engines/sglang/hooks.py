@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
+from hisparse_sidecar.engines.sglang.beside import coordinator_of
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
-from hisparse_sidecar.engines.sglang.offload import BACKEND_NAME, pool_was_cleared
+from hisparse_sidecar.engines.sglang.install import Function, install
+from hisparse_sidecar.engines.sglang.offload import BACKEND_NAME
 from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
 from hisparse_sidecar.engines.sglang.selection import BackendSelection, IndexerCall
-from hisparse_sidecar.engines.sglang.targets import TARGETS, resolve
-from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.engines.sglang.targets import TARGETS
 
 _STANDS_FOR = "dsa"
 _POOLED = "_hisparse_pooled_pages"
-_MARK = "_hooked_by_hisparse_sidecar"
-_Function = Callable[..., Any]
 
 
 def pooled_pages_of(pool: object) -> PooledPages | None:
@@ -40,25 +39,13 @@ def install_hooks() -> tuple[str, ...]:
     Raises:
         WrongState: a hook is not in its place afterwards; says which.
     """
-    names = []
-    for target in TARGETS:
-        if not target.is_replaced:
-            continue
-        owner, name, original = resolve(target)
-        if not getattr(original, _MARK, False):
-            hook = _HOOKS[target.name](original)
-            setattr(hook, _MARK, True)
-            setattr(owner, name, hook)
-        if not getattr(resolve(target)[2], _MARK, False):
-            raise WrongState(f"{target.path} is not ours after it was replaced")
-        names.append(target.name)
-    return tuple(names)
+    return install(TARGETS, _HOOKS)
 
 
 # -- selection --------------------------------------------------------------------------------
 
 
-def _get_topk_paged(original: _Function) -> _Function:
+def _get_topk_paged(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -77,7 +64,7 @@ def _get_topk_paged(original: _Function) -> _Function:
     return hook
 
 
-def _get_topk_ragged(original: _Function) -> _Function:
+def _get_topk_ragged(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -119,7 +106,7 @@ def _selected(call: IndexerCall) -> torch.Tensor | None:
 # -- writers of index keys --------------------------------------------------------------------
 
 
-def _store_index_k_cache(original: _Function) -> _Function:
+def _store_index_k_cache(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -127,7 +114,7 @@ def _store_index_k_cache(original: _Function) -> _Function:
         layer_id: int,
         key: torch.Tensor,
         *,
-        act_quant: _Function | None = None,
+        act_quant: Function | None = None,
         out_cache_loc: torch.Tensor | None = None,
     ) -> None:
         named = {"act_quant": act_quant, "out_cache_loc": out_cache_loc}
@@ -137,7 +124,7 @@ def _store_index_k_cache(original: _Function) -> _Function:
     return hook
 
 
-def _fused_k_prepare_and_store(original: _Function) -> _Function:
+def _fused_k_prepare_and_store(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -145,7 +132,7 @@ def _fused_k_prepare_and_store(original: _Function) -> _Function:
         positions: torch.Tensor,
         forward_batch: Any,  # noqa: ANN401
         layer_id: int,
-        act_quant: _Function | None,
+        act_quant: Function | None,
         out_cache_loc: torch.Tensor | None = None,
     ) -> None:
         given = key_raw, positions, forward_batch, layer_id, act_quant, out_cache_loc
@@ -161,7 +148,7 @@ def _written(forward_batch: Any, layer: int, row_ids: torch.Tensor | None) -> No
         pooled.rows_written(layer, forward_batch.out_cache_loc if row_ids is None else row_ids)
 
 
-def _move_kv_cache(original: _Function) -> _Function:
+def _move_kv_cache(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:  # noqa: ANN401
         original(self, tgt_loc, src_loc)
@@ -170,7 +157,7 @@ def _move_kv_cache(original: _Function) -> _Function:
     return hook
 
 
-def _load_cpu_copy(original: _Function) -> _Function:
+def _load_cpu_copy(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -185,16 +172,18 @@ def _load_cpu_copy(original: _Function) -> _Function:
     return hook
 
 
-def _clear(original: _Function) -> _Function:
+def _clear(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any) -> None:  # noqa: ANN401
         original(self)
-        pool_was_cleared(self)
+        coordinator = coordinator_of(self)
+        if coordinator is not None:
+            coordinator.pool_was_cleared()
 
     return hook
 
 
-def _check_decode_mem(original: _Function) -> _Function:
+def _check_decode_mem(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any, selected_indices: list[int] | None = None) -> bool:  # noqa: ANN401
         if not isinstance(self.hisparse_coordinator, HiSparseCoordinator):
@@ -220,12 +209,12 @@ def _pool() -> object:
 # -- names ------------------------------------------------------------------------------------
 
 
-def _create_draft_backend(original: _Function) -> _Function:
+def _create_draft_backend(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
         backend_name: str,
-        backend_map: dict[str, _Function],
+        backend_map: dict[str, Function],
         *rest: Any,  # noqa: ANN401
         **named: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
@@ -235,7 +224,7 @@ def _create_draft_backend(original: _Function) -> _Function:
     return hook
 
 
-def _fuse_rope_for_trtllm_mla(original: _Function) -> _Function:
+def _fuse_rope_for_trtllm_mla(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any, forward_batch: Any) -> bool:  # noqa: ANN401
         name = self.current_attention_backend
@@ -250,7 +239,7 @@ def _fuse_rope_for_trtllm_mla(original: _Function) -> _Function:
     return hook
 
 
-_HOOKS: dict[str, Callable[[_Function], _Function]] = {
+_HOOKS: dict[str, Callable[[Function], Function]] = {
     "Indexer._get_topk_paged": _get_topk_paged,
     "Indexer._get_topk_ragged": _get_topk_ragged,
     "Indexer._store_index_k_cache": _store_index_k_cache,

@@ -10,15 +10,12 @@ import sys
 from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar.engines.sglang.beside import keep_coordinator
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
-from hisparse_sidecar.engines.sglang.scheduler_hooks import (
-    admit_without_eos,
-    give_up_long,
-    hear_aborts,
-    limit_prompts,
-)
+from hisparse_sidecar.engines.sglang.install import install
+from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS, most_prompt_tokens
 from hisparse_sidecar.engines.sglang.settings import read_settings
-from hisparse_sidecar.engines.sglang.targets import check_targets
+from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, SCHEDULER_TARGETS, check_targets
 from hisparse_sidecar.engines.sglang.unsupported import check_offload_options
 from hisparse_sidecar.engines.sglang.versions import check_sglang, installed_versions
 from hisparse_sidecar.errors import WrongState
@@ -27,7 +24,6 @@ _LOG = logging.getLogger("hisparse_sidecar.sglang")
 BACKEND_NAME = "hisparse"
 COORDINATOR = "HiSparseCoordinator"
 _COORDINATORS = "sglang.srt.managers.hisparse_coordinator"
-_BESIDE = "_hisparse_coordinator"
 _MARK = "_hooked_by_hisparse_sidecar"
 
 
@@ -69,16 +65,14 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
         WrongState: SGLang's scheduler is not as we know it.
     """
     check_sglang(installed_versions().sglang)
-    check_targets()
+    check_targets(ALL_TARGETS)
     check_offload_options(server_args)
     hot_share = read_settings(server_args.hisparse_config).hot_share
     made = HiSparseCoordinator(*args, **named, hot_share=hot_share)
-    setattr(made.token_to_kv_pool_allocator, _BESIDE, made)
+    keep_coordinator(made.token_to_kv_pool_allocator, made)
     try:
-        limit_prompts(made.prompt_rows)
-        hear_aborts()
-        admit_without_eos()
-        give_up_long(made.prompt_rows)
+        most_prompt_tokens(made.prompt_rows)
+        install(SCHEDULER_TARGETS, SCHEDULER_HOOKS)
     except BaseException:
         made.destroy()
         raise
@@ -109,11 +103,4 @@ def check_coordinator(model_runner: Any) -> tuple[str, ...]:  # noqa: ANN401
     if not isinstance(found, HiSparseCoordinator):
         kind = f"{type(found).__module__}.{type(found).__name__}"
         raise WrongState(f"the coordinator is a {kind}, needs ours: was the plug-in loaded late?")
-    return (COORDINATOR,)
-
-
-def pool_was_cleared(allocator: object) -> None:
-    """Tells the coordinator of an allocator, if one is ours, that every page was freed."""
-    coordinator = getattr(allocator, _BESIDE, None)
-    if coordinator is not None:
-        coordinator.pool_was_cleared()
+    return (*(target.name for target in SCHEDULER_TARGETS if target.is_replaced), COORDINATOR)
