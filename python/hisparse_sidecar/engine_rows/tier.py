@@ -11,6 +11,7 @@ from hisparse_kernels.swap_in import FreshRows
 from hisparse_sidecar._core import Manager, Stats
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.config import require
+from hisparse_sidecar.engine_rows.counters import StepCounters
 from hisparse_sidecar.engine_rows.hot_states import HotStates
 from hisparse_sidecar.engine_rows.integrity import check_rows
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
@@ -30,6 +31,9 @@ class EngineRowTier:
     A decode step: `append`, `load_step`, then in each layer, when the engine has written the new
     rows to `new_rows`, `swap_in`. What `load_step` and `swap_in` launch is ordered by the stream
     that is current; `swap_in` neither allocates nor waits, so a graph can hold it.
+
+    Attributes:
+        counters: what the steps found in the hot buffers.
     """
 
     def __init__(self, config: EngineRowsConfig, rows: Sequence[torch.Tensor], ops: Ops) -> None:
@@ -64,7 +68,8 @@ class EngineRowTier:
             config.num_groups, slots, capacity.table_tokens, config.hot_slots, self.device
         )
         self._tables = FixedTables(config, self.device)
-        self._plan, self._slots = _plan_of(config, self.device)
+        self.counters = StepCounters(config.num_groups, config.max_sequences, self.device)
+        self._misses, self._slots = _tables_of(config, self.device)
         self._open: set[int] = set()
         self._planned: StepTables | None = None
         self._steps = 0
@@ -178,17 +183,25 @@ class EngineRowTier:
         """
         rows, config = topk_indices.shape[0], self.config
         tables, memory, host = self._tables, self._rows[layer], self._host.kv_rows[layer]
+        group = config.groups[layer]
+        selects = layer == 0 or group != config.groups[layer - 1]
         if layer == 0:
             tables.begin(num_real_rows)
+            self.counters.begin()
         new = memory[config.first_row : config.first_row + rows]
         self._ops.spill(new, tables.host_row_ids[:rows], host)
-        plan, slots = _first_rows(self._plan, rows), self._slots[:rows]
-        if layer == 0 or config.groups[layer] != config.groups[layer - 1]:
-            state, ranges = self._hot.of_group[config.groups[layer]], tables.ranges_of(rows)
+        item, dst, slots = *self._misses[:, :rows], self._slots[:rows]
+        plan = MissPlan(item, dst, *self.counters.of_plan(group, rows))
+        if selects:
+            state, ranges = self._hot.of_group[group], tables.ranges_of(rows)
             where = tables.row_seq[:rows], state, ranges, tables.stamps
             self._ops.resolve(topk_indices, *where, plan, slots)
-        fresh = FreshRows(memory, tables.first_pos[:rows], tables.first_row[:rows])
+        num_fresh = self.counters.num_fresh(group, rows) if selects else None
+        own = tables.first_pos[:rows], tables.first_row[:rows], num_fresh
+        fresh = FreshRows(memory, *own)
         self._ops.swap_in(host, tables.page_table[:rows], plan, memory, fresh)
+        if layer == len(config.groups) - 1:
+            self.counters.add()
         return slots
 
     # -- what is held -------------------------------------------------------------------------
@@ -215,17 +228,7 @@ class EngineRowTier:
         self._host.close()
 
 
-def _plan_of(config: EngineRowsConfig, device: torch.device) -> tuple[MissPlan, torch.Tensor]:
-    rows, topk = config.max_sequences, config.topk
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape, dtype=torch.int32, device=device)
-
-    plan = MissPlan(empty(rows, topk), empty(rows, topk), empty(rows), empty(rows))
-    return plan, empty(rows, topk)
-
-
-def _first_rows(plan: MissPlan, rows: int) -> MissPlan:
-    return MissPlan(
-        plan.miss_item[:rows], plan.miss_dst[:rows], plan.miss_count[:rows], plan.item_count[:rows]
-    )
+def _tables_of(config: EngineRowsConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items and destinations of a miss plan [2, rows, topk], and slots [rows, topk], int32."""
+    made = torch.zeros(3, config.max_sequences, config.topk, dtype=torch.int32, device=device)
+    return made[:2], made[2]
