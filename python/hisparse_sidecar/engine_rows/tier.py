@@ -206,9 +206,18 @@ class EngineRowTier:
 
     # -- what is held -------------------------------------------------------------------------
 
+    @property
+    def num_steps(self) -> int:
+        """Steps begun."""
+        return self._steps
+
     def stats(self) -> Stats:
         """What the core holds now, and has done."""
         return self._manager.stats()
+
+    def table_bytes(self, stats: Stats) -> int:
+        """Bytes on the device of the tables of the sequences that `stats` counts."""
+        return self._hot.bytes_of(stats.slots_used, stats.table_tokens_used)
 
     def check_integrity(self) -> None:
         """Raises HisparseError that names the first invariant found broken."""

@@ -1,13 +1,18 @@
 """In the place of SGLang's `HiSparseCoordinator`: its calls, on a tier of ours."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.backends import ops_of
 from hisparse_sidecar.engine_rows import EngineRowsConfig, EngineRowTier
+from hisparse_sidecar.engine_rows.counters import CounterReading
+from hisparse_sidecar.engine_stats import EngineStats
+from hisparse_sidecar.engines.sglang.calls import CallCounts
+from hisparse_sidecar.engines.sglang.offload_stats import Listener, StatsReporter, stats_of
 from hisparse_sidecar.engines.sglang.pool_part import PoolPart, part_size
 from hisparse_sidecar.engines.sglang.requests import (
     end_as_unavailable,
@@ -17,19 +22,11 @@ from hisparse_sidecar.engines.sglang.requests import (
 )
 from hisparse_sidecar.engines.sglang.staging import StagedRequest, StagingQueue
 from hisparse_sidecar.engines.sglang.timeouts import RUNNING_TIMEOUT, in_time
+from hisparse_sidecar.engines.sglang.token_stats import HiSparseTokenStats, token_stats
 from hisparse_sidecar.engines.sglang.unsupported import check_offload, layer_groups
 from hisparse_sidecar.errors import WrongState
 
 _NONE = 0  # no handle of the core's is 0
-
-
-class HiSparseTokenStats(NamedTuple):
-    """As SGLang's class of that name."""
-
-    device_tokens: int
-    device_token_usage: float
-    host_tokens: int
-    host_token_usage: float
 
 
 class HiSparseCoordinator:
@@ -43,6 +40,8 @@ class HiSparseCoordinator:
         num_real_reqs: [1] int32, requests of a running step; SGLang fills it.
         device_buffer_size: rows of a hot buffer, a layer.
         tier: host pool and hot buffers.
+        rank: this process's, of those that must agree.
+        selections: counts of the backends that choose the tokens.
     """
 
     def __init__(  # noqa: PLR0913  (SGLang's parameters)
@@ -59,6 +58,7 @@ class HiSparseCoordinator:
         num_draft_tokens: int = 0,
         *,
         hot_share: float = 0.5,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         """Takes its part of the pool and makes the host pool.
 
@@ -74,6 +74,7 @@ class HiSparseCoordinator:
             shared_index_layers: for each layer whether it uses the selection of the one before.
             num_draft_tokens: must be 0.
             hot_share: most of the pool's rows that hot buffers may take.
+            listeners: who is told now and then what offload holds and has done.
 
         Raises:
             InvalidArgument: the settings do not fit; says what was found and needed.
@@ -112,6 +113,9 @@ class HiSparseCoordinator:
         self._producer: Any = None
         self._new_rows = self.tier.new_rows.long()
         self._tp_group = tp_group
+        self.rank = 0 if tp_group is None else torch.distributed.get_rank(tp_group)
+        self.selections: list[CallCounts] = []
+        self._reporter = StatsReporter(self, listeners)
 
     @property
     def prompt_rows(self) -> int:
@@ -136,6 +140,7 @@ class HiSparseCoordinator:
 
     def collect_ready_reqs(self) -> list[Any]:
         """Takes the requests out of the queue that may decode; their pages of the pool are free."""
+        self._reporter.tick()
         if not self._queue.requests:
             return []
         requests = [staged.req for staged in self._queue.requests]
@@ -277,21 +282,27 @@ class HiSparseCoordinator:
 
     def destroy(self) -> None:
         """Waits for copies and gives the host pool back."""
+        self._reporter.close()
         self._queue.synchronize()
         self.tier.close()
 
     # -- what is held -------------------------------------------------------------------------
 
+    def begin_reading(self) -> CounterReading:
+        """Launches a transfer of the device's counters, behind the passes that were launched."""
+        producer = nullcontext() if self._producer is None else torch.cuda.stream(self._producer)
+        with producer:
+            return self.tier.counters.begin_reading()
+
+    def stats(self) -> EngineStats:
+        """What offload holds and has done; waits for the device."""
+        if self._producer is not None:
+            self._producer.synchronize()
+        return stats_of(self, self.tier.counters.read())
+
     def get_token_stats(self) -> HiSparseTokenStats:
         """Rows in use of the pool, our free ones not among them, and tokens of the host pool."""
-        core, free = self.tier.stats(), self.token_to_kv_pool_allocator.hisparse_attn_allocator
-        outside = self.prompt_rows - free.available_size()
-        device_tokens = outside + core.slots_used
-        host_tokens = (core.host_pages_total - core.host_pages_free) * PAGE_TOKENS
-        capacity = core.host_pages_total * PAGE_TOKENS
-        return HiSparseTokenStats(
-            device_tokens, device_tokens / self._device_rows, host_tokens, host_tokens / capacity
-        )
+        return token_stats(self.tier.stats(), self.prompt_rows, self.token_to_kv_pool_allocator)
 
     def check_integrity(self) -> None:
         """Raises HisparseError that names the first invariant found broken; between steps."""

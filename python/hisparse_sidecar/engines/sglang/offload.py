@@ -11,8 +11,15 @@ from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.engines.sglang.beside import keep_coordinator
+from hisparse_sidecar.engines.sglang.calls import CallCounts
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
 from hisparse_sidecar.engines.sglang.install import install
+from hisparse_sidecar.engines.sglang.offload_stats import (
+    Listener,
+    StatsLine,
+    StatsPublisher,
+    folder_of,
+)
 from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS, most_prompt_tokens
 from hisparse_sidecar.engines.sglang.settings import read_settings
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, SCHEDULER_TARGETS, check_targets
@@ -68,7 +75,8 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     check_targets(ALL_TARGETS)
     check_offload_options(server_args)
     hot_share = read_settings(server_args.hisparse_config).hot_share
-    made = HiSparseCoordinator(*args, **named, hot_share=hot_share)
+    listeners = _listeners(server_args)
+    made = HiSparseCoordinator(*args, **named, hot_share=hot_share, listeners=listeners)
     keep_coordinator(made.token_to_kv_pool_allocator, made)
     try:
         most_prompt_tokens(made.prompt_rows)
@@ -78,6 +86,15 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
         raise
     _say_sizes(made)
     return made
+
+
+def _listeners(server_args: Any) -> list[Listener]:  # noqa: ANN401
+    """Who is told what offload does: the log, and where SGLang serves gRPC the server beside it."""
+    found: list[Listener] = [StatsLine()]
+    port = getattr(server_args, "grpc_port", None)
+    if port is not None:
+        found.append(StatsPublisher(folder_of(port)))
+    return found
 
 
 def _say_sizes(made: HiSparseCoordinator) -> None:
@@ -104,3 +121,10 @@ def check_coordinator(model_runner: Any) -> tuple[str, ...]:  # noqa: ANN401
         kind = f"{type(found).__module__}.{type(found).__name__}"
         raise WrongState(f"the coordinator is a {kind}, needs ours: was the plug-in loaded late?")
     return (*(target.name for target in SCHEDULER_TARGETS if target.is_replaced), COORDINATOR)
+
+
+def note_selection(model_runner: Any, counts: CallCounts) -> None:  # noqa: ANN401
+    """Adds a backend's counts to what the runner's coordinator tells, if that is ours."""
+    coordinator = getattr(model_runner, "hisparse_coordinator", None)
+    if isinstance(coordinator, HiSparseCoordinator):
+        coordinator.selections.append(counts)
