@@ -1,6 +1,9 @@
 """Snapshots for tests: every number another one."""
 
+import subprocess
+import sys
 from itertools import count
+from pathlib import Path
 
 from hisparse_sidecar._core import Stats
 from hisparse_sidecar.engine_stats import EngineRequests, EngineStats, SelectionCalls
@@ -36,5 +39,39 @@ def make_stats(first: int = 1, *, rank: int = 0) -> EngineStats:
 
 
 def plain(stats: EngineStats) -> dict[str, object]:
-    """A snapshot that can be compared: the core's numbers have no equality."""
-    return vars(stats) | {"core": stats.core.as_dict()}
+    """A snapshot that can be compared, also with one that came over the wire."""
+    core = stats.core.as_dict() if isinstance(stats.core, Stats) else vars(stats.core)
+    return vars(stats) | {"core": core}
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from hisparse_sidecar.engine_stats import StatsFolder
+from tests.engine_stats.snapshots import make_stats
+
+path, rank = Path(sys.argv[1]), int(sys.argv[2])
+folder = StatsFolder(path.name, path.parent.parent)
+folder.publish(make_stats(rank=rank))
+print("published", flush=True)
+for number in range(10**9):
+    if sys.argv[3] == "once":
+        sys.stdin.read()
+    folder.publish(make_stats(number, rank=rank))
+"""
+
+
+def start_writer(path: Path, rank: int = 0, *, times: str = "once") -> subprocess.Popen[str]:
+    """A process that has published in the folder `path`, and lives until it is killed."""
+    command = [sys.executable, "-c", _WRITER, str(path), str(rank), times]
+    pipe = subprocess.PIPE
+    made = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    assert made.stdout is not None
+    assert made.stdout.readline() == "published\n"
+    return made
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Ends a writer as a crash does."""
+    process.kill()
+    process.communicate()

@@ -3,45 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hisparse_sidecar.engine_stats import StatsFolder
 from hisparse_sidecar.errors import HisparseError, WrongState
-from tests.engine_stats.snapshots import make_stats, plain
-
-WRITER = """
-import sys
-from pathlib import Path
-from hisparse_sidecar.engine_stats import StatsFolder
-from tests.engine_stats.snapshots import make_stats
-
-folder, rank = StatsFolder("engine", Path(sys.argv[1])), int(sys.argv[2])
-folder.publish(make_stats(rank=rank))
-print("published", flush=True)
-for number in range(10**9):
-    if sys.argv[3] == "once":
-        sys.stdin.read()
-    folder.publish(make_stats(number, rank=rank))
-"""
-
-
-def start_writer(root: Path, rank: int = 0, *, times: str = "once") -> subprocess.Popen[str]:
-    """A process that has published, and lives until it is killed."""
-    command = [sys.executable, "-c", WRITER, str(root), str(rank), times]
-    pipe = subprocess.PIPE
-    made = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-    assert made.stdout is not None
-    assert made.stdout.readline() == "published\n"
-    return made
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
+from tests.engine_stats.snapshots import kill, make_stats, plain, start_writer
 
 
 @pytest.fixture
@@ -49,7 +17,7 @@ def folder(tmp_path: Path) -> StatsFolder:
     return StatsFolder("engine", tmp_path)
 
 
-def test_a_reader_finds_what_was_published_last(folder: StatsFolder) -> None:
+def test_a_reader_finds_what_was_published_last(folder: StatsFolder, tmp_path: Path) -> None:
     assert folder.read() == []
     folder.publish(make_stats(1))
     folder.publish(make_stats(100))
@@ -60,6 +28,7 @@ def test_a_reader_finds_what_was_published_last(folder: StatsFolder) -> None:
     folder.withdraw()
     folder.withdraw()
     assert folder.read() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_its_users_alone(folder: StatsFolder) -> None:
@@ -68,10 +37,8 @@ def test_a_folder_is_its_users_alone(folder: StatsFolder) -> None:
         assert path.stat().st_mode & 0o777 == 0o700
 
 
-def test_what_dead_processes_have_left_is_said_to_be_dead(
-    folder: StatsFolder, tmp_path: Path
-) -> None:
-    first, second = (start_writer(tmp_path, rank) for rank in (0, 1))
+def test_what_dead_processes_have_left_is_said_to_be_dead(folder: StatsFolder) -> None:
+    first, second = (start_writer(folder.path, rank) for rank in (0, 1))
     try:
         kill(first)
         found = folder.read()
@@ -83,6 +50,17 @@ def test_what_dead_processes_have_left_is_said_to_be_dead(
         kill(second)
 
 
+def test_folders_that_hold_something_stay(folder: StatsFolder, tmp_path: Path) -> None:
+    other = StatsFolder("another", tmp_path)
+    for one in (folder, other):
+        one.publish(make_stats())
+    folder.withdraw()
+    assert (folder.path.exists(), len(other.read())) == (False, 1)
+    (other.path / "server.sock").touch()
+    other.withdraw()
+    assert other.path.exists()
+
+
 def test_another_process_of_the_same_number_is_another(folder: StatsFolder) -> None:
     folder.publish(make_stats())
     (path,) = folder.path.iterdir()
@@ -91,10 +69,8 @@ def test_another_process_of_the_same_number_is_another(folder: StatsFolder) -> N
     assert [one.is_alive for one in folder.read()] == [False]
 
 
-def test_readers_see_whole_snapshots_while_one_is_replaced(
-    folder: StatsFolder, tmp_path: Path
-) -> None:
-    writer = start_writer(tmp_path, times="again and again")
+def test_readers_see_whole_snapshots_while_one_is_replaced(folder: StatsFolder) -> None:
+    writer = start_writer(folder.path, times="again and again")
     try:
         seen = {plain(folder.read()[0].stats)["steps"] for _ in range(300)}
         assert len(seen) > 1
@@ -102,10 +78,8 @@ def test_readers_see_whole_snapshots_while_one_is_replaced(
         kill(writer)
 
 
-def test_a_writer_that_is_stopped_keeps_no_reader_waiting(
-    folder: StatsFolder, tmp_path: Path
-) -> None:
-    writer = start_writer(tmp_path)
+def test_a_writer_that_is_stopped_keeps_no_reader_waiting(folder: StatsFolder) -> None:
+    writer = start_writer(folder.path)
     try:
         os.kill(writer.pid, signal.SIGSTOP)
         assert [one.is_alive for one in folder.read()] == [True]
@@ -122,7 +96,7 @@ def test_a_file_that_is_no_snapshot_is_named(content: str, folder: StatsFolder) 
         folder.read()
 
 
-def test_a_folder_that_others_may_write_is_refused(folder: StatsFolder, tmp_path: Path) -> None:
+def test_a_folder_that_others_may_write_is_refused(folder: StatsFolder) -> None:
     folder.publish(make_stats())
     folder.path.chmod(0o770)
     for call in (folder.read, folder.remove_dead, lambda: folder.publish(make_stats())):

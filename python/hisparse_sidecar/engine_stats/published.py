@@ -52,6 +52,18 @@ class StatsFolder:
         self._own = root / f"hisparse-{os.getuid()}"
         self.path = self._own / name
 
+    def make(self) -> None:
+        """Makes the folder, if there is none.
+
+        Raises:
+            OSError: it cannot be made.
+            WrongState: it is another user's, or open to others.
+        """
+        for folder in (self._own, self.path):
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+        self._check()
+
     def publish(self, stats: EngineStats) -> None:
         """Writes this process's snapshot in the place of its last one.
 
@@ -59,16 +71,24 @@ class StatsFolder:
             OSError: it cannot be written.
             WrongState: the folder is another user's, or open to others.
         """
-        self._make()
-        path = self._path_of(os.getpid())
-        values = {"at": time.monotonic(), "started": _started(os.getpid()), "stats": _plain(stats)}
+        pid = os.getpid()
+        values = {"at": time.monotonic(), "started": _started(pid), "stats": _plain(stats)}
+        path = self._path_of(pid)
         being_written = path.with_suffix(".part")
+        self.make()
         being_written.write_text(json.dumps(values))
         being_written.replace(path)
 
     def withdraw(self) -> None:
-        """Removes this process's snapshot, if there is one."""
+        """Removes this process's snapshot, if there is one, and folders that it leaves empty."""
         self._path_of(os.getpid()).unlink(missing_ok=True)
+        self.remove_if_empty()
+
+    def remove_if_empty(self) -> None:
+        """Removes the folder, and that of the user, where nothing is in them."""
+        with suppress(OSError):
+            self.path.rmdir()
+            self._own.rmdir()
 
     def read(self) -> list[PublishedStats]:
         """All snapshots, by rank; those of processes that have died are among them.
@@ -93,12 +113,6 @@ class StatsFolder:
             return []
         self._check()
         return sorted(self.path.glob(f"*{_SUFFIX}"))
-
-    def _make(self) -> None:
-        for folder in (self._own, self.path):
-            with suppress(FileExistsError):
-                folder.mkdir(mode=0o700)
-        self._check()
 
     def _check(self) -> None:
         """In a place where everybody may write, what has our name need not be ours."""
