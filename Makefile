@@ -72,6 +72,8 @@ test-slow: setup  ## the long ones: 12,000-token contexts, wheels, training, kil
 	$(PYTEST_JOBS) -m "slow and not full" $(ARGS)
 
 test-full: setup  ## crowds at full size: 1,000 clients, 10,000 sessions, minutes of refusals
+	SEEDS=20 cargo test --quiet --release --package hisparse-core \
+	    --test hierarchy_threads -- --ignored
 	$(PYTEST) -m full $(ARGS)
 
 test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of the system
@@ -79,11 +81,12 @@ test-remote: setup  ## the remote tier on Mooncake Store; needs libibverbs1 of t
 	$(PYTEST) tests/remote $(ARGS)
 
 test-engines: $(ENGINES)/.stamp  ## the plug-in in the real SGLang, on the CPU
-	PYTHONPATH=$(ENGINES) $(PYTEST) $(SGLANG_TESTS) $(ARGS)
+	PYTHONPATH=$(ENGINES) $(PYTEST_JOBS) $(SGLANG_TESTS) $(ARGS)
 
+# What it may read otherwise is the language, not the sizes: two cases of each test.
 test-triton36: $(OLD)/.stamp  ## what is interpreted, with Triton 3.6 and NumPy below 2.4
-	PYTHONPATH=$(OLD) $(PYTEST_JOBS) -m "not slow" $(OLD_WARNING) -k "gpu or interpreted" \
-	    tests/kernels tests/pipeline $(ARGS)
+	PYTHONPATH=$(OLD) $(PYTEST_JOBS) -m "not slow" $(OLD_WARNING) --ends-of-each \
+	    -k "(gpu or interpreted) and not cuda" tests/kernels tests/pipeline $(ARGS)
 
 test-gpu: setup  ## what needs a GPU, the long ones too
 	$(PYTEST) -m gpu $(ARGS)

@@ -31,6 +31,7 @@ _NEEDLE_SETUPS = (
     setups.HISA,
     setups.OFFLOAD,
     setups.HISA_OFFLOAD,
+    setups.INDEX_OFFLOAD,
 )
 _LOAD_SETUPS = (
     setups.DSA,
@@ -40,6 +41,7 @@ _LOAD_SETUPS = (
     setups.HISA,
     setups.OFFLOAD,
     setups.HISA_OFFLOAD,
+    setups.INDEX_OFFLOAD,
 )
 _LOADS: tuple[Load, ...] = tuple(
     (context, requests, 256) for context in (32 << 10, 128 << 10) for requests in (1, 8, 64)

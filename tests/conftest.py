@@ -1,6 +1,7 @@
 """What every test gets: no network, and GPU tests only where a GPU is."""
 
 import os
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,14 +19,33 @@ def pytest_report_header() -> str:
     return ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numpy"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--ends-of-each", action="store_true", help="of each test the first and last case alone"
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` on a machine without one."""
+    if config.getoption("--ends-of-each"):
+        _keep_ends(config, items)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked or _has_gpu():
         return
     skip = pytest.mark.skip(reason="no NVIDIA GPU on this machine")
     for item in marked:
         item.add_marker(skip)
+
+
+def _keep_ends(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the cases that other options choose."""
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    kept = {id(item) for one in cases.values() for item in (one[0], one[-1])}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
 
 
 def _has_gpu() -> bool:

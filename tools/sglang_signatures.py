@@ -1,4 +1,4 @@
-"""`python -m tools.sglang_signatures FOLDER`: what `engines/sglang/targets.py` names, from sources.
+"""`python -m tools.sglang_signatures FOLDER`: what `engines/sglang` has as targets, from sources.
 
 FOLDER holds an unpacked SGLang, which is parsed and not imported: a version whose PyTorch is not
 installed can be looked at too. Prints JSON, as `tests/engines/sglang/signatures-*.json` have it.
@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from hisparse_sidecar.engines.sglang.pool_hooks import POOL_TARGETS
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, Target
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -19,7 +20,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    found = {target.path: signature_in(Path(arguments[0]), target) for target in ALL_TARGETS}
+    targets = (*ALL_TARGETS, *POOL_TARGETS)
+    found = {target.path: signature_in(Path(arguments[0]), target) for target in targets}
     print(json.dumps(found, indent=1, sort_keys=True))
     return 0
 

@@ -58,3 +58,9 @@ OFFLOAD = Setup("hisparse, flat, offload", "hisparse", {**_FLAT, **_SMALL_BUFFER
 HISA_OFFLOAD = Setup(
     "hisparse, hisa, offload", "hisparse", {**_HISA, **_SMALL_BUFFER}, offloads=True
 )
+INDEX_OFFLOAD = Setup(
+    "hisparse, hisa, index keys offloaded",
+    "hisparse",
+    {**_HISA, **_SMALL_BUFFER, "offload_index_keys": True},
+    offloads=True,
+)

@@ -54,9 +54,18 @@ def test_logits_and_64_generated_tokens_agree_at_500_tokens(name, layouts):
     assert_agrees(name, 500, layouts, new_tokens=64, chunk=200)
 
 
+_FULL = pytest.mark.full  # minutes; the other sizes of the model are in CI
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layouts", [FP32, QUANTISED], ids=["fp32", "quantised"])
-@pytest.mark.parametrize("name", ["tiny-dsa", "deepseek", "glm-shared"])
+@pytest.mark.parametrize(
+    ("name", "layouts"),
+    [
+        pytest.param("tiny-dsa", FP32, marks=_FULL),
+        ("tiny-dsa", QUANTISED),
+        *((name, layouts) for name in ("deepseek", "glm-shared") for layouts in (FP32, QUANTISED)),
+    ],
+)
 def test_logits_and_64_generated_tokens_agree_at_4000_tokens(name, layouts):
     assert_agrees(name, 4000, layouts, new_tokens=64, chunk=512)
 
@@ -64,7 +73,12 @@ def test_logits_and_64_generated_tokens_agree_at_4000_tokens(name, layouts):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layouts"),
-    [("tiny-dsa", FP32), ("tiny-dsa", QUANTISED), ("deepseek", FP32), ("glm-shared", FP32)],
+    [
+        ("tiny-dsa", FP32),
+        pytest.param("tiny-dsa", QUANTISED, marks=_FULL),
+        pytest.param("deepseek", FP32, marks=_FULL),
+        ("glm-shared", FP32),
+    ],
 )
 def test_logits_and_64_generated_tokens_agree_at_12000_tokens(name, layouts):
     assert_agrees(name, 12000, layouts, new_tokens=64, chunk=512)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import DeviceCapacity, HostLayout
 from hisparse_sidecar.config import require
+from hisparse_sidecar.engine_rows.index_part import INDEX_LAYOUT, IndexPart, pages_of
 
-_UNUSED_INDEX_ROW_BYTES = 1  # there is no anchor whose index rows the host pool would hold
+_UNUSED_INDEX_ROW_BYTES = 1  # there may be no anchor whose index rows the host pool would hold
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class EngineRowsConfig:
         num_rows: our rows.
         huge_pages: ask for huge pages under the host pool.
         numa_node: bind the host pool to this node.
+        index: where index keys of decoding sequences lie; None = they are the engine's affair.
     """
 
     groups: tuple[int, ...]
@@ -41,6 +43,7 @@ class EngineRowsConfig:
     num_rows: int
     huge_pages: bool = False
     numa_node: int | None = None
+    index: IndexPart | None = None
 
     def __post_init__(self) -> None:
         for name in ("row_bytes", "topk", "host_pages", "max_sequences", "max_tokens"):
@@ -74,21 +77,29 @@ class EngineRowsConfig:
     @property
     def max_pages(self) -> int:
         """Most host pages of a sequence."""
-        return -(-self.max_tokens // PAGE_TOKENS)
+        return pages_of(self.max_tokens)
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        """Of each group the first layer, which selects for it."""
+        return tuple(self.groups.index(group) for group in range(self.num_groups))
 
     def host_layout(self) -> HostLayout:
         """Where the rows lie in the host pool."""
+        anchors, index_row_bytes = 0, _UNUSED_INDEX_ROW_BYTES
+        if self.index is not None:
+            anchors, index_row_bytes = self.num_groups, INDEX_LAYOUT.row_bytes
         return HostLayout(
-            len(self.groups), 0, self.row_bytes, _UNUSED_INDEX_ROW_BYTES, self.host_pages
+            len(self.groups), anchors, self.row_bytes, index_row_bytes, self.host_pages
         )
 
     def capacity(self) -> DeviceCapacity:
-        """What the core hands out: hot slots and table entries; of the rest there is enough."""
+        """What the core hands out: hot slots, window pages; of the rest there is enough."""
         tokens, sequences = self.host_pages * PAGE_TOKENS, self.max_sequences
         blocks = tokens // PAGE_TOKENS + sequences
         return DeviceCapacity(
             slots=self.num_rows - self.max_sequences,
-            window_slots=0,
+            window_slots=0 if self.index is None else self.index.num_pages,
             table_tokens=tokens,
             table_blocks=blocks,
             pooled_keys=(blocks // PAGE_TOKENS + sequences) * PAGE_TOKENS,

@@ -6,6 +6,8 @@ import torch
 
 from hisparse_kernels.resolve import SlotRanges
 from hisparse_sidecar.build_step import table_views
+from hisparse_sidecar.engine_rows.index_tables import IndexTables
+from hisparse_sidecar.engine_rows.index_windows import IndexWindows
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
 from hisparse_sidecar.step import claim_stamp
 from hisparse_sidecar.uploads import upload
@@ -47,18 +49,34 @@ class FixedTables:
         self.stamps = filled(0, torch.int32, 2)
         self._numbers, self._is_real = numbers, filled(False, torch.bool)
         self._none_seq, self._none_row = filled(-1, torch.int32, 1), filled(-1, torch.int64, 1)
+        self._index: IndexTables | None = None
+        if config.index is not None:
+            self._index = IndexTables(config.index, rows, config.max_pages, device)
 
-    def load(self, plan: "StepTables", number: int) -> None:
+    @property
+    def index(self) -> IndexTables:
+        """Tables of the index side, where the configuration has one."""
+        assert self._index is not None
+        return self._index
+
+    def load(self, plan: "StepTables", number: int, windows: IndexWindows | None = None) -> None:
         """Brings a step's tables to their place, in one transfer that the host does not wait for.
 
         Args:
             plan: of as many rows as fit, one a sequence.
             number: the step's, which gives its stamps.
+            windows: of the index side, where the configuration has one.
         """
         content, tables = torch.frombuffer(plan[0], dtype=torch.uint8), plan[1]
         stamps = torch.full((2,), claim_stamp(number), dtype=torch.int32)
-        uploaded = upload({"content": content, "stamps": stamps}, self._device)
+        beside = {"content": content, "stamps": stamps}
+        if self._index is not None:
+            beside |= self._index.planned(table_views(content, tables))
+        uploaded = upload(beside, self._device)
         found = table_views(uploaded["content"], tables)
+        if self._index is not None:
+            assert windows is not None
+            self._index.load(found, uploaded, windows)
         self._planned_seq.copy_(found["row_seq"])
         self._planned_row_ids.copy_(found["host_row_ids"])
         self.first_pos.copy_(found["row_pos"])
@@ -74,6 +92,8 @@ class FixedTables:
         torch.lt(self._numbers, num_real_rows, out=self._is_real)
         torch.where(self._is_real, self._planned_seq, self._none_seq, out=self.row_seq)
         torch.where(self._is_real, self._planned_row_ids, self._none_row, out=self.host_row_ids)
+        if self._index is not None:
+            self._index.begin(self._is_real)
 
     def ranges_of(self, rows: int) -> SlotRanges:
         """Of the first `rows` sequences."""

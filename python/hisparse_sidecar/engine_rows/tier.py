@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hisparse_kernels.backends import Ops
+from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import MissPlan
 from hisparse_kernels.swap_in import FreshRows
 from hisparse_sidecar._core import Manager, Stats
@@ -13,9 +14,11 @@ from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.config import require
 from hisparse_sidecar.engine_rows.counters import StepCounters
 from hisparse_sidecar.engine_rows.hot_states import HotStates
+from hisparse_sidecar.engine_rows.index_integrity import check_index
+from hisparse_sidecar.engine_rows.index_tier import EngineIndexTier
 from hisparse_sidecar.engine_rows.integrity import check_rows
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
-from hisparse_sidecar.engine_rows.prompt_rows import copy_prompt
+from hisparse_sidecar.engine_rows.prompt_rows import copy_prompt, host_rows_of
 from hisparse_sidecar.engine_rows.step_tables import FixedTables
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.host_memory import HostMemory
@@ -34,15 +37,23 @@ class EngineRowTier:
 
     Attributes:
         counters: what the steps found in the hot buffers.
+        index: the index side; None where index keys are the engine's affair.
     """
 
-    def __init__(self, config: EngineRowsConfig, rows: Sequence[torch.Tensor], ops: Ops) -> None:
+    def __init__(
+        self,
+        config: EngineRowsConfig,
+        rows: Sequence[torch.Tensor],
+        ops: Ops,
+        index_pages: Sequence[torch.Tensor] = (),
+    ) -> None:
         """Makes the host pool, pinned on CUDA until `close`.
 
         Args:
             config: sizes.
             rows: for each layer the engine's memory [all rows, row_bytes] uint8.
             ops: of the device that `rows` are on.
+            index_pages: see `EngineIndexTier`, where the configuration has an index part.
 
         Raises:
             InvalidArgument: `rows` are not as the configuration says.
@@ -62,7 +73,7 @@ class EngineRowTier:
         self._host = HostMemory(
             layout, self.device, huge_pages=config.huge_pages, numa_node=config.numa_node
         )
-        self._manager = Manager(self._host.region, layout, capacity)
+        self._manager = Manager(self._host.region, layout, capacity, block_tokens=PAGE_TOKENS)
         slots = config.first_row + config.num_rows
         self._hot = HotStates(
             config.num_groups, slots, capacity.table_tokens, config.hot_slots, self.device
@@ -70,6 +81,9 @@ class EngineRowTier:
         self._tables = FixedTables(config, self.device)
         self.counters = StepCounters(config.num_groups, config.max_sequences, self.device)
         self._misses, self._slots = _tables_of(config, self.device)
+        self.index: EngineIndexTier | None = None
+        if config.index is not None:
+            self.index = EngineIndexTier(config, index_pages, self._host, self._tables, ops)
         self._open: set[int] = set()
         self._planned: StepTables | None = None
         self._steps = 0
@@ -90,9 +104,12 @@ class EngineRowTier:
         """
         tokens, most = prompt_tokens + max_new_tokens, self.config.max_tokens
         require(tokens <= most, f"{tokens} tokens wanted, max_tokens is {most}")
-        slots = min(self.config.hot_slots, max(tokens, 1))
+        slots, index = min(self.config.hot_slots, max(tokens, 1)), self.config.index
         sequence = self._manager.open_sequence(
-            prompt_tokens, max_new_tokens, slots=slots, window_slots=0
+            prompt_tokens,
+            max_new_tokens,
+            slots=slots,
+            window_slots=0 if index is None else index.slots_for(tokens),
         )
         self._open.add(sequence)
         return sequence
@@ -114,13 +131,17 @@ class EngineRowTier:
         count, ranges = rows.numel(), self._manager.ranges(sequence)
         self._manager.append_rows([(sequence, count)])
         plan = self._manager.plan_step([(sequence, count)], count)
-        held = copy_prompt(self._ops, plan, rows, self._rows, self._host.kv_rows)
+        row_ids = host_rows_of(plan, rows.device)
+        copy_prompt(self._ops, row_ids, rows, self._rows, self._host.kv_rows)
+        held = [rows, row_ids]
+        if self.index is not None:
+            held += self.index.take_prompt(ranges, row_ids, rows)
         base = self.config.hot_row + ranges.slot_base
         self._hot.start(ranges, base, count, stream_stamp(self._steps + 1))
         newest = rows[-ranges.slot_count :]
         for layer in self._rows:
             layer[base : base + newest.numel()] = layer.index_select(0, newest)
-        return [rows, newest, *held]
+        return [newest, *held]
 
     def close_sequence(self, sequence: int) -> None:
         """Gives back all that it holds; no step that has it may be running.
@@ -162,8 +183,14 @@ class EngineRowTier:
     def load_step(self) -> None:
         """Brings a planned step's tables to the device; once for each plan."""
         if self._planned is not None:
-            self._tables.load(self._planned, self._steps)
+            windows = None if self.index is None else self.index.windows
+            self._tables.load(self._planned, self._steps, windows)
             self._planned = None
+
+    @runs_on_its_device
+    def begin_step(self, num_real_rows: torch.Tensor) -> None:
+        """Makes rows from `num_real_rows` [1] int32 on padding, before the index side is used."""
+        self._tables.begin(num_real_rows)
 
     @runs_on_its_device
     def swap_in(
@@ -225,6 +252,8 @@ class EngineRowTier:
         host = self._host.on_cpu()
         for sequence in sorted(self._open):
             check_rows(self.config, self._manager, sequence, self._hot.of_group, self._rows, host)
+            if self.index is not None:
+                check_index(self.index, self._manager, sequence, host)
 
     def close(self) -> None:
         """Closes every sequence and gives the host pool back; a second call does nothing.

@@ -1,6 +1,6 @@
 """SGLang's pool, allocator and table on the CPU, driven as its scheduler drives a coordinator."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +49,14 @@ class Request:
 class Engine:
     """SGLang's own parts and our coordinator; the scheduler's calls in the scheduler's order."""
 
-    def __init__(self, kv: str = "bf16", *, ratio: int = RATIO, **changed: Any) -> None:
+    def __init__(
+        self,
+        kv: str = "bf16",
+        *,
+        ratio: int = RATIO,
+        pool_options: Mapping[str, Any] | None = None,
+        **changed: Any,
+    ) -> None:
         from sglang.srt.mem_cache.allocator.hisparse import HiSparseTokenToKVPoolAllocator
         from sglang.srt.mem_cache.hisparse_memory_pool import HiSparseDSATokenToKVPool
         from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
@@ -68,6 +75,7 @@ class Engine:
             enable_memory_saver=False,
             kv_cache_dim=ROW_BYTES[kv] // dtype.itemsize,
             host_to_device_ratio=ratio,
+            **(pool_options or {}),
         )
         self.allocator = HiSparseTokenToKVPoolAllocator(
             size=size,
@@ -194,7 +202,7 @@ class Engine:
         for layer, memory in enumerate(self.memory):
             memory[at] = torch.cat([made[layer] for made in new])
             chosen = self.lists(lens.tolist()) if lists is None else lists[layer]
-            padded = torch.cat([chosen, torch.zeros(padding, TOPK, dtype=torch.int32)])
+            padded = torch.cat([chosen, torch.zeros(padding, chosen.shape[1], dtype=torch.int32)])
             args = torch.cat([rows, fill]), torch.cat([lens, fill + 1]), padded
             found = self.coordinator.swap_in_selected_pages(*args, layer)
             self.check(layer, chosen, found)

@@ -43,6 +43,16 @@ def extend_pass(world: World, spans: Sequence[tuple[int, int]]) -> Pass:
     return _pass(world, "EXTEND", [(seq, *span) for seq, span in enumerate(spans)])
 
 
+def decode_rows_pass(world: Any, lengths: Sequence[tuple[int, int]]) -> Pass:
+    """As `decode_pass`, of (sequence, tokens with the new one)."""
+    return _pass(world, "DECODE", [(seq, n - 1, n) for seq, n in lengths])
+
+
+def extend_rows_pass(world: Any, spans: Sequence[tuple[int, int, int]]) -> Pass:
+    """As `extend_pass`, of (sequence, first, end)."""
+    return _pass(world, "EXTEND", list(spans))
+
+
 def verify_pass(world: World, lengths: Sequence[int], drafts: int) -> Pass:
     """`drafts` tokens of each sequence, which has `lengths` tokens without them."""
     return _pass(world, "TARGET_VERIFY", [(seq, n, n + drafts) for seq, n in enumerate(lengths)])

@@ -21,6 +21,7 @@ from hisparse_sidecar.engines.sglang.requests import (
 from hisparse_sidecar.engines.sglang.targets import TARGETS, parameters_of
 from hisparse_sidecar.engines.sglang.token_stats import HiSparseTokenStats
 from hisparse_sidecar.errors import InvalidArgument, WrongState
+from tests.engines.sglang.index_offload_world import pool_hooks
 from tests.engines.sglang.offload_world import HOT, Engine
 from tests.engines.sglang.world import make_runner, server_args
 
@@ -34,8 +35,9 @@ def coordinators(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
     from sglang.srt.managers import hisparse_coordinator
 
     stock = hisparse_coordinator.HiSparseCoordinator
-    offload.stand_in_for_coordinator()
-    yield hisparse_coordinator
+    with pool_hooks():
+        offload.stand_in_for_coordinator()
+        yield hisparse_coordinator
     hisparse_coordinator.HiSparseCoordinator = stock
 
 

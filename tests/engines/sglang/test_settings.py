@@ -22,6 +22,13 @@ def test_adaptive_is_hisa_with_that_budget() -> None:
     assert settings.min_tokens == 4096
 
 
+def test_index_keys_stay_unless_asked_for_and_windows_hold_half_as_many_again() -> None:
+    assert not read_settings(None).offload_index_keys
+    settings = read_settings('{"offload_index_keys": true, "num_kept_blocks": 64}')
+    assert (settings.offload_index_keys, settings.pages_of_window) == (True, 96)
+    assert read_settings('{"offload_index_keys": true, "window_pages": 300}').pages_of_window == 300
+
+
 def test_sglangs_own_keys_pass() -> None:
     text = '{"top_k": 2048, "device_buffer_size": 4096, "host_to_device_ratio": 5}'
     assert read_settings(text) == read_settings(None)
@@ -47,6 +54,12 @@ def test_an_unknown_key_is_refused_with_all_that_are_known() -> None:
         ('{"num_kept_blocks": "many"}', "key num_kept_blocks is 'many', need an integer"),
         ('{"min_tokens": "few"}', "min_tokens is 'few', needs an integer"),
         ('{"min_tokens": -1}', "min_tokens is -1, must be >= 0"),
+        ('{"offload_index_keys": 1}', "offload_index_keys is 1, needs true or false"),
+        ('{"window_pages": 2.5}', "window_pages is 2.5, needs an integer"),
+        (
+            '{"offload_index_keys": true, "window_pages": 127}',
+            "window_pages is 127, num_kept_blocks needs 128",
+        ),
     ],
 )
 def test_values_that_do_not_fit_are_refused(text: str, match: str) -> None:

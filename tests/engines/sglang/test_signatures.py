@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hisparse_sidecar.engines.sglang.pool_hooks import POOL_TARGETS
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, Target, parameters_of
 from hisparse_sidecar.engines.sglang.versions import NEWEST, OLDEST, check_sglang
 from hisparse_sidecar.errors import InvalidArgument
@@ -19,8 +20,9 @@ FOLDER = Path(__file__).parent
 def test_the_oldest_version_has_every_target() -> None:
     """By its sources; made again by `python -m tools.sglang_signatures FOLDER`."""
     found = json.loads((FOLDER / f"signatures-{OLDEST}.json").read_text())
-    assert set(found) == {target.path for target in ALL_TARGETS}
-    assert [line for t in ALL_TARGETS if (line := t.difference(found[t.path])) is not None] == []
+    targets = (*ALL_TARGETS, *POOL_TARGETS)
+    assert set(found) == {target.path for target in targets}
+    assert [line for t in targets if (line := t.difference(found[t.path])) is not None] == []
 
 
 def test_a_difference_names_what_was_found_and_needed() -> None:

@@ -141,6 +141,20 @@ def make_runner(arguments: Any, **changed: Any) -> Any:
 
 def make_world(runner: Any, tokens: Sequence[int] = (), *, seed: int = 0) -> World:
     """Sequences of so many tokens, in pages that lie apart, behind a backend of ours."""
+    world = World(runner, make_backend(runner), make_indexer(), [], {})
+    free = torch.randperm(NUM_PAGES - 1, generator=torch.Generator().manual_seed(seed)) + 1
+    for seq, count in enumerate(tokens):
+        room = -(-(count + PAGE) // PAGE)
+        world.pages.append(free[:room])
+        free = free[room:]
+        slots = world.slots(seq, 0, room * PAGE)
+        runner.req_to_token_pool.req_to_token[seq, : len(slots)] = slots.int()
+        world.write(seq, 0, count, seed=seed)
+    return world
+
+
+def make_indexer() -> Any:
+    """SGLang's indexer without its weights."""
     from sglang.srt.layers.attention.dsa.dsa_indexer import Indexer
 
     indexer = Indexer.__new__(Indexer)
@@ -154,16 +168,7 @@ def make_world(runner: Any, tokens: Sequence[int] = (), *, seed: int = 0) -> Wor
     }
     for name, value in values.items():
         setattr(indexer, name, value)
-    world = World(runner, make_backend(runner), indexer, [], {})
-    free = torch.randperm(NUM_PAGES - 1, generator=torch.Generator().manual_seed(seed)) + 1
-    for seq, count in enumerate(tokens):
-        room = -(-(count + PAGE) // PAGE)
-        world.pages.append(free[:room])
-        free = free[room:]
-        slots = world.slots(seq, 0, room * PAGE)
-        runner.req_to_token_pool.req_to_token[seq, : len(slots)] = slots.int()
-        world.write(seq, 0, count, seed=seed)
-    return world
+    return indexer
 
 
 def make_backend(runner: Any) -> Any:

@@ -6,6 +6,7 @@ Imported in processes that run the model alone, and only where the backend was a
 import dataclasses
 from typing import Any
 
+import torch
 from sglang.srt.layers.attention.dsa.dsa_indexer_metadata import DSAIndexerMetadata
 from sglang.srt.layers.attention.dsa_backend import DeepseekSparseAttnBackend
 from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
@@ -13,8 +14,9 @@ from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.backends import ops_of
 from hisparse_sidecar.config import ModelShape, SelectionConfig, require
+from hisparse_sidecar.engines.sglang.beside_pool import keep_beside, pooled_pages_of
 from hisparse_sidecar.engines.sglang.coverage import uncovered_process
-from hisparse_sidecar.engines.sglang.hooks import keep_beside, pooled_pages_of
+from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
 from hisparse_sidecar.engines.sglang.selection import LAYOUT, BackendSelection
 from hisparse_sidecar.engines.sglang.settings import SglangSettings, read_settings
@@ -29,6 +31,15 @@ class HiSparseIndexerMetadata(DSAIndexerMetadata):  # type: ignore[misc]
     """
 
     hisparse: BackendSelection | None = None
+
+    def get_page_table_64(self) -> torch.Tensor:
+        """[num_seqs, max_pages] int32, pages of index keys: not SGLang's where these do not stay.
+
+        SGLang's own selection reads by it, of prompts alone.
+        """
+        table: torch.Tensor = super().get_page_table_64()
+        offloaded = None if self.hisparse is None else self.hisparse.offloaded
+        return table if offloaded is None else offloaded.index_pages(table)
 
 
 class HiSparseAttnBackend(DeepseekSparseAttnBackend):  # type: ignore[misc]
@@ -71,14 +82,29 @@ def selection_of(model_runner: Any, settings: SglangSettings) -> BackendSelectio
     require(isinstance(pool, DSATokenToKVPool), f"the pool is a {kind}, needs DSATokenToKVPool")
     ops = ops_of("auto", str(pool.device))
     uncovered = uncovered_process(model_runner.server_args, pool)
+    offloaded = _offloaded_keys(model_runner, settings, uncovered)
     if uncovered is not None:
         return BackendSelection(ops, settings, None, uncovered)
     pooled = pooled_pages_of(pool)
     if pooled is None:  # backends of one pool share what is kept beside it
         pages = pool.index_k_with_scale_buffer
         pooled = PooledPages(ops, LAYOUT, pages, pool.start_layer)
-        keep_beside(pool, pooled)
-    return BackendSelection(ops, settings, pooled, None)
+        keep_beside(pool, pooled, offloaded)
+    return BackendSelection(ops, settings, pooled, None, offloaded)
+
+
+def _offloaded_keys(
+    model_runner: Any,  # noqa: ANN401
+    settings: SglangSettings,
+    uncovered: str | None,
+) -> OffloadedKeys | None:
+    found = getattr(model_runner.hisparse_coordinator, "offloaded_keys", None)
+    assert found is None or isinstance(found, OffloadedKeys)
+    if settings.offload_index_keys:
+        message = "offload_index_keys needs --enable-hisparse and our backend for decoding"
+        require(found is not None, message)
+        require(uncovered is None, f"{uncovered}: offload_index_keys does not cover it")
+    return found
 
 
 def _check_lists_are_full(selection: SelectionConfig, topk: int) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar.backends import ops_of
-from hisparse_sidecar.engine_rows import EngineRowsConfig, EngineRowTier
 from hisparse_sidecar.engine_rows.counters import CounterReading
 from hisparse_sidecar.engine_stats import EngineStats
 from hisparse_sidecar.engines.sglang.calls import CallCounts
+from hisparse_sidecar.engines.sglang.engine_tier import make_tier
 from hisparse_sidecar.engines.sglang.offload_stats import Listener, StatsReporter, stats_of
+from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pool_part import PoolPart, part_size
 from hisparse_sidecar.engines.sglang.requests import (
     end_as_unavailable,
@@ -40,6 +39,7 @@ class HiSparseCoordinator:
         num_real_reqs: [1] int32, requests of a running step; SGLang fills it.
         device_buffer_size: rows of a hot buffer, a layer.
         tier: host pool and hot buffers.
+        offloaded_keys: where index keys lie that do not stay at SGLang's slots; None = they do.
         rank: this process's, of those that must agree.
         selections: counts of the backends that choose the tokens.
     """
@@ -58,6 +58,7 @@ class HiSparseCoordinator:
         num_draft_tokens: int = 0,
         *,
         hot_share: float = 0.5,
+        window_pages: int | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
         """Takes its part of the pool and makes the host pool.
@@ -74,6 +75,8 @@ class HiSparseCoordinator:
             shared_index_layers: for each layer whether it uses the selection of the one before.
             num_draft_tokens: must be 0.
             hot_share: most of the pool's rows that hot buffers may take.
+            window_pages: pages of index keys on the device, of a request and anchor layer, in a
+                pool that was made for it (`pool_hooks`); None = index keys stay at SGLang's slots.
             listeners: who is told now and then what offload holds and has done.
 
         Raises:
@@ -92,23 +95,23 @@ class HiSparseCoordinator:
         rows = part_size(self._device_rows, num_requests, device_buffer_size, hot_share)
         most = most_tokens(req_to_token_pool.max_context_len, allocator.size_full)
         self._part = PoolPart(device_pages, rows)
-        memory = [layer.view(torch.uint8).flatten(1) for layer in pool.kv_buffer]
-        config = EngineRowsConfig(
-            groups=layer_groups(len(memory), shared_index_layers),
-            row_bytes=memory[0].shape[1],
+        self.tier = make_tier(
+            allocator,
+            self._part,
+            layer_groups(len(pool.kv_buffer), shared_index_layers),
             topk=top_k,
-            # as many tokens as SGLang has slots, and the spare ones of each request
-            host_pages=allocator.size_full // PAGE_TOKENS + num_requests,
-            max_sequences=num_requests,
-            max_tokens=most,
             hot_slots=device_buffer_size,
-            first_row=self._part.first_row,
-            num_rows=rows,
+            num_requests=num_requests,
+            most_tokens=most,
+            window_pages=window_pages,
         )
-        self.tier = EngineRowTier(config, memory, ops_of("auto", str(self.device)))
         self.num_real_reqs = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._queue = StagingQueue(self.tier, self._rows_of, most)
-        self._first_layer = pool.start_layer or 0
+        self._first_layer = first = pool.start_layer or 0
+        self.offloaded_keys: OffloadedKeys | None = None
+        if window_pages is not None:
+            keys = self.tier, self._mapping, self.num_real_reqs, first
+            self.offloaded_keys = OffloadedKeys(*keys)
         self._sequences = [_NONE] * num_requests
         self._producer: Any = None
         self._new_rows = self.tier.new_rows.long()

@@ -35,16 +35,25 @@ class IndexPlan:
         num_rows: query rows; those of a query beyond it are the engine's padding.
     """
 
-    def __init__(self, ops: Ops, layout: IndexLayout, batch: PagedBatch, num_rows: int) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        layout: IndexLayout,
+        batch: PagedBatch,
+        num_rows: int,
+        slots: PagedBatch | None = None,
+    ) -> None:
         """Lays the batch out.
 
         Args:
             ops: the ops to use.
             layout: how index rows are stored.
-            batch: whose rows and pages these are, in dense pages of 64 tokens.
+            batch: whose rows and pages of index keys these are, in dense pages of 64 tokens.
             num_rows: query rows.
+            slots: the same batch with the engine's pages, where these are others.
         """
-        self._ops, self._layout, self._batch, self.num_rows = ops, layout, batch, num_rows
+        self._ops, self._layout, self.num_rows = ops, layout, num_rows
+        self._slots = batch if slots is None else slots
         num_seqs, found = batch.kv_pages.shape
         width = max(1, -(-found // PAGE_TOKENS)) * PAGE_TOKENS  # a multiple, see `PooledRows`
         self._num_tokens = found * PAGE_TOKENS
@@ -79,4 +88,4 @@ class IndexPlan:
 
     def slots(self, positions: torch.Tensor, num_pages: int) -> torch.Tensor:
         """[num_rows, topk] int32, the engine's slot (page * 64 + place) of each position."""
-        return self._ops.locate_rows(positions, self._batch, num_pages, PAGE_TOKENS)
+        return self._ops.locate_rows(positions, self._slots, num_pages, PAGE_TOKENS)

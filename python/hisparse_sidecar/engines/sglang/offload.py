@@ -20,10 +20,14 @@ from hisparse_sidecar.engines.sglang.offload_stats import (
     StatsPublisher,
     folder_of,
 )
+from hisparse_sidecar.engines.sglang.pool_hooks import check_pool, hook_pool
 from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS, most_prompt_tokens
 from hisparse_sidecar.engines.sglang.settings import read_settings
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, SCHEDULER_TARGETS, check_targets
-from hisparse_sidecar.engines.sglang.unsupported import check_offload_options
+from hisparse_sidecar.engines.sglang.unsupported import (
+    check_index_offload,
+    check_offload_options,
+)
 from hisparse_sidecar.engines.sglang.versions import check_sglang, installed_versions
 from hisparse_sidecar.errors import WrongState
 
@@ -38,9 +42,13 @@ def stand_in_for_coordinator() -> None:
     """Gives our factory the name of SGLang's class, in a process that has loaded its scheduler.
 
     Other processes make no coordinator. What the factory makes without our backend is SGLang's own.
+    The hooks of the pool, which is made before the coordinator, come with it.
     """
     module: Any = sys.modules.get(_COORDINATORS)
-    if module is None or getattr(module.HiSparseCoordinator, _MARK, False):
+    if module is None:
+        return
+    hook_pool(is_asked_for)
+    if getattr(module.HiSparseCoordinator, _MARK, False):
         return
     stock = module.HiSparseCoordinator
 
@@ -74,11 +82,22 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     check_sglang(installed_versions().sglang)
     check_targets(ALL_TARGETS)
     check_offload_options(server_args)
-    hot_share = read_settings(server_args.hisparse_config).hot_share
-    listeners = _listeners(server_args)
-    made = HiSparseCoordinator(*args, **named, hot_share=hot_share, listeners=listeners)
+    settings = read_settings(server_args.hisparse_config)
+    window_pages = None
+    if settings.offload_index_keys:
+        check_index_offload(server_args, BACKEND_NAME)
+        window_pages = settings.pages_of_window
+    made = HiSparseCoordinator(
+        *args,
+        **named,
+        hot_share=settings.hot_share,
+        window_pages=window_pages,
+        listeners=_listeners(server_args),
+    )
     keep_coordinator(made.token_to_kv_pool_allocator, made)
     try:
+        if settings.offload_index_keys:
+            check_pool(server_args, settings, made.token_to_kv_pool_allocator.get_kvcache())
         most_prompt_tokens(made.prompt_rows)
         install(SCHEDULER_TARGETS, SCHEDULER_HOOKS)
     except BaseException:
@@ -106,6 +125,12 @@ def _say_sizes(made: HiSparseCoordinator) -> None:
         *(config.num_rows, config.hot_slots, made.prompt_rows),
         *(config.host_pages * PAGE_TOKENS, host_gib),
     )
+    if config.index is not None:
+        part, groups = config.index, config.num_groups
+        _LOG.info(
+            "hisparse: index keys of %d of %d layers, in windows of %d pages, %d for each request",
+            *(groups, len(config.groups), part.num_pages, part.slots_of_one),
+        )
 
 
 def check_coordinator(model_runner: Any) -> tuple[str, ...]:  # noqa: ANN401

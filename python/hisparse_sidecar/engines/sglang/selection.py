@@ -1,6 +1,6 @@
 """Selection of one attention backend: whether a call is ours, and the list in SGLang's form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,8 +11,10 @@ from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_sidecar.config import require
 from hisparse_sidecar.engines.sglang.calls import SELECTED, CallCounts
 from hisparse_sidecar.engines.sglang.index_plan import IndexPlan, LayerKeys
+from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
 from hisparse_sidecar.engines.sglang.settings import SglangSettings
+from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.selection.registry import selector_for
 from hisparse_sidecar.tensor_checks import check_tensor
 
@@ -65,10 +67,16 @@ class BackendSelection:
 
     Attributes:
         counts: what became of the calls.
+        offloaded: where index keys lie that do not stay at SGLang's slots; None = they do.
     """
 
     def __init__(
-        self, ops: Ops, settings: SglangSettings, pooled: PooledPages | None, uncovered: str | None
+        self,
+        ops: Ops,
+        settings: SglangSettings,
+        pooled: PooledPages | None,
+        uncovered: str | None,
+        offloaded: OffloadedKeys | None = None,
     ) -> None:
         """A selection over one pool.
 
@@ -77,10 +85,11 @@ class BackendSelection:
             settings: what is asked for.
             pooled: pooled keys of the pool; None where `uncovered`.
             uncovered: why no call of this process can be ours; None = some can.
+            offloaded: see the attribute; then every decode call is ours.
         """
         require((pooled is None) == (uncovered is not None), "pooled keys, or why there are none")
         self._ops, self._settings, self._pooled = ops, settings, pooled
-        self._uncovered = uncovered
+        self._uncovered, self.offloaded = uncovered, offloaded
         self._selector = selector_for(settings.selection)
         self._last: tuple[object, int, IndexPlan] | None = None
         self.counts = CallCounts()
@@ -91,7 +100,12 @@ class BackendSelection:
         Returns:
             [query rows, topk] int32, -1 pads: positions, or physical slots, or places among the
             extend batch's keys, whatever the metadata ask for. None = not ours, and counted.
+
+        Raises:
+            WrongState: index keys do not stay, and the call is one that only SGLang's way covers.
         """
+        if self.offloaded is not None and call.kind == "paged":
+            return self._select_offloaded(call, self.offloaded)
         reason = self._uncovered or _uncovered_call(call, self._settings.min_tokens)
         self.counts.add(call.kind, reason or SELECTED)
         if reason is not None:
@@ -102,7 +116,25 @@ class BackendSelection:
         query, weights = _inputs(call)
         plan, topk = self._plan(call), call.indexer.index_topk
         positions = plan.select(self._selector, query, weights, keys, topk)
-        return _padded(_in_engine_form(call, plan, positions, len(pages)), len(call.query))
+        num_pages = len(pages) if self.offloaded is None else self.offloaded.num_slot_pages
+        return _padded(_in_engine_form(call, plan, positions, num_pages), len(call.query))
+
+    def _select_offloaded(self, call: IndexerCall, offloaded: OffloadedKeys) -> torch.Tensor:
+        """Lists of a decode call, whose keys only we know the place of."""
+        reason = _uncovered_model(call)
+        if reason is None and not call.metadata.force_unfused_topk:
+            reason = "lists that are no positions"
+        if reason is not None:
+            raise WrongState(f"{reason}: offload_index_keys does not cover it")
+        self.counts.add(call.kind, SELECTED)
+        topk, table = call.indexer.index_topk, call.metadata.attn_metadata.real_page_table
+        query = _inputs(call)
+        if not call.num_rows:
+            found = query[0].new_empty(0, topk, dtype=torch.int32)
+        else:
+            which = self._selector, call.layer, query, topk, table.shape[1]
+            found = offloaded.select(*which)
+        return _padded(found, len(call.query))
 
     def _plan(self, call: IndexerCall) -> IndexPlan:
         """The plan of the running pass.
@@ -115,22 +147,34 @@ class BackendSelection:
         if self._last is not None and self._last[0] is attn and self._last[1] < call.layer:
             plan = self._last[2]
         else:
-            plan = IndexPlan(self._ops, LAYOUT, call.batch(), call.num_rows)
+            slots = call.batch()
+            batch = slots
+            if self.offloaded is not None:
+                batch = replace(slots, kv_pages=self.offloaded.index_pages(slots.kv_pages))
+            plan = IndexPlan(self._ops, LAYOUT, batch, call.num_rows, slots)
         self._last = attn, call.layer, plan
         return plan
 
 
 def _uncovered_call(call: IndexerCall, min_tokens: int) -> str | None:
     """Why a call is not ours, by what the host knows; None = it is."""
+    reason = _uncovered_model(call)
+    if reason is not None:
+        return reason
+    if call.num_rows == 0:
+        return "no rows"
+    most = max(min_tokens, call.indexer.index_topk)
+    if call.metadata.attn_metadata.max_seq_len_k <= most:
+        return "no sequence above min_tokens"
+    return None
+
+
+def _uncovered_model(call: IndexerCall) -> str | None:
     indexer = call.indexer
     if call.forward_batch.attn_cp_metadata is not None:
         return "context parallel"
     if indexer.num_init_tokens or indexer.num_local_tokens:
         return "tokens that the model always selects"
-    if call.num_rows == 0:
-        return "no rows"
-    if call.metadata.attn_metadata.max_seq_len_k <= max(min_tokens, indexer.index_topk):
-        return "no sequence above min_tokens"
     return None
 
 

@@ -17,6 +17,13 @@ _NOT_OFFERED = {"gate", "audit_one_in"}
 SELECTION_KEYS = tuple(
     field.name for field in fields(SelectionConfig) if field.name not in _NOT_OFFERED
 )
+# of `SglangSettings`, by JSON's types
+_OWN: dict[str, tuple[tuple[type, ...], str]] = {
+    "min_tokens": ((int,), "an integer"),
+    "hot_share": ((int, float), "a number"),
+    "offload_index_keys": ((bool,), "true or false"),
+    "window_pages": ((int,), "an integer"),
+}
 # as many tokens as HISA's defaults, in blocks of one page
 _DEFAULTS = {"num_kept_blocks": 128, "max_blocks": 512}
 
@@ -30,16 +37,36 @@ class SglangSettings:
         min_tokens: batches without a longer sequence take SGLang's own path; a CUDA graph counts as
             long as the context that it is captured for.
         hot_share: most of the device pool's rows that hot buffers may take, with HiSparse.
+        offload_index_keys: with HiSparse index keys of decoding requests are on the host, too.
+        window_pages: then so many pages of them of a request and anchor layer are on the device,
+            and its open page; None = half as many again as are kept.
     """
 
     selection: SelectionConfig
     min_tokens: int = 16384
     hot_share: float = 0.5
+    offload_index_keys: bool = False
+    window_pages: int | None = None
 
     def __post_init__(self) -> None:
         require(self.min_tokens >= 0, f"min_tokens is {self.min_tokens}, must be >= 0")
         message = f"hot_share is {self.hot_share}, must be above 0 and below 1"
         require(0 < self.hot_share < 1, message)
+        if self.offload_index_keys:
+            self._check_windows()
+
+    def _check_windows(self) -> None:
+        source, kept = self.selection.index_source, self.selection.num_kept_blocks
+        needed = "offload_index_keys needs a selection by pages: hisa, adaptive"
+        require(source == "hisa", f"index_source is {source}, which scans every key; {needed}")
+        found = self.pages_of_window
+        require(found >= kept, f"window_pages is {found}, num_kept_blocks needs {kept}")
+
+    @property
+    def pages_of_window(self) -> int:
+        """Pages of index keys of a request and anchor layer that come and go."""
+        kept = self.selection.num_kept_blocks
+        return kept + kept // 2 if self.window_pages is None else self.window_pages
 
 
 def read_settings(text: str | None) -> SglangSettings:
@@ -52,21 +79,20 @@ def read_settings(text: str | None) -> SglangSettings:
             known), or a value does not fit.
     """
     values = _object(text)
-    known = {*ENGINE_KEYS, *SELECTION_KEYS, "min_tokens", "hot_share"}
+    known = {*ENGINE_KEYS, *SELECTION_KEYS, *_OWN}
     unknown = sorted(set(values) - known)
     if unknown:
         listed = ", ".join(sorted(known))
         raise InvalidArgument(f"hisparse-config has {', '.join(unknown)}; known keys: {listed}")
-    min_tokens = values.get("min_tokens", SglangSettings.min_tokens)
-    if type(min_tokens) is not int:
-        raise InvalidArgument(f"hisparse-config: min_tokens is {min_tokens!r}, needs an integer")
-    hot_share = values.get("hot_share", SglangSettings.hot_share)
-    if type(hot_share) not in (int, float):
-        raise InvalidArgument(f"hisparse-config: hot_share is {hot_share!r}, needs a number")
+    own = {name: values[name] for name in _OWN if name in values}
+    for name, value in own.items():
+        kinds, needed = _OWN[name]
+        if type(value) not in kinds:
+            raise InvalidArgument(f"hisparse-config: {name} is {value!r}, needs {needed}")
     selection = {name: values[name] for name in SELECTION_KEYS if name in values}
     try:
         made = build_dataclass(SelectionConfig, _selection(selection), "")
-        return SglangSettings(made, min_tokens, hot_share)
+        return SglangSettings(made, **own)
     except ValueError as error:
         raise InvalidArgument(f"hisparse-config: {error}") from None
 

@@ -51,6 +51,18 @@ def check_offload_options(server_args: Any) -> None:  # noqa: ANN401
         require(found == needed, f"{name} is {found}, offload needs {needed}")
 
 
+def check_index_offload(server_args: Any, backend_name: str) -> None:  # noqa: ANN401
+    """Raises InvalidArgument unless index keys can be offloaded with these options of SGLang's.
+
+    Args:
+        server_args: SGLang's `ServerArgs`; decoding is our backend's.
+        backend_name: its name.
+    """
+    prefills = server_args.prefill_attention_backend or server_args.attention_backend
+    message = f"the prefill attention backend is {prefills}, offload_index_keys needs"
+    require(prefills == backend_name, f"{message} {backend_name}")
+
+
 def layer_groups(num_layers: int, shares: Sequence[bool] | None) -> tuple[int, ...]:
     """For each layer the group whose selection it uses.
 
