@@ -61,6 +61,27 @@ def test_folders_that_hold_something_stay(folder: StatsFolder, tmp_path: Path) -
     assert other.path.exists()
 
 
+def test_a_folder_that_is_removed_meanwhile_is_made_again(
+    folder: StatsFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, times = folder.make, []
+
+    def make() -> None:
+        made()
+        times.append(1)
+        if len(times) < 3:
+            folder.remove_if_empty()
+
+    monkeypatch.setattr(folder, "make", make)
+    folder.publish(make_stats())
+    assert (len(folder.read()), len(times)) == (1, 3)
+    folder.withdraw()
+    times.clear()
+    monkeypatch.setattr(folder, "make", lambda: None)
+    with pytest.raises(FileNotFoundError):
+        folder.publish(make_stats())
+
+
 def test_another_process_of_the_same_number_is_another(folder: StatsFolder) -> None:
     folder.publish(make_stats())
     (path,) = folder.path.iterdir()

@@ -73,11 +73,7 @@ class StatsFolder:
         """
         pid = os.getpid()
         values = {"at": time.monotonic(), "started": _started(pid), "stats": _plain(stats)}
-        path = self._path_of(pid)
-        being_written = path.with_suffix(".part")
-        self.make()
-        being_written.write_text(json.dumps(values))
-        being_written.replace(path)
+        self._replace(self._path_of(pid), json.dumps(values))
 
     def withdraw(self) -> None:
         """Removes this process's snapshot, if there is one, and folders that it leaves empty."""
@@ -107,6 +103,19 @@ class StatsFolder:
             found = _read(path)
             if found is not None and not found.is_alive:
                 path.unlink(missing_ok=True)
+
+    def _replace(self, path: Path, content: str) -> None:
+        for _ in range(2):
+            with suppress(FileNotFoundError):  # somebody found the folder empty, and removed it
+                self._write(path, content)
+                return
+        self._write(path, content)
+
+    def _write(self, path: Path, content: str) -> None:
+        being_written = path.with_suffix(".part")
+        self.make()
+        being_written.write_text(content)
+        being_written.replace(path)
 
     def _files(self) -> list[Path]:
         if not self.path.exists():
