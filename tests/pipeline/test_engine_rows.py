@@ -44,6 +44,7 @@ class Engine:
         self.tier = EngineRowTier(config, self.memory, ops)
         self.rows: dict[int, torch.Tensor] = {}
         self.num_real = torch.zeros(1, dtype=torch.int32, device=self.device)
+        self.counts = [[0, 0, 0], [0, 0, 0]]
 
     def some_rows(self, *shape: int) -> torch.Tensor:
         """Random rows on the engine's device."""
@@ -89,8 +90,24 @@ class Engine:
         new, at = self.new_rows(sequences), self.tier.new_rows[: len(sequences)].long()
         for layer, items in enumerate(self.lists(sequences, padding)):
             self.memory[layer][at] = new[layer]
+            if layer != 1:  # it uses the selection of the layer before
+                self.count(sequences, CONFIG.groups[layer], items)
             slots = self.tier.swap_in(layer, items, self.num_real)
             self.check(sequences, layer, items, slots)
+
+    def count(self, sequences: Sequence[int], group: int, items: torch.Tensor) -> None:
+        """Adds what a step's lists ask for, and what of it is not in the tables, to `counts`."""
+        for row, sequence in enumerate(sequences):
+            wanted = items[row][items[row] >= 0].unique().long()
+            own = wanted == self.tier.length(sequence) - 1
+            base = self.tier._manager.ranges(sequence).token_table_base
+            missed = self.tier._hot.of_group[group].slot_table[base + wanted] < 0
+            self.counts[group][0] += len(wanted)
+            self.counts[group][1] += int((missed & ~own).sum())
+
+    def found_counts(self) -> list[list[int]]:
+        """As `counts`, of the tier."""
+        return [[one.items, one.misses, one.refused] for one in self.tier.counters.read()]
 
     def check(
         self, sequences: Sequence[int], layer: int, items: torch.Tensor, slots: torch.Tensor
@@ -120,7 +137,30 @@ def test_selected_rows_are_found_whatever_is_hot(engine: Engine) -> None:
     engine.tier.close_sequence(second)
     engine.step([first])
     engine.tier.check_integrity()
+    assert engine.found_counts() == engine.counts
+    assert min(misses for _, misses, _ in engine.counts) > 0
     engine.tier.close()
+
+
+@pytest.mark.interpreted
+def test_a_reading_is_of_the_steps_before_it(engine: Engine) -> None:
+    first = engine.open(300)
+    engine.step([first], padding=2)
+    reading = engine.tier.counters.begin_reading()
+    read = engine.tier.counters.read()
+    engine.step([first])
+    assert reading.is_ready
+    assert reading.counts() == read
+    assert reading.counts() != engine.tier.counters.read()
+
+
+def test_a_step_that_finds_no_slots_is_counted_apart(engine: Engine) -> None:
+    misses, items = engine.tier.counters.of_plan(1, 3)
+    misses.copy_(torch.tensor([-1, 5, -1]))  # as a GPU leaves what it refuses
+    items.copy_(torch.tensor([0, 9, 0]))
+    engine.tier.counters.num_fresh(1, 3).copy_(torch.tensor([0, 1, 0]))
+    engine.tier.counters.add()
+    assert engine.found_counts() == [[0, 0, 0], [9, 4, 2]]
 
 
 def test_a_new_sequence_finds_nothing_of_an_earlier_one(engine: Engine) -> None:
@@ -262,7 +302,10 @@ def test_a_graph_of_a_whole_step_is_replayed(engine: Engine) -> None:
         new[:, : len(sequences)] = engine.new_rows(sequences)
         for target, made in zip(items, engine.lists(sequences, 3 - len(sequences)), strict=True):
             target.copy_(made)
+        for group, of_layer in enumerate((0, 2)):
+            engine.count(sequences, group, items[of_layer])
         graph.replay()
         for layer in range(3):
             engine.check(sequences, layer, items[layer], slots[layer])
     engine.tier.check_integrity()
+    assert engine.found_counts() == engine.counts

@@ -70,8 +70,29 @@ GOLDEN: list[tuple[Message, bytes]] = [
             tenants=[sidecar_pb2.TenantUsage()],
             degraded=True,
             ended_clients=2,
+            engines=[sidecar_pb2.EngineStats()],
         ),
-        b"\x32\x00\x3a\x00\x40\x01\x48\x02",
+        b"\x32\x00\x3a\x00\x40\x01\x48\x02\x52\x00",
+    ),
+    (
+        sidecar_pb2.EngineStats(
+            engine="e",
+            rank=2,
+            pid=3,
+            is_alive=True,
+            age_seconds=2.0,
+            core=sidecar_pb2.CoreStats(),
+            groups=[sidecar_pb2.GroupTraffic()],
+            held=sequence_pb2.TierBytes(),
+            steps=9,
+            refused=10,
+            requests=sidecar_pb2.EngineRequests(waiting=1, copying=2, decoding=3),
+            prompt_rows_total=12,
+            prompt_rows_free=13,
+            selections=[sidecar_pb2.SelectionCalls(kind="k", outcome="o", count=3)],
+        ),
+        b"\x0a\x01e\x10\x02\x18\x03\x20\x01\x29" + bytes(7) + b"\x40\x32\x00\x3a\x00\x42\x00"
+        b"\x48\x09\x50\x0a\x5a\x06\x08\x01\x10\x02\x18\x03\x60\x0c\x68\x0d\x72\x08\x0a\x01k\x12\x01o\x18\x03",
     ),
 ]
 

@@ -21,6 +21,12 @@ from hisparse_sidecar._proto.hisparse.v1 import (
     tensor_pb2,
 )
 from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
+from hisparse_sidecar.engine_stats import (
+    EngineRequests,
+    EngineStats,
+    PublishedStats,
+    SelectionCalls,
+)
 from hisparse_sidecar.tiers_config import TiersConfig
 from hisparse_sidecar.wire import errors as wire_errors
 from hisparse_sidecar.wire.configs import decode_config, encode_config
@@ -79,6 +85,8 @@ def test_a_fault_of_the_server_tells_the_client_its_type_alone() -> None:
         (sequence_pb2.TierBytes, stats.TierBytes),
         (sidecar_pb2.SidecarConfig, SidecarConfig),
         (sidecar_pb2.TiersConfig, TiersConfig),
+        (sidecar_pb2.EngineRequests, EngineRequests),
+        (sidecar_pb2.SelectionCalls, SelectionCalls),
         (selection_pb2.Selection, SelectionConfig),
     ],
 )
@@ -91,6 +99,12 @@ def test_the_answer_of_stats_has_the_fields_of_the_sidecar_and_of_the_server() -
     of_server = {field.name for field in fields(ServerStats)} - {"sidecar"}
     found = set(sidecar_pb2.GetStatsResponse.DESCRIPTOR.fields_by_name)
     assert found == of_sidecar | of_server | {"degraded"}
+
+
+def test_what_an_engine_tells_has_the_fields_of_a_snapshot() -> None:
+    published = {field.name for field in fields(PublishedStats)} - {"stats"}
+    told = {field.name for field in fields(EngineStats)}
+    assert set(sidecar_pb2.EngineStats.DESCRIPTOR.fields_by_name) == published | told
 
 
 def test_the_state_of_a_tier_has_the_attributes_of_the_core() -> None:

@@ -155,7 +155,7 @@ def _count_fresh(item_ptr, count, first_item):
     for start in range(0, last - first_item + 1, _COUNT_BLOCK):
         entry = count - 1 - start - tl.arange(0, _COUNT_BLOCK)
         item = tl.load(item_ptr + entry, mask=entry >= 0, other=-1)
-        missed += tl.sum((item >= first_item).to(tl.int32))
+        missed += tl.sum(((entry >= 0) & (item >= first_item)).to(tl.int32))
     return missed
 
 

@@ -79,6 +79,14 @@ class SidecarClient:
         return cls(channel, ((CLIENT_KEY, side.client_token),), side, timeout_seconds)
 
     @classmethod
+    def connect_unattached(
+        cls, socket_path: str | Path, timeout_seconds: float = 60.0
+    ) -> "SidecarClient":
+        """A connectionless client of the server on a Unix socket, which need not have a sidecar."""
+        channel = grpc.insecure_channel(f"unix:{Path(socket_path).absolute()}", options=_OPTIONS)
+        return cls(channel, (), None, timeout_seconds)
+
+    @classmethod
     def connect_tcp(
         cls,
         address: str,

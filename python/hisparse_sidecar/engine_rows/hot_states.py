@@ -55,3 +55,8 @@ class HotStates:
         self._stamp[:, base : base + count] = stamp
         slots = torch.arange(count, dtype=self._table.dtype, device=device)
         self._table[:, table_base + first : table_base + length] = slots
+
+    def bytes_of(self, num_slots: int, entries: int) -> int:
+        """Bytes of so many slots' items and stamps and so many table entries, of all groups."""
+        of_slot = self._item.element_size() + self._stamp.element_size()
+        return len(self.of_group) * (num_slots * of_slot + entries * self._table.element_size())

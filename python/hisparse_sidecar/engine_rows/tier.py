@@ -12,6 +12,7 @@ from hisparse_kernels.swap_in import FreshRows
 from hisparse_sidecar._core import Manager, Stats
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.config import require
+from hisparse_sidecar.engine_rows.counters import StepCounters
 from hisparse_sidecar.engine_rows.hot_states import HotStates
 from hisparse_sidecar.engine_rows.index_integrity import check_index
 from hisparse_sidecar.engine_rows.index_tier import EngineIndexTier
@@ -35,6 +36,7 @@ class EngineRowTier:
     that is current; `swap_in` neither allocates nor waits, so a graph can hold it.
 
     Attributes:
+        counters: what the steps found in the hot buffers.
         index: the index side; None where index keys are the engine's affair.
     """
 
@@ -77,7 +79,8 @@ class EngineRowTier:
             config.num_groups, slots, capacity.table_tokens, config.hot_slots, self.device
         )
         self._tables = FixedTables(config, self.device)
-        self._plan, self._slots = _plan_of(config, self.device)
+        self.counters = StepCounters(config.num_groups, config.max_sequences, self.device)
+        self._misses, self._slots = _tables_of(config, self.device)
         self.index: EngineIndexTier | None = None
         if config.index is not None:
             self.index = EngineIndexTier(config, index_pages, self._host, self._tables, ops)
@@ -207,24 +210,41 @@ class EngineRowTier:
         """
         rows, config = topk_indices.shape[0], self.config
         tables, memory, host = self._tables, self._rows[layer], self._host.kv_rows[layer]
+        group = config.groups[layer]
+        selects = layer == 0 or group != config.groups[layer - 1]
         if layer == 0:
             tables.begin(num_real_rows)
+            self.counters.begin()
         new = memory[config.first_row : config.first_row + rows]
         self._ops.spill(new, tables.host_row_ids[:rows], host)
-        plan, slots = _first_rows(self._plan, rows), self._slots[:rows]
-        if layer == 0 or config.groups[layer] != config.groups[layer - 1]:
-            state, ranges = self._hot.of_group[config.groups[layer]], tables.ranges_of(rows)
+        item, dst, slots = *self._misses[:, :rows], self._slots[:rows]
+        plan = MissPlan(item, dst, *self.counters.of_plan(group, rows))
+        if selects:
+            state, ranges = self._hot.of_group[group], tables.ranges_of(rows)
             where = tables.row_seq[:rows], state, ranges, tables.stamps
             self._ops.resolve(topk_indices, *where, plan, slots)
-        fresh = FreshRows(memory, tables.first_pos[:rows], tables.first_row[:rows])
+        num_fresh = self.counters.num_fresh(group, rows) if selects else None
+        own = tables.first_pos[:rows], tables.first_row[:rows], num_fresh
+        fresh = FreshRows(memory, *own)
         self._ops.swap_in(host, tables.page_table[:rows], plan, memory, fresh)
+        if layer == len(config.groups) - 1:
+            self.counters.add()
         return slots
 
     # -- what is held -------------------------------------------------------------------------
 
+    @property
+    def num_steps(self) -> int:
+        """Steps begun."""
+        return self._steps
+
     def stats(self) -> Stats:
         """What the core holds now, and has done."""
         return self._manager.stats()
+
+    def table_bytes(self, stats: Stats) -> int:
+        """Bytes on the device of the tables of the sequences that `stats` counts."""
+        return self._hot.bytes_of(stats.slots_used, stats.table_tokens_used)
 
     def check_integrity(self) -> None:
         """Raises HisparseError that names the first invariant found broken."""
@@ -246,17 +266,7 @@ class EngineRowTier:
         self._host.close()
 
 
-def _plan_of(config: EngineRowsConfig, device: torch.device) -> tuple[MissPlan, torch.Tensor]:
-    rows, topk = config.max_sequences, config.topk
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape, dtype=torch.int32, device=device)
-
-    plan = MissPlan(empty(rows, topk), empty(rows, topk), empty(rows), empty(rows))
-    return plan, empty(rows, topk)
-
-
-def _first_rows(plan: MissPlan, rows: int) -> MissPlan:
-    return MissPlan(
-        plan.miss_item[:rows], plan.miss_dst[:rows], plan.miss_count[:rows], plan.item_count[:rows]
-    )
+def _tables_of(config: EngineRowsConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items and destinations of a miss plan [2, rows, topk], and slots [rows, topk], int32."""
+    made = torch.zeros(3, config.max_sequences, config.topk, dtype=torch.int32, device=device)
+    return made[:2], made[2]

@@ -1,7 +1,9 @@
 """The gRPC servers: one on the Unix socket, and one on TCP where that is asked for."""
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,6 +19,7 @@ from hisparse_sidecar._proto.hisparse.v1 import (
     step_pb2,
     step_pb2_grpc,
 )
+from hisparse_sidecar.engine_stats import PublishedStats
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.server.gate import Gate
 from hisparse_sidecar.server.grpc_types import Context
@@ -51,16 +54,26 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc, name-defi
             await self._gate.unless_streams_end(super().Watch(request, context))
 
 
+class Registers(Protocol):
+    """What a server serves."""
+
+    def add_to(self, server: grpc.aio.Server) -> None: ...  # noqa: D102
+
+
 class Servicers:
-    """What every server serves."""
+    """What a server of a sidecar serves."""
 
     def __init__(
-        self, gate: Gate, server_info: sidecar_pb2.GetServerInfoResponse, limits: Limits
+        self,
+        gate: Gate,
+        server_info: sidecar_pb2.GetServerInfoResponse,
+        limits: Limits,
+        read_engines: Callable[[], Sequence[PublishedStats]],
     ) -> None:
         self._region = RegionServicer(gate)
         self._sequence = SequenceServicer(gate)
         self._step = StepServicer(gate, limits.max_unread_seconds)
-        self._sidecar = SidecarServicer(gate, server_info)
+        self._sidecar = SidecarServicer(gate, server_info, read_engines)
         self._health = HealthServicer(gate)
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -82,7 +95,7 @@ class Servicers:
             await self._health.set(name, state)
 
 
-def unix_server(path: Path, servicers: Servicers, limits: Limits) -> grpc.aio.Server:
+def unix_server(path: Path, servicers: Registers, limits: Limits) -> grpc.aio.Server:
     """A server bound to the Unix socket `path`, which must be free; it does not serve yet."""
     server = _server(servicers, limits, [])
     if server.add_insecure_port(f"unix:{path}") == 0:
@@ -91,7 +104,7 @@ def unix_server(path: Path, servicers: Servicers, limits: Limits) -> grpc.aio.Se
 
 
 def tcp_server(
-    tcp: TcpOptions, servicers: Servicers, limits: Limits
+    tcp: TcpOptions, servicers: Registers, limits: Limits
 ) -> tuple[grpc.aio.Server, int]:
     """A server bound to a TCP address, and its port; it does not serve yet."""
     tokens = [TokenInterceptor(tcp.token)] if tcp.token is not None else []
@@ -107,7 +120,7 @@ def tcp_server(
     return server, port
 
 
-def _server(servicers: Servicers, limits: Limits, first: list[TokenInterceptor]) -> grpc.aio.Server:
+def _server(servicers: Registers, limits: Limits, first: list[TokenInterceptor]) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=[*first, StatusInterceptor(limits.max_call_seconds, limits.retry_seconds)],
         options=[

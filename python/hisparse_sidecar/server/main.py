@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.config_file import build_config, read_values
@@ -40,11 +41,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: SidecarConfig, options: ServerOptions) -> int:
     """Serve until a signal; 0 after a drain, also one that was cut short."""
-    return asyncio.run(_serve(config, options))
+    return serve(lambda: ServerRuntime(config, options), options)
 
 
-async def _serve(config: SidecarConfig, options: ServerOptions) -> int:
-    runtime, loop = ServerRuntime(config, options), asyncio.get_running_loop()
+class Server(Protocol):
+    """What is served until a signal."""
+
+    tcp_port: int | None
+
+    async def start(self) -> None: ...  # noqa: D102
+
+    async def stop(self) -> None: ...  # noqa: D102
+
+    def hurry(self) -> None: ...  # noqa: D102
+
+
+def serve(make_server: Callable[[], Server], options: ServerOptions) -> int:
+    """Serve until a signal; see `run`.
+
+    Args:
+        make_server: makes the server, in the event loop that runs it.
+        options: the server's.
+    """
+    return asyncio.run(_serve(make_server, options))
+
+
+async def _serve(make_server: Callable[[], Server], options: ServerOptions) -> int:
+    runtime, loop = make_server(), asyncio.get_running_loop()
     signalled = asyncio.Event()
 
     def on_signal() -> None:
@@ -105,10 +128,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say where a server listens and how it ends."""
+def add_server_flags(parser: argparse.ArgumentParser, socket: Path | None = None) -> None:
+    """Adds the flags that say where a server listens and how it ends.
+
+    Args:
+        parser: gets them.
+        socket: where it listens unless it is said; None = it must be said.
+    """
     add = parser.add_argument
-    add("--socket", type=Path, required=True, metavar="PATH", help="Unix socket to serve on")
+    text = "Unix socket to serve on" + ("" if socket is None else "; default: %(default)s")
+    required = socket is None
+    add("--socket", type=Path, required=required, default=socket, metavar="PATH", help=text)
     for name, meaning in _LIMIT_FLAGS.items():
         flag, default = f"--{name.replace('_', '-')}", getattr(Limits(), name)
         text = f"{meaning}; default: %(default)g"

@@ -3,30 +3,26 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import grpc.aio
 
-from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar._core import core_version
-from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2
-from hisparse_sidecar.backends import backend_name
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.engine_stats import PublishedStats
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.server.clients import Clients
 from hisparse_sidecar.server.gate import Gate, StepEnds
 from hisparse_sidecar.server.grpc_servers import Servicers, tcp_server, unix_server
 from hisparse_sidecar.server.liveness import Liveness
-from hisparse_sidecar.server.options import Limits, ServerOptions
+from hisparse_sidecar.server.options import ServerOptions
+from hisparse_sidecar.server.server_info import server_info
 from hisparse_sidecar.server.shared_sidecar import SharedSidecar
 from hisparse_sidecar.server.side_socket import SideSocket
 from hisparse_sidecar.server.socket_files import claimed, identity, remove_own
 from hisparse_sidecar.server.worker import Worker
 from hisparse_sidecar.sidecar import Sidecar
-from hisparse_sidecar.wire.configs import encode_config
 from hisparse_sidecar.wire.names import side_socket_path
 
 _Result = TypeVar("_Result")
@@ -45,9 +41,18 @@ class ServerRuntime:
         options: ServerOptions,
         *,
         make_sidecar: Callable[[SidecarConfig], Sidecar] = Sidecar,
+        read_engines: Callable[[], Sequence[PublishedStats]] = tuple,
     ) -> None:
+        """A server that does not serve yet.
+
+        Args:
+            config: of its sidecar.
+            options: where it listens, and for whom.
+            make_sidecar: makes the sidecar.
+            read_engines: what the processes of an engine tell; called in threads.
+        """
         self._config = config
-        self._make_sidecar = make_sidecar
+        self._make_sidecar, self._read_engines = make_sidecar, read_engines
         self._options = options
         self._socket_path = options.socket_path.absolute()
         self._side_path = Path(side_socket_path(str(self._socket_path)))
@@ -83,7 +88,8 @@ class ServerRuntime:
             self._shared.add_tenant(tenant, pages)
         liveness = Liveness(limits.max_silent_seconds)
         self._gate = Gate(self._shared, self._worker, self._openers, step_ends, liveness)
-        self._servicers = Servicers(self._gate, _server_info(self._config, limits), limits)
+        told = server_info(self._config, limits)
+        self._servicers = Servicers(self._gate, told, limits, self._read_engines)
         await self._servicers.set_serving(False)
         self._bind()
         for server in self._servers:
@@ -187,34 +193,3 @@ async def _end_silent_clients(liveness: Liveness) -> None:
     while True:
         await asyncio.sleep(liveness.scan_seconds)
         liveness.end_silent()
-
-
-def _server_info(config: SidecarConfig, limits: Limits) -> sidecar_pb2.GetServerInfoResponse:
-    return sidecar_pb2.GetServerInfoResponse(
-        version=_package_version(),
-        core_version=core_version(),
-        backend=backend_name(config),
-        config=encode_config(config),
-        row_sizes=sidecar_pb2.RowSizes(
-            kv_row_bytes=config.kv.row_bytes,
-            index_row_bytes=config.index.row_bytes,
-            query_dim=config.kv.query_dim,
-            latent_dim=config.kv.latent_dim,
-            page_tokens=PAGE_TOKENS,
-        ),
-        limits=sidecar_pb2.Limits(
-            max_region_bytes=limits.max_region_bytes,
-            max_regions=limits.max_regions,
-            max_message_bytes=limits.max_message_bytes,
-            max_call_seconds=limits.max_call_seconds,
-            max_step_idle_seconds=limits.max_step_idle_seconds,
-            max_silent_seconds=limits.max_silent_seconds,
-        ),
-    )
-
-
-def _package_version() -> str:
-    try:
-        return version("hisparse-sidecar")
-    except PackageNotFoundError:  # run from a source tree
-        return core_version()

@@ -8,6 +8,12 @@ from google.protobuf.message import Message
 
 from hisparse_sidecar._core import Stats, TierState
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sidecar_pb2
+from hisparse_sidecar.engine_stats import (
+    EngineRequests,
+    EngineStats,
+    PublishedStats,
+    SelectionCalls,
+)
 from hisparse_sidecar.stats import (
     GroupTraffic,
     SelectionCounts,
@@ -85,12 +91,14 @@ class ServerStats:
         tiers: below the host pool, the nearest first.
         tenants: by name, pages of the host pool and the most that they may be; None = no limit.
         ended_clients: because they were silent for too long.
+        engines: processes of the engine beside which the server runs.
     """
 
     sidecar: SidecarStats
     tiers: Sequence[TierState]
     tenants: Mapping[str, tuple[int, int | None]]
     ended_clients: int
+    engines: Sequence[PublishedStats] = ()
 
     @property
     def degraded(self) -> bool:
@@ -114,6 +122,7 @@ def encode_stats(stats: ServerStats) -> sidecar_pb2.GetStatsResponse:
         ],
         degraded=stats.degraded,
         ended_clients=stats.ended_clients,
+        engines=[encode_engine(engine) for engine in stats.engines],
     )
 
 
@@ -131,7 +140,46 @@ def decode_stats(message: sidecar_pb2.GetStatsResponse) -> ServerStats:
         for one in message.tenants
     }
     tiers = [_decode_tier(tier) for tier in message.tiers]
-    return ServerStats(sidecar, tiers, tenants, message.ended_clients)
+    engines = [_decode_engine(engine) for engine in message.engines]
+    return ServerStats(sidecar, tiers, tenants, message.ended_clients, engines)
+
+
+def encode_engine(published: PublishedStats) -> sidecar_pb2.EngineStats:
+    """Every field set."""
+    stats = published.stats
+    return sidecar_pb2.EngineStats(
+        engine=stats.engine,
+        rank=stats.rank,
+        pid=published.pid,
+        is_alive=published.is_alive,
+        age_seconds=published.age_seconds,
+        core=_encode(stats.core, sidecar_pb2.CoreStats),
+        groups=[_encode_group(group) for group in stats.groups],
+        held=encode_tier_bytes(stats.held),
+        steps=stats.steps,
+        refused=stats.refused,
+        requests=_encode(stats.requests, sidecar_pb2.EngineRequests),
+        prompt_rows_total=stats.prompt_rows_total,
+        prompt_rows_free=stats.prompt_rows_free,
+        selections=[_encode(calls, sidecar_pb2.SelectionCalls) for calls in stats.selections],
+    )
+
+
+def _decode_engine(message: sidecar_pb2.EngineStats) -> PublishedStats:
+    stats = EngineStats(
+        engine=message.engine,
+        rank=message.rank,
+        core=cast(Stats, _decode(message.core, CoreStats)),
+        groups=tuple(_decode_group(group) for group in message.groups),
+        held=decode_tier_bytes(message.held),
+        steps=message.steps,
+        refused=message.refused,
+        requests=_decode(message.requests, EngineRequests),
+        prompt_rows_total=message.prompt_rows_total,
+        prompt_rows_free=message.prompt_rows_free,
+        selections=tuple(_decode(calls, SelectionCalls) for calls in message.selections),
+    )
+    return PublishedStats(stats, message.pid, message.age_seconds, message.is_alive)
 
 
 def _encode_tier(tier: TierState) -> sidecar_pb2.TierState:

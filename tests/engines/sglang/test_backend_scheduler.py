@@ -1,49 +1,70 @@
-"""Offload's hooks in SGLang's scheduler: aborts that reach staging, prompts that are too long."""
+"""Offload's hooks in SGLang's scheduler: requests in staging, prompts that are too long, room."""
 
 import inspect
-import sys
-from types import ModuleType, SimpleNamespace
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hisparse_sidecar.engines.sglang import scheduler_hooks
-from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
-from hisparse_sidecar.engines.sglang.targets import parameters_of
-from hisparse_sidecar.errors import InvalidArgument, WrongState
-from tests.engines.sglang.offload_world import Engine
+from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS, most_prompt_tokens
+from hisparse_sidecar.engines.sglang.targets import SCHEDULER_TARGETS, check_targets, resolve
+from hisparse_sidecar.errors import InvalidArgument
+from tests.engines.sglang.scheduler_world import SchedulerWorld
+from tests.engines.sglang.world import server_args
+
+OFFLOAD = ("--attention-backend", "hisparse", "--enable-hisparse", "--disable-radix-cache")
+LATE, EARLY = 1e-6, 1e12  # when a request's first pass began, by a clock that is between
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, name: str, made: type) -> None:
-    """A module of SGLang's managers that has this class alone."""
-    found = ModuleType(f"sglang.srt.managers.{module}")
-    monkeypatch.setattr(found, name, made, raising=False)
-    monkeypatch.setitem(sys.modules, found.__name__, found)
+@pytest.fixture
+def make(
+    sglang: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., SchedulerWorld]]:
+    from sglang.srt.managers import schedule_policy
+
+    server_args(tmp_path, *OFFLOAD)
+    # read from the environment when it is imported, which another test may have changed
+    monkeypatch.setattr(schedule_policy, "CLIP_MAX_NEW_TOKENS", 4096)
+    made: list[SchedulerWorld] = []
+
+    def make_one(**named: Any) -> SchedulerWorld:
+        made.append(SchedulerWorld(**named))
+        return made[-1]
+
+    yield make_one
+    for world in made:
+        world.coordinator.destroy()
+
+
+def abort_req(rid: str = "", message: str | None = None, *, everyone: bool = False) -> Any:
+    from sglang.srt.managers.io_struct import AbortReq
+
+    return AbortReq(rid=rid, abort_all=everyone, abort_message=message)
+
+
+def pause(mode: str) -> Any:
+    from sglang.srt.managers.io_struct import PauseGenerationReqInput
+
+    return PauseGenerationReqInput(mode=mode)
+
+
+# -- between prefill and decode -----------------------------------------------------------------
 
 
 def test_an_abort_reaches_requests_between_prefill_and_decode(
-    sglang: None, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., SchedulerWorld],
 ) -> None:
-    heard = []
-
-    class Scheduler:
-        def __init__(self, coordinator: HiSparseCoordinator) -> None:
-            self.hisparse_coordinator = coordinator
-
-        def abort_request(self, recv_req: Any) -> None:
-            heard.append(recv_req)
-
-    stand_in(monkeypatch, "scheduler", "Scheduler", Scheduler)
-    scheduler_hooks.hear_aborts()
-    engine = Engine(hot_share=0.05)  # one hot buffer
-    scheduler = Scheduler(engine.coordinator)
+    world = make(hot_share=0.05)  # one hot buffer
+    engine = world.engine
     (first,) = engine.start(400)
     wanted, other = engine.prefill(100, 900), engine.prefill(200)
     engine.admit(wanted, other)
-    abort = SimpleNamespace(abort_all=False, rid="request-100")
-    scheduler.abort_request(abort)
-    assert heard == [abort]
-    assert (wanted.to_finish is not None, other.to_finish) == (True, None)
+    world.scheduler.abort_request(abort_req("request-100", "for a reason"))
+    assert (wanted.to_finish.message, other.to_finish) == ("for a reason", None)
     free = engine.free_tokens()[2]
     engine.finish(first)
     assert engine.collect() == [wanted]
@@ -51,32 +72,149 @@ def test_an_abort_reaches_requests_between_prefill_and_decode(
     assert held == 2  # pages for its prompt and a last step, not for 900 tokens
     engine.decode()
     engine.finish(wanted)
-    scheduler.abort_request(SimpleNamespace(abort_all=True, rid=""))
-    assert other.to_finish is not None
+    world.scheduler.abort_request(abort_req(everyone=True))
+    assert other.to_finish.message == "Aborted"
     assert engine.collect() == [other]
     engine.finish(other)
     engine.check_nothing_is_held()
-    engine.coordinator.destroy()
+
+
+@pytest.mark.parametrize("hot_share", [0.05, 0.5])  # they wait, or are on their way
+def test_a_pause_retracts_requests_between_prefill_and_decode(
+    hot_share: float, make: Callable[..., SchedulerWorld]
+) -> None:
+    world = make(hot_share=hot_share)
+    running, first, second = (world.prefill(tokens, 10) for tokens in (100, 200, 150))
+    world.admit(running)
+    world.run(running)
+    world.admit(first, second)
+    world.scheduler.pause_generation(pause("in_place"))
+    assert [one.req for one in world.coordinator.ack_staging_queue] == [first, second]
+    world.scheduler.pause_generation(pause("retract"))
+    queue = world.scheduler.waiting_queue
+    assert [req.rid for req in queue] == ["request-100", "request-200", "request-150"]
+    assert all(req.is_retracted and not req.hisparse_staging for req in queue)
+    assert not world.coordinator.has_ongoing_staging()
+    assert world.sent == []
+    world.check_nothing_is_held()
+
+
+def test_what_a_pause_retracts_and_finds_no_room_any_more_is_ended(
+    make: Callable[..., SchedulerWorld],
+) -> None:
+    world = make()
+    rows = world.coordinator.prompt_rows
+    left = rows - 900 - 1 - 64
+    fits, long = world.prefill(899, left + 1), world.prefill(900, left + 1)
+    world.admit(fits, long)
+    world.scheduler.pause_generation(pause("retract"))
+    assert world.scheduler.waiting_queue == [fits]
+    assert [sent.rid for sent in world.sent] == [long.rid]
+    world.check_nothing_is_held()
+
+
+def test_requests_that_wait_for_too_long_end(
+    make: Callable[..., SchedulerWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make(hot_share=0.05)
+    assert LATE < time.perf_counter() - 0.5 < EARLY
+    running, late, early = (world.prefill(tokens, 900) for tokens in (100, 200, 150))
+    world.admit(running)
+    world.run(running)
+    world.admit(late, early)
+    late.time_stats.forward_entry_time, early.time_stats.forward_entry_time = LATE, EARLY
+    assert world.coordinator.collect_ready_reqs() == []
+    assert late.to_finish is None  # SGLang has no limit
+    monkeypatch.setenv("SGLANG_REQ_RUNNING_TIMEOUT", "0.5")
+    assert world.coordinator.collect_ready_reqs() == []
+    assert (early.to_finish, late.to_finish.status_code) == (None, 503)
+    assert late.to_finish.message == "Request running timeout reached."
+    free = world.engine.free_tokens()[2]
+    world.coordinator.request_finished(running)
+    assert world.coordinator.collect_ready_reqs() == [late]
+    assert free - world.engine.free_tokens()[2] == 4 - 16  # 4 pages, and those of the first
+
+
+def test_an_end_that_a_request_has_already_stays(
+    make: Callable[..., SchedulerWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make(hot_share=0.05)
+    running, late = world.prefill(100), world.prefill(200)
+    world.admit(running, late)
+    late.time_stats.forward_entry_time = LATE
+    world.scheduler.abort_request(abort_req(late.rid, "first"))
+    monkeypatch.setenv("SGLANG_REQ_RUNNING_TIMEOUT", "0.5")
+    world.coordinator.collect_ready_reqs()
+    world.scheduler.abort_request(abort_req(late.rid))
+    assert late.to_finish.message == "first"
+
+
+# -- room for prompts ---------------------------------------------------------------------------
+
+
+def make_adder(world: SchedulerWorld, *running: Any) -> Any:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_policy import PrefillAdder
+
+    batch = ScheduleBatch(reqs=list(running))
+    args = world.tree_cache, world.engine.allocator, batch, 0.5, 10**6, None
+    return PrefillAdder(64, *args)
+
+
+def test_running_requests_hold_no_prompt_back_where_slots_suffice(
+    make: Callable[..., SchedulerWorld],
+) -> None:
+    world = make()
+    running = world.prefill(100, 900), world.prefill(200, 800)
+    world.admit(*running)
+    world.run(*running)
+    adder = make_adder(world, *running)
+    assert adder.rem_total_tokens == world.coordinator.prompt_rows
+    assert adder.cur_rem_tokens == world.coordinator.prompt_rows
+
+
+def test_prompts_leave_the_slots_that_requests_will_still_write(
+    make: Callable[..., SchedulerWorld],
+) -> None:
+    world = make()
+    running, staged = world.prefill(100, 900), world.prefill(200, 800)
+    world.admit(running)
+    world.run(running)
+    world.admit(staged)
+    taken = world.engine.allocator.logical_attn_allocator.alloc(4800)
+    slots, rows, _ = world.engine.free_tokens()
+    wanted = (899 + 799) // 2  # one token of each is out, and half are expected
+    assert rows > slots - wanted
+    assert make_adder(world, running).rem_total_tokens == slots - wanted
+    world.engine.allocator.logical_attn_allocator.free(taken)
 
 
 def test_a_request_that_ignores_its_end_is_let_in_by_the_estimate_of_others(
-    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., SchedulerWorld],
 ) -> None:
-    class PrefillAdder:
-        def add_one_req(
-            self, req: Any, has_chunked_req: bool, truncation_align_size: int | None
-        ) -> tuple[bool, bool, int | None]:
-            if truncation_align_size == 0:
-                raise OSError("no room")
-            return req.sampling_params.ignore_eos, has_chunked_req, truncation_align_size
+    world = make()
+    running = [world.prefill(tokens, 2000) for tokens in (100, 200)]
+    world.admit(*running)
+    world.run(*running)
+    req = world.prefill(64, 1000)
+    for one in (*running, req):
+        one.sampling_params.ignore_eos = True
+    req.init_next_round_input()
+    adder = make_adder(world, *running)
+    stock = inspect.unwrap(type(adder).add_one_req)
+    assert stock(adder, req, False, None).name == "NO_TOKEN"
+    adder.add_one_req(req, has_chunked_req=False, truncation_align_size=None)  # as SGLang does
+    assert adder.can_run_list == [req]
+    assert req.sampling_params.ignore_eos
 
-    stand_in(monkeypatch, "schedule_policy", "PrefillAdder", PrefillAdder)
-    scheduler_hooks.admit_without_eos()
+
+def test_how_a_request_ends_is_put_back_where_the_scheduler_fails() -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no room")
+
     req = SimpleNamespace(sampling_params=SimpleNamespace(ignore_eos=True))
-    named = {"has_chunked_req": True, "truncation_align_size": 64}  # as SGLang calls it
-    assert PrefillAdder().add_one_req(req, **named) == (False, True, 64)
     with pytest.raises(OSError, match="no room"):
-        PrefillAdder().add_one_req(req, True, 0)
+        SCHEDULER_HOOKS["PrefillAdder.add_one_req"](fail)(None, req, False, None)
     assert req.sampling_params.ignore_eos
 
 
@@ -90,51 +228,67 @@ def _retracted(prompt: int, output: int, most_new: int) -> Any:
 
 
 def test_a_retracted_request_that_finds_no_room_any_more_is_ended(
-    sglang: None, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., SchedulerWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short, long = _retracted(5000, 836, 5000), _retracted(5000, 837, 5000)
+    monkeypatch.setattr(scheduler_hooks, "_most_estimated", lambda: 1000)
+    coordinator = make().coordinator
+    most = coordinator.prompt_rows - 1000 - 64
+    short, long = _retracted(most - 101, 100, 5000), _retracted(most - 100, 100, 5000)
     last = _retracted(9000, 1000, 1000)
 
-    class ScheduleBatch:
-        def retract_decode(self, server_args: Any) -> Any:
-            return [short, long], 0.5, [last]
+    def retract_decode(self: Any, server_args: Any = None) -> Any:
+        return [short, long], 0.5, [last]
 
-    from sglang.srt.managers import schedule_batch
-
-    monkeypatch.setattr(schedule_batch, "ScheduleBatch", ScheduleBatch)
-    scheduler_hooks.give_up_long(5000 + 837 + 4096 + 64)
-    assert ScheduleBatch().retract_decode(server_args=None) == ([short], 0.5, [last, long])
+    hook = SCHEDULER_HOOKS["ScheduleBatch.retract_decode"](retract_decode)
+    batch = SimpleNamespace(hisparse_coordinator=coordinator)
+    assert hook(batch, server_args=None) == ([short], 0.5, [last, long])  # 0.5.17
     assert short.to_finish is last.to_finish is None
-    assert "needs 9997 rows for its prompt, of 9997" in long.to_finish.message
+    rows = coordinator.prompt_rows
+    assert f"needs {rows} rows for its prompt, of {rows}" in long.to_finish.message
+    batch.hisparse_coordinator = None
+    assert hook(batch) == ([short, long], 0.5, [last])
 
 
-def test_a_scheduler_that_is_not_as_we_know_it_fails_the_start(
-    monkeypatch: pytest.MonkeyPatch,
+def test_prompts_that_never_fit_are_refused_by_sglang(
+    make: Callable[..., SchedulerWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = type("Scheduler", (), {"abort_request": lambda self, rid: None})
-    stand_in(monkeypatch, "scheduler", "Scheduler", made)
-    with pytest.raises(WrongState, match=r"abort_request is \(self, rid\), needs \(self, recv_req"):
-        scheduler_hooks.hear_aborts()
-
-
-def test_worker_and_scheduler_are_as_we_know_them(sglang: None) -> None:
-    workers = pytest.importorskip("sglang.srt.managers.tp_worker", exc_type=ImportError)
-    assert parameters_of(inspect.signature(workers.TpModelWorker.get_worker_info)) == "(self)"
-    names = inspect.getsource(workers.TpModelWorker.get_worker_info).split("return (")[1]
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
-    from sglang.srt.managers.schedule_policy import PrefillAdder
-    from sglang.srt.managers.scheduler import Scheduler
-
-    retract = parameters_of(inspect.signature(ScheduleBatch.retract_decode))
-    assert retract in ("(self, server_args)", "(self)")
-    add = parameters_of(inspect.signature(PrefillAdder.add_one_req))
-    assert add == "(self, req, has_chunked_req, truncation_align_size)"
-    assert parameters_of(inspect.signature(Scheduler.abort_request)) == "(self, recv_req)"
-    assert "max_req_len" in names.split(",")[4]
-    assert any(word in names.split(",")[5] for word in ("max_req_input_len", "max_req_len - 5"))
+    monkeypatch.setattr(scheduler_hooks, "_most_estimated", lambda: 1000)
+    coordinator = make().coordinator
+    told = 1, 2, 3, 4, 2000, 1995, 6
+    hook = SCHEDULER_HOOKS["TpModelWorker.get_worker_info"](lambda self: told)
+    runner = SimpleNamespace(hisparse_coordinator=coordinator)
+    most = coordinator.prompt_rows - 1000 - 64
+    assert most < 1995
+    assert hook(SimpleNamespace(model_runner=runner)) == (1, 2, 3, 4, 2000, most, 6)
+    runner.hisparse_coordinator = None
+    assert hook(SimpleNamespace(model_runner=runner)) == told
 
 
 def test_hot_buffers_that_leave_no_room_for_a_prompt_fail_the_start() -> None:
     with pytest.raises(InvalidArgument, match=r"leave 4223 rows .* needs 4224"):
-        scheduler_hooks.most_prompt_tokens(4223)
-    assert scheduler_hooks.most_prompt_tokens(4224) == 64
+        most_prompt_tokens(4223)
+    assert most_prompt_tokens(4224) == 64
+
+
+# -- SGLang as we know it -----------------------------------------------------------------------
+
+
+def test_scheduler_and_worker_of_the_installed_version_are_as_we_know_them(sglang: None) -> None:
+    check_targets(SCHEDULER_TARGETS)
+    assert set(SCHEDULER_HOOKS) == {t.name for t in SCHEDULER_TARGETS if t.is_replaced}
+    from sglang.srt.managers.tp_worker import TpModelWorker
+
+    source = inspect.getsource(inspect.unwrap(TpModelWorker.get_worker_info))
+    names = source.split("return (")[1].split(",")
+    assert "max_req_len" in names[4]
+    assert any(word in names[5] for word in ("max_req_input_len", "max_req_len - 5"))
+
+
+@pytest.mark.parametrize("target", SCHEDULER_TARGETS, ids=lambda target: target.name)
+def test_a_part_of_the_scheduler_that_has_changed_is_named(
+    target: Any, sglang: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name, _ = resolve(target)
+    monkeypatch.setattr(owner, name, lambda self, another: None)
+    with pytest.raises(InvalidArgument, match=rf"{target.name} is \(self, another\), needs \("):
+        check_targets(SCHEDULER_TARGETS)

@@ -96,6 +96,17 @@ def test_fresh_rows_come_from_the_step_and_the_others_from_the_host(
         assert 0 < sum(wanted.num_missed.tolist()) <= sum(num_fresh)
 
 
+def test_a_padding_row_has_no_fresh_misses(device: str) -> None:
+    """Its position is -1, as that of a plan's entries that mean nothing could be."""
+    host, hot = random_bytes(64, 528), random_bytes(8, 528, seed=1)
+    plan, fresh = random_plan([0, -1], 64, 8, 4), fresh_rows([1, 1], [-1, -1], 528)
+    found, table = fresh_on(device, fresh), torch.zeros(2, 1, dtype=torch.int32, device=device)
+
+    swap_in_triton(host.to(device), table, on(device, plan), hot.to(device), found)
+
+    assert found.num_missed.tolist() == [0, 0]
+
+
 @ROW_BYTES
 @pytest.mark.parametrize(
     ("counts", "cap"),

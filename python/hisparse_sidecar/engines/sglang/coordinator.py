@@ -1,33 +1,31 @@
 """In the place of SGLang's `HiSparseCoordinator`: its calls, on a tier of ours."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 
-from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar.engine_rows.counters import CounterReading
+from hisparse_sidecar.engine_stats import EngineStats
+from hisparse_sidecar.engines.sglang.calls import CallCounts
 from hisparse_sidecar.engines.sglang.engine_tier import make_tier
+from hisparse_sidecar.engines.sglang.offload_stats import Listener, StatsReporter, stats_of
 from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pool_part import PoolPart, part_size
 from hisparse_sidecar.engines.sglang.requests import (
+    end_as_unavailable,
     most_tokens,
     prefilled_tokens,
     table_row_of,
 )
 from hisparse_sidecar.engines.sglang.staging import StagedRequest, StagingQueue
+from hisparse_sidecar.engines.sglang.timeouts import RUNNING_TIMEOUT, in_time
+from hisparse_sidecar.engines.sglang.token_stats import HiSparseTokenStats, token_stats
 from hisparse_sidecar.engines.sglang.unsupported import check_offload, layer_groups
 from hisparse_sidecar.errors import WrongState
 
 _NONE = 0  # no handle of the core's is 0
-
-
-class HiSparseTokenStats(NamedTuple):
-    """As SGLang's class of that name."""
-
-    device_tokens: int
-    device_token_usage: float
-    host_tokens: int
-    host_token_usage: float
 
 
 class HiSparseCoordinator:
@@ -42,6 +40,8 @@ class HiSparseCoordinator:
         device_buffer_size: rows of a hot buffer, a layer.
         tier: host pool and hot buffers.
         offloaded_keys: where index keys lie that do not stay at SGLang's slots; None = they do.
+        rank: this process's, of those that must agree.
+        selections: counts of the backends that choose the tokens.
     """
 
     def __init__(  # noqa: PLR0913  (SGLang's parameters)
@@ -59,6 +59,7 @@ class HiSparseCoordinator:
         *,
         hot_share: float = 0.5,
         window_pages: int | None = None,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         """Takes its part of the pool and makes the host pool.
 
@@ -76,6 +77,7 @@ class HiSparseCoordinator:
             hot_share: most of the pool's rows that hot buffers may take.
             window_pages: pages of index keys on the device, of a request and anchor layer, in a
                 pool that was made for it (`pool_hooks`); None = index keys stay at SGLang's slots.
+            listeners: who is told now and then what offload holds and has done.
 
         Raises:
             InvalidArgument: the settings do not fit; says what was found and needed.
@@ -114,6 +116,9 @@ class HiSparseCoordinator:
         self._producer: Any = None
         self._new_rows = self.tier.new_rows.long()
         self._tp_group = tp_group
+        self.rank = 0 if tp_group is None else torch.distributed.get_rank(tp_group)
+        self.selections: list[CallCounts] = []
+        self._reporter = StatsReporter(self, listeners)
 
     @property
     def prompt_rows(self) -> int:
@@ -138,10 +143,16 @@ class HiSparseCoordinator:
 
     def collect_ready_reqs(self) -> list[Any]:
         """Takes the requests out of the queue that may decode; their pages of the pool are free."""
+        self._reporter.tick()
         if not self._queue.requests:
             return []
+        requests = [staged.req for staged in self._queue.requests]
         self._queue.copy_where_room()
-        found = self._queue.take(self._agreed(self._queue.num_ready()))
+        num_ready, *are_in_time = self._agreed([self._queue.num_ready(), *in_time(requests)])
+        for req, is_in_time in zip(requests, are_in_time, strict=False):  # none without a limit
+            if not is_in_time:
+                end_as_unavailable(req, RUNNING_TIMEOUT)
+        found = self._queue.take(num_ready)
         for staged in found:
             self.token_to_kv_pool_allocator.free_hisparse(self._slots_of(staged.req))
             self._sequences[table_row_of(staged.req)] = staged.sequence
@@ -159,14 +170,14 @@ class HiSparseCoordinator:
         slots: torch.Tensor = table[table_row_of(req), : prefilled_tokens(req)].long()
         return slots
 
-    def _agreed(self, count: int) -> int:
-        """The least count of all ranks."""
+    def _agreed(self, numbers: Sequence[int]) -> list[int]:
+        """The least of each number over all ranks."""
         group = self._tp_group
         if group is None or torch.distributed.get_world_size(group=group) == 1:
-            return count
-        least = torch.tensor(count)
+            return list(numbers)
+        least = torch.tensor(numbers, dtype=torch.int64)
         torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN, group=group)
-        return int(least)
+        return [int(number) for number in least]
 
     # -- decode -------------------------------------------------------------------------------
 
@@ -235,7 +246,10 @@ class HiSparseCoordinator:
 
         for staged in self._queue.requests:
             if recv_req.abort_all or staged.req.rid.startswith(recv_req.rid):
-                staged.req.to_finish = FINISH_ABORT()
+                if recv_req.abort_message:
+                    end_as_unavailable(staged.req, recv_req.abort_message)
+                elif staged.req.to_finish is None:
+                    staged.req.to_finish = FINISH_ABORT()
 
     def retract_req(self, req: Any) -> None:  # noqa: ANN401
         """As `request_finished`: SGLang computes a retracted request's prompt again."""
@@ -271,21 +285,27 @@ class HiSparseCoordinator:
 
     def destroy(self) -> None:
         """Waits for copies and gives the host pool back."""
+        self._reporter.close()
         self._queue.synchronize()
         self.tier.close()
 
     # -- what is held -------------------------------------------------------------------------
 
+    def begin_reading(self) -> CounterReading:
+        """Launches a transfer of the device's counters, behind the passes that were launched."""
+        producer = nullcontext() if self._producer is None else torch.cuda.stream(self._producer)
+        with producer:
+            return self.tier.counters.begin_reading()
+
+    def stats(self) -> EngineStats:
+        """What offload holds and has done; waits for the device."""
+        if self._producer is not None:
+            self._producer.synchronize()
+        return stats_of(self, self.tier.counters.read())
+
     def get_token_stats(self) -> HiSparseTokenStats:
         """Rows in use of the pool, our free ones not among them, and tokens of the host pool."""
-        core, free = self.tier.stats(), self.token_to_kv_pool_allocator.hisparse_attn_allocator
-        outside = self.prompt_rows - free.available_size()
-        device_tokens = outside + core.slots_used
-        host_tokens = (core.host_pages_total - core.host_pages_free) * PAGE_TOKENS
-        capacity = core.host_pages_total * PAGE_TOKENS
-        return HiSparseTokenStats(
-            device_tokens, device_tokens / self._device_rows, host_tokens, host_tokens / capacity
-        )
+        return token_stats(self.tier.stats(), self.prompt_rows, self.token_to_kv_pool_allocator)
 
     def check_integrity(self) -> None:
         """Raises HisparseError that names the first invariant found broken; between steps."""

@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
+from hisparse_sidecar.engines.sglang.beside import coordinator_of
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
-from hisparse_sidecar.engines.sglang.offload import BACKEND_NAME, pool_was_cleared
+from hisparse_sidecar.engines.sglang.install import Function, install
+from hisparse_sidecar.engines.sglang.offload import BACKEND_NAME
 from hisparse_sidecar.engines.sglang.selection import BackendSelection, IndexerCall
-from hisparse_sidecar.engines.sglang.targets import TARGETS, resolve
+from hisparse_sidecar.engines.sglang.targets import TARGETS
 from hisparse_sidecar.engines.sglang.writer_hooks import WRITER_HOOKS, running_pool
-from hisparse_sidecar.errors import WrongState
 
 _STANDS_FOR = "dsa"
-_MARK = "_hooked_by_hisparse_sidecar"
-_Function = Callable[..., Any]
 
 
 def install_hooks() -> tuple[str, ...]:
@@ -27,25 +26,13 @@ def install_hooks() -> tuple[str, ...]:
     Raises:
         WrongState: a hook is not in its place afterwards; says which.
     """
-    names = []
-    for target in TARGETS:
-        if not target.is_replaced:
-            continue
-        owner, name, original = resolve(target)
-        if not getattr(original, _MARK, False):
-            hook = _HOOKS[target.name](original)
-            setattr(hook, _MARK, True)
-            setattr(owner, name, hook)
-        if not getattr(resolve(target)[2], _MARK, False):
-            raise WrongState(f"{target.path} is not ours after it was replaced")
-        names.append(target.name)
-    return tuple(names)
+    return install(TARGETS, _HOOKS)
 
 
 # -- selection --------------------------------------------------------------------------------
 
 
-def _get_topk_paged(original: _Function) -> _Function:
+def _get_topk_paged(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -64,7 +51,7 @@ def _get_topk_paged(original: _Function) -> _Function:
     return hook
 
 
-def _get_topk_ragged(original: _Function) -> _Function:
+def _get_topk_ragged(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -106,16 +93,18 @@ def _selected(call: IndexerCall) -> torch.Tensor | None:
 # -- offload -----------------------------------------------------------------------------------
 
 
-def _clear(original: _Function) -> _Function:
+def _clear(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any) -> None:  # noqa: ANN401
         original(self)
-        pool_was_cleared(self)
+        coordinator = coordinator_of(self)
+        if coordinator is not None:
+            coordinator.pool_was_cleared()
 
     return hook
 
 
-def _check_decode_mem(original: _Function) -> _Function:
+def _check_decode_mem(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any, selected_indices: list[int] | None = None) -> bool:  # noqa: ANN401
         if not isinstance(self.hisparse_coordinator, HiSparseCoordinator):
@@ -129,12 +118,12 @@ def _check_decode_mem(original: _Function) -> _Function:
 # -- names ------------------------------------------------------------------------------------
 
 
-def _create_draft_backend(original: _Function) -> _Function:
+def _create_draft_backend(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
         backend_name: str,
-        backend_map: dict[str, _Function],
+        backend_map: dict[str, Function],
         *rest: Any,  # noqa: ANN401
         **named: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
@@ -144,7 +133,7 @@ def _create_draft_backend(original: _Function) -> _Function:
     return hook
 
 
-def _fuse_rope_for_trtllm_mla(original: _Function) -> _Function:
+def _fuse_rope_for_trtllm_mla(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any, forward_batch: Any) -> bool:  # noqa: ANN401
         name = self.current_attention_backend
@@ -159,7 +148,7 @@ def _fuse_rope_for_trtllm_mla(original: _Function) -> _Function:
     return hook
 
 
-_HOOKS: dict[str, Callable[[_Function], _Function]] = {
+_HOOKS: dict[str, Callable[[Function], Function]] = {
     "Indexer._get_topk_paged": _get_topk_paged,
     "Indexer._get_topk_ragged": _get_topk_ragged,
     **WRITER_HOOKS,

@@ -10,16 +10,20 @@ import sys
 from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar.engines.sglang.beside import keep_coordinator
+from hisparse_sidecar.engines.sglang.calls import CallCounts
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
-from hisparse_sidecar.engines.sglang.pool_hooks import check_pool, hook_pool
-from hisparse_sidecar.engines.sglang.scheduler_hooks import (
-    admit_without_eos,
-    give_up_long,
-    hear_aborts,
-    limit_prompts,
+from hisparse_sidecar.engines.sglang.install import install
+from hisparse_sidecar.engines.sglang.offload_stats import (
+    Listener,
+    StatsLine,
+    StatsPublisher,
+    folder_of,
 )
+from hisparse_sidecar.engines.sglang.pool_hooks import check_pool, hook_pool
+from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS, most_prompt_tokens
 from hisparse_sidecar.engines.sglang.settings import read_settings
-from hisparse_sidecar.engines.sglang.targets import check_targets
+from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, SCHEDULER_TARGETS, check_targets
 from hisparse_sidecar.engines.sglang.unsupported import (
     check_index_offload,
     check_offload_options,
@@ -31,7 +35,6 @@ _LOG = logging.getLogger("hisparse_sidecar.sglang")
 BACKEND_NAME = "hisparse"
 COORDINATOR = "HiSparseCoordinator"
 _COORDINATORS = "sglang.srt.managers.hisparse_coordinator"
-_BESIDE = "_hisparse_coordinator"
 _MARK = "_hooked_by_hisparse_sidecar"
 
 
@@ -77,27 +80,40 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
         WrongState: SGLang's scheduler is not as we know it.
     """
     check_sglang(installed_versions().sglang)
-    check_targets()
+    check_targets(ALL_TARGETS)
     check_offload_options(server_args)
     settings = read_settings(server_args.hisparse_config)
-    hot_share, window_pages = settings.hot_share, None
+    window_pages = None
     if settings.offload_index_keys:
         check_index_offload(server_args, BACKEND_NAME)
         window_pages = settings.pages_of_window
-    made = HiSparseCoordinator(*args, **named, hot_share=hot_share, window_pages=window_pages)
-    setattr(made.token_to_kv_pool_allocator, _BESIDE, made)
+    made = HiSparseCoordinator(
+        *args,
+        **named,
+        hot_share=settings.hot_share,
+        window_pages=window_pages,
+        listeners=_listeners(server_args),
+    )
+    keep_coordinator(made.token_to_kv_pool_allocator, made)
     try:
         if settings.offload_index_keys:
             check_pool(server_args, settings, made.token_to_kv_pool_allocator.get_kvcache())
-        limit_prompts(made.prompt_rows)
-        hear_aborts()
-        admit_without_eos()
-        give_up_long(made.prompt_rows)
+        most_prompt_tokens(made.prompt_rows)
+        install(SCHEDULER_TARGETS, SCHEDULER_HOOKS)
     except BaseException:
         made.destroy()
         raise
     _say_sizes(made)
     return made
+
+
+def _listeners(server_args: Any) -> list[Listener]:  # noqa: ANN401
+    """Who is told what offload does: the log, and where SGLang serves gRPC the server beside it."""
+    found: list[Listener] = [StatsLine()]
+    port = getattr(server_args, "grpc_port", None)
+    if port is not None:
+        found.append(StatsPublisher(folder_of(port)))
+    return found
 
 
 def _say_sizes(made: HiSparseCoordinator) -> None:
@@ -129,11 +145,11 @@ def check_coordinator(model_runner: Any) -> tuple[str, ...]:  # noqa: ANN401
     if not isinstance(found, HiSparseCoordinator):
         kind = f"{type(found).__module__}.{type(found).__name__}"
         raise WrongState(f"the coordinator is a {kind}, needs ours: was the plug-in loaded late?")
-    return (COORDINATOR,)
+    return (*(target.name for target in SCHEDULER_TARGETS if target.is_replaced), COORDINATOR)
 
 
-def pool_was_cleared(allocator: object) -> None:
-    """Tells the coordinator of an allocator, if one is ours, that every page was freed."""
-    coordinator = getattr(allocator, _BESIDE, None)
-    if coordinator is not None:
-        coordinator.pool_was_cleared()
+def note_selection(model_runner: Any, counts: CallCounts) -> None:  # noqa: ANN401
+    """Adds a backend's counts to what the runner's coordinator tells, if that is ours."""
+    coordinator = getattr(model_runner, "hisparse_coordinator", None)
+    if isinstance(coordinator, HiSparseCoordinator):
+        coordinator.selections.append(counts)

@@ -11,6 +11,7 @@ from hisparse_sidecar.engines.sglang.hooks import install_hooks
 from hisparse_sidecar.engines.sglang.offload import (
     BACKEND_NAME,
     check_coordinator,
+    note_selection,
     stand_in_for_coordinator,
 )
 from hisparse_sidecar.engines.sglang.targets import check_targets
@@ -49,6 +50,7 @@ def create_backend(model_runner: Any) -> Any:  # noqa: ANN401
     from hisparse_sidecar.engines.sglang.backend import HiSparseAttnBackend
 
     backend = HiSparseAttnBackend(model_runner)
+    note_selection(model_runner, backend.hisparse.counts)
     _LOG.info("hisparse: replaced %s; %s", ", ".join(replaced), versions)
     return backend
 

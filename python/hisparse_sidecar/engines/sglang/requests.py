@@ -1,5 +1,6 @@
 """What the coordinator asks of SGLang's requests, in the words of both supported versions."""
 
+from http import HTTPStatus
 from typing import Any
 
 # SGLang may run one step more than a request has tokens for, and takes the last token along
@@ -36,3 +37,11 @@ def tokens_to_come(req: Any, most: int) -> int:  # noqa: ANN401
 def most_tokens(context_tokens: int, pool_tokens: int) -> int:
     """Most tokens of one request: the context, or what SGLang's slots can name."""
     return min(context_tokens, pool_tokens) + _SPARE_TOKENS
+
+
+def end_as_unavailable(req: Any, message: str) -> None:  # noqa: ANN401
+    """Lets a request end as aborted (HTTP 503) after one more step; one that ends already does."""
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    if req.to_finish is None:
+        req.to_finish = FINISH_ABORT(message, status_code=HTTPStatus.SERVICE_UNAVAILABLE)

@@ -15,9 +15,17 @@ _POOL = _SRT + "mem_cache.memory_pool"
 _BACKEND = _SRT + "layers.attention.dsa_backend"
 _METADATA = _SRT + "layers.attention.dsa.dsa_indexer_metadata"
 _COORDINATOR = _SRT + "managers.hisparse_coordinator"
+_SCHEDULER = _SRT + "managers.scheduler"
 _BATCH = _SRT + "managers.schedule_batch"
+_POLICY = _SRT + "managers.schedule_policy"
 _ALLOCATOR = _SRT + "mem_cache.allocator."
 _MODEL = _SRT + "models.deepseek_common."
+_ADDER = (
+    "(self, page_size, tree_cache, token_to_kv_pool_allocator, running_batch, new_token_ratio, "
+    "rem_input_tokens, rem_chunk_tokens, num_mixed_decode_tokens=, "
+    "priority_scheduling_preemption_threshold=, max_prefill_bs=, max_running_requests=, "
+    "prefill_max_requests=, prefill_delayer_single_pass=, dllm_config=, waiting_queue_len="
+)
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,38 @@ TARGETS = (
     ),
     *_OFFLOAD_TARGETS,
 )
+
+# in processes that have the coordinator alone: its scheduler and its worker are heavy to import
+SCHEDULER_TARGETS = (
+    _replaced(_SCHEDULER, "Scheduler.abort_request", "(self, recv_req)"),
+    _replaced(_SCHEDULER, "Scheduler.pause_generation", "(self, recv_req)"),
+    Target(_SCHEDULER, "Scheduler._add_request_to_queue", ("(self, req, is_retracted=)",)),
+    _replaced(_BATCH, "ScheduleBatch.retract_decode", "(self, server_args)", "(self)"),
+    Target(
+        _BATCH,
+        "retract_all",
+        (
+            "(*, reqs, server_args, req_to_token_pool, token_to_kv_pool_allocator, tree_cache, "
+            "hisparse_coordinator, offload_kv=)",
+            "(*, reqs, req_to_token_pool, token_to_kv_pool_allocator, tree_cache, "
+            "hisparse_coordinator, offload_kv=)",
+        ),
+    ),
+    _replaced(
+        _POLICY,
+        "PrefillAdder.__init__",
+        f"{_ADDER})",
+        f"{_ADDER}, prefill_tile_block_m=)",
+    ),
+    _replaced(_POLICY, "PrefillAdder._get_running_request_total_token_offset", "(self, req)"),
+    _replaced(
+        _POLICY,
+        "PrefillAdder.add_one_req",
+        "(self, req, has_chunked_req, truncation_align_size)",
+    ),
+    _replaced(_SRT + "managers.tp_worker", "TpModelWorker.get_worker_info", "(self)"),
+)
+ALL_TARGETS = (*TARGETS, *SCHEDULER_TARGETS)
 
 
 def check_targets(targets: Iterable[Target] = TARGETS) -> None:

@@ -167,7 +167,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("core", "groups", "steps", "aborted_steps", "held", "tiers", "tenants", "degraded", "ended_clients")
+    __slots__ = ("core", "groups", "steps", "aborted_steps", "held", "tiers", "tenants", "degraded", "ended_clients", "engines")
     CORE_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +177,7 @@ class GetStatsResponse(_message.Message):
     TENANTS_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     ENDED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
     core: CoreStats
     groups: _containers.RepeatedCompositeFieldContainer[GroupTraffic]
     steps: int
@@ -186,7 +187,60 @@ class GetStatsResponse(_message.Message):
     tenants: _containers.RepeatedCompositeFieldContainer[TenantUsage]
     degraded: bool
     ended_clients: int
-    def __init__(self, core: _Optional[_Union[CoreStats, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupTraffic, _Mapping]]] = ..., steps: _Optional[int] = ..., aborted_steps: _Optional[int] = ..., held: _Optional[_Union[_sequence_pb2.TierBytes, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierState, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantUsage, _Mapping]]] = ..., degraded: bool = ..., ended_clients: _Optional[int] = ...) -> None: ...
+    engines: _containers.RepeatedCompositeFieldContainer[EngineStats]
+    def __init__(self, core: _Optional[_Union[CoreStats, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupTraffic, _Mapping]]] = ..., steps: _Optional[int] = ..., aborted_steps: _Optional[int] = ..., held: _Optional[_Union[_sequence_pb2.TierBytes, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierState, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantUsage, _Mapping]]] = ..., degraded: bool = ..., ended_clients: _Optional[int] = ..., engines: _Optional[_Iterable[_Union[EngineStats, _Mapping]]] = ...) -> None: ...
+
+class EngineStats(_message.Message):
+    __slots__ = ("engine", "rank", "pid", "is_alive", "age_seconds", "core", "groups", "held", "steps", "refused", "requests", "prompt_rows_total", "prompt_rows_free", "selections")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    IS_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CORE_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ROWS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ROWS_FREE_FIELD_NUMBER: _ClassVar[int]
+    SELECTIONS_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    rank: int
+    pid: int
+    is_alive: bool
+    age_seconds: float
+    core: CoreStats
+    groups: _containers.RepeatedCompositeFieldContainer[GroupTraffic]
+    held: _sequence_pb2.TierBytes
+    steps: int
+    refused: int
+    requests: EngineRequests
+    prompt_rows_total: int
+    prompt_rows_free: int
+    selections: _containers.RepeatedCompositeFieldContainer[SelectionCalls]
+    def __init__(self, engine: _Optional[str] = ..., rank: _Optional[int] = ..., pid: _Optional[int] = ..., is_alive: bool = ..., age_seconds: _Optional[float] = ..., core: _Optional[_Union[CoreStats, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupTraffic, _Mapping]]] = ..., held: _Optional[_Union[_sequence_pb2.TierBytes, _Mapping]] = ..., steps: _Optional[int] = ..., refused: _Optional[int] = ..., requests: _Optional[_Union[EngineRequests, _Mapping]] = ..., prompt_rows_total: _Optional[int] = ..., prompt_rows_free: _Optional[int] = ..., selections: _Optional[_Iterable[_Union[SelectionCalls, _Mapping]]] = ...) -> None: ...
+
+class EngineRequests(_message.Message):
+    __slots__ = ("waiting", "copying", "decoding")
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    COPYING_FIELD_NUMBER: _ClassVar[int]
+    DECODING_FIELD_NUMBER: _ClassVar[int]
+    waiting: int
+    copying: int
+    decoding: int
+    def __init__(self, waiting: _Optional[int] = ..., copying: _Optional[int] = ..., decoding: _Optional[int] = ...) -> None: ...
+
+class SelectionCalls(_message.Message):
+    __slots__ = ("kind", "outcome", "count")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    outcome: str
+    count: int
+    def __init__(self, kind: _Optional[str] = ..., outcome: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class TierState(_message.Message):
     __slots__ = ("name", "condition", "pages", "used_bytes", "capacity_bytes", "demoted", "promoted", "missed", "corrupt", "failed", "refused", "left", "bytes_down", "bytes_up")

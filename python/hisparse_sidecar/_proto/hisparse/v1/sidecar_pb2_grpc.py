@@ -57,7 +57,8 @@ class SidecarServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetStats(self, request, context):
-        """One snapshot, taken between two calls of the pipeline. Counters run from the server's start.
+        """One snapshot, taken between two calls of the pipeline. Counters run from the server's start;
+        those of an engine from its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,9 @@ class SidecarServiceStub:
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_sidecar_pb2.GetServerInfoRequest, _sidecar_pb2.GetServerInfoResponse]
     """Fixed for the life of the server."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_sidecar_pb2.GetStatsRequest, _sidecar_pb2.GetStatsResponse]
-    """One snapshot, taken between two calls of the pipeline. Counters run from the server's start."""
+    """One snapshot, taken between two calls of the pipeline. Counters run from the server's start;
+    those of an engine from its own.
+    """
 
 @_typing.type_check_only
 class SidecarServiceAsyncStub(SidecarServiceStub):
@@ -47,7 +49,9 @@ class SidecarServiceAsyncStub(SidecarServiceStub):
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_sidecar_pb2.GetServerInfoRequest, _sidecar_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Fixed for the life of the server."""
     GetStats: _aio.UnaryUnaryMultiCallable[_sidecar_pb2.GetStatsRequest, _sidecar_pb2.GetStatsResponse]  # type: ignore[assignment]
-    """One snapshot, taken between two calls of the pipeline. Counters run from the server's start."""
+    """One snapshot, taken between two calls of the pipeline. Counters run from the server's start;
+    those of an engine from its own.
+    """
 
 class SidecarServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -64,6 +68,8 @@ class SidecarServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sidecar_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sidecar_pb2.GetStatsResponse, _abc.Awaitable[_sidecar_pb2.GetStatsResponse]]:
-        """One snapshot, taken between two calls of the pipeline. Counters run from the server's start."""
+        """One snapshot, taken between two calls of the pipeline. Counters run from the server's start;
+        those of an engine from its own.
+        """
 
 def add_SidecarServiceServicer_to_server(servicer: SidecarServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
