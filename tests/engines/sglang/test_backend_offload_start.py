@@ -42,9 +42,10 @@ def coordinators(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
 
 
 @pytest.fixture
-def given(sglang: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def given(sglang: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What SGLang hands to its coordinator, of parts that are in use by none."""
     monkeypatch.setenv("SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "1000")
+    server_args(tmp_path, *OFFLOAD)  # the pool's hooks look at them
     engine = Engine()
     engine.coordinator.destroy()
     engine.allocator.clear()
