@@ -123,6 +123,21 @@ def test_a_pass_that_no_step_was_planned_for_touches_nothing(engine: IndexEngine
     engine.tier.check_integrity()
 
 
+def test_a_pass_after_the_steps_own_touches_nothing(engine: IndexEngine) -> None:
+    """As of an idle rank, or captured later, whose rows the engine takes for real ones."""
+    sequence = engine.open(200)
+    engine.step([sequence])
+    nothing = torch.full((1, TOPK), -1, dtype=torch.int32, device=engine.device)
+    for layer in range(len(CONFIG.groups)):
+        engine.tier.swap_in(layer, nothing, engine.num_real)
+    for group in range(2):
+        found = engine.layer(group, engine.some_keys(1), engine.queries(1), "hisa")
+        assert (found == -1).all()
+    engine.tier.check_integrity()
+    engine.step([sequence])
+    engine.tier.check_integrity()
+
+
 def test_windows_run_out_with_a_typed_error() -> None:
     engine = IndexEngine(config_with(num_pages=2 * (WINDOW + 1)))
     engine.open(500), engine.open(500)

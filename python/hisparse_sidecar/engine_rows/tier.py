@@ -195,6 +195,9 @@ class EngineRowTier:
     ) -> torch.Tensor:
         """Copies new rows to the host and selected rows in; layers in ascending order.
 
+        The last layer ends the step: until the next one is loaded all rows are padding, as in a
+        pass of the engine's that no step was planned for.
+
         Args:
             layer: number of the layer.
             topk_indices: [rows, topk] int32, token positions in any order, -1 = none; of a layer
@@ -218,6 +221,8 @@ class EngineRowTier:
             self._ops.resolve(topk_indices, *where, plan, slots)
         fresh = FreshRows(memory, tables.first_pos[:rows], tables.first_row[:rows])
         self._ops.swap_in(host, tables.page_table[:rows], plan, memory, fresh)
+        if layer == len(config.groups) - 1:
+            tables.end()
         return slots
 
     # -- what is held -------------------------------------------------------------------------
