@@ -15,6 +15,7 @@ from tests.pipeline.engine_index_world import (
     FIRST_PAGE,
     PAGE,
     SELECTIONS,
+    SHIFT,
     TOPK,
     WINDOW,
     IndexEngine,
@@ -93,6 +94,16 @@ def test_the_open_page_keeps_its_slot_whatever_is_asked_for(engine: IndexEngine)
 def test_short_sequences_take_few_pages(engine: IndexEngine) -> None:
     engine.open(60, 4), engine.open(150, 40)
     assert engine.tier.stats().window_slots_used == 3 + 4
+
+
+def test_a_full_sequence_leaves_its_neighbours_table_alone(engine: IndexEngine) -> None:
+    full = engine.tier.open(PAGE, 0)
+    neighbour = engine.open(130)
+    engine.step([neighbour])
+    rows = torch.arange(PAGE, 2 * PAGE, device=engine.device)
+    engine.tier.take_prompt(full, rows + SHIFT)
+    engine.tier.check_integrity()
+    engine.step([neighbour])
 
 
 def test_a_new_sequence_finds_nothing_of_an_earlier_one(engine: IndexEngine) -> None:
