@@ -15,6 +15,7 @@ from tests.pipeline.engine_index_world import (
     FIRST_PAGE,
     PAGE,
     SELECTIONS,
+    SHIFT,
     TOPK,
     WINDOW,
     IndexEngine,
@@ -95,6 +96,16 @@ def test_short_sequences_take_few_pages(engine: IndexEngine) -> None:
     assert engine.tier.stats().window_slots_used == 3 + 4
 
 
+def test_a_full_sequence_leaves_its_neighbours_table_alone(engine: IndexEngine) -> None:
+    full = engine.tier.open(PAGE, 0)
+    neighbour = engine.open(130)
+    engine.step([neighbour])
+    rows = torch.arange(PAGE, 2 * PAGE, device=engine.device)
+    engine.tier.take_prompt(full, rows + SHIFT)
+    engine.tier.check_integrity()
+    engine.step([neighbour])
+
+
 def test_a_new_sequence_finds_nothing_of_an_earlier_one(engine: IndexEngine) -> None:
     first = engine.open(900)
     engine.step([first])
@@ -119,6 +130,21 @@ def test_a_pass_that_no_step_was_planned_for_touches_nothing(engine: IndexEngine
         assert (short == -1).all()
     for pages, held in zip(engine.index.pages, before, strict=True):
         assert torch.equal(pages[1:], held)
+    engine.step([sequence])
+    engine.tier.check_integrity()
+
+
+def test_a_pass_after_the_steps_own_touches_nothing(engine: IndexEngine) -> None:
+    """As of an idle rank, or captured later, whose rows the engine takes for real ones."""
+    sequence = engine.open(200)
+    engine.step([sequence])
+    nothing = torch.full((1, TOPK), -1, dtype=torch.int32, device=engine.device)
+    for layer in range(len(CONFIG.groups)):
+        engine.tier.swap_in(layer, nothing, engine.num_real)
+    for group in range(2):
+        found = engine.layer(group, engine.some_keys(1), engine.queries(1), "hisa")
+        assert (found == -1).all()
+    engine.tier.check_integrity()
     engine.step([sequence])
     engine.tier.check_integrity()
 

@@ -175,6 +175,19 @@ def test_a_new_sequence_finds_nothing_of_an_earlier_one(engine: Engine) -> None:
     engine.tier.check_integrity()
 
 
+def test_a_pass_that_no_step_was_planned_for_touches_nothing(engine: Engine) -> None:
+    """As of an idle rank, or captured later, whose rows the engine takes for real ones."""
+    first = engine.open(63)
+    engine.step([first])
+    engine.tier.close_sequence(first)
+    engine.open(64)  # in the same page of the host
+    nothing = torch.full((2, TOPK), -1, dtype=torch.int32, device=engine.device)
+    for layer in range(len(CONFIG.groups)):
+        engine.memory[layer][engine.tier.new_rows[:2].long()] = 9
+        assert (engine.tier.swap_in(layer, nothing, engine.num_real) == -1).all()
+    engine.tier.check_integrity()
+
+
 def test_a_sequence_is_admitted_for_all_its_tokens_or_not_at_all(engine: Engine) -> None:
     first = engine.open(500, 100)
     assert engine.tier.stats().host_pages_free == 10

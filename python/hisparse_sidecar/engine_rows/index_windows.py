@@ -55,15 +55,19 @@ class IndexWindows:
         return self.first_page(ranges) + ranges.window_count - 1
 
     def start(self, ranges: SequenceRanges, length: int) -> None:
-        """A new sequence of `length` tokens has its open page alone in its windows."""
+        """A new sequence of `length` tokens has its open page alone in its windows.
+
+        One that is admitted for no token more and ends with a whole page has none.
+        """
         first, end = self.first_page(ranges), self.open_page(ranges) + 1
         self._item[:, first:end] = -1
         self._stamp[:, first:end] = -1
         entry, block = ranges.block_table_base, length // PAGE_TOKENS
         self._table[:, entry : entry + ranges.block_table_count] = -1
-        self._item[:, end - 1] = block
-        self._stamp[:, end - 1] = _PINNED
-        self._table[:, entry + block] = ranges.window_count - 1
+        if block < ranges.block_table_count:
+            self._item[:, end - 1] = block
+            self._stamp[:, end - 1] = _PINNED
+            self._table[:, entry + block] = ranges.window_count - 1
 
     def begin_pages(
         self,

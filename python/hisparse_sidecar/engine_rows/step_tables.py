@@ -49,6 +49,7 @@ class FixedTables:
         self.stamps = filled(0, torch.int32, 2)
         self._numbers, self._is_real = numbers, filled(False, torch.bool)
         self._none_seq, self._none_row = filled(-1, torch.int32, 1), filled(-1, torch.int64, 1)
+        self._num_planned, self._num_rows = filled(0, torch.int32, 1), filled(0, torch.int32, 1)
         self._index: IndexTables | None = None
         if config.index is not None:
             self._index = IndexTables(config.index, rows, config.max_pages, device)
@@ -86,14 +87,23 @@ class FixedTables:
         for name, planned in _RANGES.items():
             getattr(self.ranges, name)[: pages.shape[0]] = found[planned]
         self.ranges.slot_base[: pages.shape[0]] += self._hot_row
+        self._num_planned.fill_(pages.shape[0])
 
     def begin(self, num_real_rows: torch.Tensor) -> None:
-        """Makes rows from `num_real_rows` [1] int32 on padding; nothing is allocated."""
-        torch.lt(self._numbers, num_real_rows, out=self._is_real)
+        """Makes rows from `num_real_rows` [1] int32 on padding, and all of a step that has ended.
+
+        Nothing is allocated.
+        """
+        torch.minimum(num_real_rows, self._num_planned, out=self._num_rows)
+        torch.lt(self._numbers, self._num_rows, out=self._is_real)
         torch.where(self._is_real, self._planned_seq, self._none_seq, out=self.row_seq)
         torch.where(self._is_real, self._planned_row_ids, self._none_row, out=self.host_row_ids)
         if self._index is not None:
             self._index.begin(self._is_real)
+
+    def end(self) -> None:
+        """Makes every row of the passes before the next `load` padding: the step has run."""
+        self._num_planned.zero_()
 
     def ranges_of(self, rows: int) -> SlotRanges:
         """Of the first `rows` sequences."""

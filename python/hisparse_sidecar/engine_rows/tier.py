@@ -198,6 +198,9 @@ class EngineRowTier:
     ) -> torch.Tensor:
         """Copies new rows to the host and selected rows in; layers in ascending order.
 
+        The last layer ends the step: until the next one is loaded all rows are padding, as in a
+        pass of the engine's that no step was planned for.
+
         Args:
             layer: number of the layer.
             topk_indices: [rows, topk] int32, token positions in any order, -1 = none; of a layer
@@ -229,6 +232,7 @@ class EngineRowTier:
         self._ops.swap_in(host, tables.page_table[:rows], plan, memory, fresh)
         if layer == len(config.groups) - 1:
             self.counters.add()
+            tables.end()
         return slots
 
     # -- what is held -------------------------------------------------------------------------

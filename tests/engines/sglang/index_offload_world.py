@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -183,6 +184,21 @@ class IndexWorld(Engine):
         for req in self.running:
             req.output_ids.append(1)
         return made
+
+    def idle(self, rows: int) -> None:
+        """A pass of SGLang's own, of an idle rank or for a capture, whose rows it calls real."""
+        from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+        self.coordinator.num_real_reqs.fill_(rows)
+        slots = torch.zeros(rows, dtype=torch.int64)
+        batch = SimpleNamespace(forward_mode=ForwardMode.DECODE, out_cache_loc=slots)
+        lists = torch.full((rows, TOPK), -1, dtype=torch.int32)
+        for layer in range(LAYERS):
+            if layer in self.anchors:
+                with self.context():
+                    self.store(batch, layer, torch.ones(rows, 128, dtype=torch.bfloat16))
+            found = self.coordinator.swap_in_selected_pages(slots, slots + 1, lists, layer)
+            assert (found == -1).all()
 
     def host_index_rows(self, req: Request, group: int) -> torch.Tensor:
         """[tokens, row_bytes] uint8, what the host pool has of a decoding request."""

@@ -37,6 +37,20 @@ def test_at_128k_three_times_as_many_fit_as_in_sglangs_hisparse(
     assert fit_of_ours(gib << 30, AT_128K, 192).requests == ours >= 3 * theirs
 
 
+@pytest.mark.parametrize(
+    ("gib", "ratio", "share", "wanted"),
+    [(20, 20, 0.61, 50), (40, 25, 0.78, 120), (60, 27, 0.844, 191)],
+)
+def test_settings_as_they_are_written_down_fit_as_many(
+    gib: int, ratio: int, share: float, wanted: int
+) -> None:
+    """The last column of the table in `examples/sglang.md`."""
+    sizes = IndexSizes(share, AT_128K.hot_slots, 192, ratio)
+    cell = sizes.cell_bytes(AT_128K.num_layers, AT_128K.num_groups, AT_128K.row_bytes)
+    found = in_pool_of_ours((gib << 30) // cell, sizes, AT_128K, 192)
+    assert found.requests == wanted
+
+
 def test_at_128k_with_bf16_rows_too_where_the_pool_is_large() -> None:
     rows = replace(AT_128K, row_bytes=1152)
     found = [fit_of_sglang(gib << 30, rows).requests for gib in (20, 40, 60)]

@@ -133,7 +133,10 @@ def test_a_writer_that_calls_another_writes_once(
 
 
 class Lives:
-    """Requests that come, are aborted, retracted and end, between steps that look at every list."""
+    """Requests that come, are aborted, retracted and end, between steps that look at every list.
+
+    Between steps SGLang also runs passes of its own.
+    """
 
     def __init__(self, world: IndexWorld) -> None:
         self.world, self.random = world, torch.Generator().manual_seed(5)
@@ -154,6 +157,8 @@ class Lives:
         elif kind == 3 and world.running:
             req = world.running[self.drawn(len(world.running))]
             (world.retract if self.drawn(2) else world.finish)(req)
+        elif kind == 4:
+            world.idle(1 + self.drawn(3))
 
 
 def test_random_lives_end_with_nothing_held(make: Make) -> None:

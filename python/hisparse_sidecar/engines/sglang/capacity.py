@@ -1,7 +1,8 @@
 """How many requests of one length decode at once in a given amount of GPU memory.
 
-What is counted is the pool with its index keys, and tables that grow with it; weights, activations
-and graphs are not. Host memory is taken to be enough for all slots.
+What is counted is the pool with its index keys, and our tables that grow with it; weights,
+activations and graphs are not, nor SGLang's mapping of slots (8 B each, which its configurator does
+not count either). Host memory is taken to be enough for all slots.
 """
 
 from dataclasses import dataclass
