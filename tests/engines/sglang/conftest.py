@@ -3,11 +3,15 @@
 import contextlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.engines.sglang.prefix_world import CachingEngine
 
 HAS_SGLANG = importlib.util.find_spec("sglang") is not None
 FOLDER = Path(__file__).parent
@@ -60,3 +64,22 @@ def _run_on_the_cpu(patch: pytest.MonkeyPatch) -> None:
         return torch.cat(rows).to(torch.int32)
 
     patch.setattr(dsa_backend, "seqlens_expand_triton", expanded)
+
+
+@pytest.fixture
+def caching(sglang: None, tmp_path: Path) -> Iterator[Callable[..., "CachingEngine"]]:
+    """Makes engines with our prefix cache, under the options of a server that has it."""
+    from tests.engines.sglang.prefix_world import CachingEngine
+    from tests.engines.sglang.world import server_args
+
+    options = "--attention-backend hisparse --enable-hisparse --disable-radix-cache"
+    server_args(tmp_path, *options.split(), "--radix-cache-backend", "hisparse")
+    made: list[CachingEngine] = []
+
+    def make_one(**named: Any) -> CachingEngine:
+        made.append(CachingEngine(**named))
+        return made[-1]
+
+    yield make_one
+    for engine in made:
+        engine.coordinator.destroy()

@@ -10,8 +10,13 @@ import sys
 from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar.engines.sglang.beside_allocator import coordinator_of, keep_coordinator
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
 from hisparse_sidecar.engines.sglang.pool_hooks import check_pool, hook_pool
+from hisparse_sidecar.engines.sglang.prefix_cache import (
+    check_prefix_options,
+    register_prefix_cache,
+)
 from hisparse_sidecar.engines.sglang.scheduler_hooks import (
     admit_without_eos,
     give_up_long,
@@ -31,7 +36,6 @@ _LOG = logging.getLogger("hisparse_sidecar.sglang")
 BACKEND_NAME = "hisparse"
 COORDINATOR = "HiSparseCoordinator"
 _COORDINATORS = "sglang.srt.managers.hisparse_coordinator"
-_BESIDE = "_hisparse_coordinator"
 _MARK = "_hooked_by_hisparse_sidecar"
 
 
@@ -80,12 +84,13 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     check_targets()
     check_offload_options(server_args)
     settings = read_settings(server_args.hisparse_config)
+    has_prefixes = check_prefix_options(server_args, settings, BACKEND_NAME)
     hot_share, window_pages = settings.hot_share, None
     if settings.offload_index_keys:
         check_index_offload(server_args, BACKEND_NAME)
         window_pages = settings.pages_of_window
     made = HiSparseCoordinator(*args, **named, hot_share=hot_share, window_pages=window_pages)
-    setattr(made.token_to_kv_pool_allocator, _BESIDE, made)
+    keep_coordinator(made.token_to_kv_pool_allocator, made)
     try:
         if settings.offload_index_keys:
             check_pool(server_args, settings, made.token_to_kv_pool_allocator.get_kvcache())
@@ -93,6 +98,8 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
         hear_aborts()
         admit_without_eos()
         give_up_long(made.prompt_rows)
+        if has_prefixes:
+            register_prefix_cache(BACKEND_NAME)
     except BaseException:
         made.destroy()
         raise
@@ -134,6 +141,6 @@ def check_coordinator(model_runner: Any) -> tuple[str, ...]:  # noqa: ANN401
 
 def pool_was_cleared(allocator: object) -> None:
     """Tells the coordinator of an allocator, if one is ours, that every page was freed."""
-    coordinator = getattr(allocator, _BESIDE, None)
+    coordinator = coordinator_of(allocator)
     if coordinator is not None:
         coordinator.pool_was_cleared()
