@@ -254,14 +254,11 @@ class HiSparseCoordinator:
                 staged.req.to_finish = FINISH_ABORT()
 
     def retract_req(self, req: Any) -> None:  # noqa: ANN401
-        """As `request_finished`: SGLang computes a retracted request's prompt again."""
-        self._end(req, is_kept=False)
+        """As `request_finished`: SGLang computes a retracted request again, or its end at least."""
+        self.request_finished(req)
 
     def request_finished(self, req: Any) -> None:  # noqa: ANN401
         """Gives back all that a request has, whatever state it is in."""
-        self._end(req, is_kept=True)
-
-    def _end(self, req: Any, *, is_kept: bool) -> None:  # noqa: ANN401
         if req.hisparse_staging:
             self.abort_staging_request(req)
             return
@@ -270,8 +267,7 @@ class HiSparseCoordinator:
         if sequence == _NONE:  # prefill was its end: its pages are still SGLang's
             return
         self.wait_for_passes()  # a step that was launched ahead may still have it
-        if is_kept:
-            self.prefixes.leave(req, sequence, self.tier.length(sequence))
+        self.prefixes.leave(req, sequence, self.tier.length(sequence))
         self.tier.close_sequence(sequence)
         start = self.prefixes.first_own_token(req)  # others may have loaded what is before
         slots = self.req_to_token_pool.req_to_token[row, start : req.kv.kv_allocated_len].long()
