@@ -32,6 +32,7 @@ _NEEDLE_SETUPS = (
     setups.OFFLOAD,
     setups.HISA_OFFLOAD,
     setups.INDEX_OFFLOAD,
+    setups.CACHED_OFFLOAD,
 )
 _LOAD_SETUPS = (
     setups.DSA,

@@ -15,12 +15,14 @@ class Setup:
         backend: SGLang's name of the attention backend.
         settings: of `--hisparse-config`; None = not given.
         offloads: KV rows lie in host memory (`--enable-hisparse`), without SGLang's prefix cache.
+        caches: then our prefix cache is beside them.
     """
 
     name: str
     backend: str
     settings: dict[str, Any] | None = None
     offloads: bool = False
+    caches: bool = False
 
     def arguments(self, model: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401
         """Keyword arguments of `sglang.Engine`, JSON-able."""
@@ -41,6 +43,8 @@ class Setup:
         }
         if self.offloads:
             arguments |= {"enable_hisparse": True, "disable_radix_cache": True}
+        if self.caches:
+            arguments |= {"radix_cache_backend": "hisparse"}
         if self.settings is not None:
             arguments["hisparse_config"] = json.dumps(self.settings)
         return arguments
@@ -63,4 +67,11 @@ INDEX_OFFLOAD = Setup(
     "hisparse",
     {**_HISA, **_SMALL_BUFFER, "offload_index_keys": True},
     offloads=True,
+)
+CACHED_OFFLOAD = Setup(
+    "hisparse, hisa, offload, prefix cache",
+    "hisparse",
+    {**_HISA, **_SMALL_BUFFER},
+    offloads=True,
+    caches=True,
 )

@@ -341,6 +341,14 @@ class PageLease:
     def pages(self) -> list[int]:
         """Numbers of the pages; empty once released."""
 
+    def split_off(self, at: SupportsIndex) -> PageLease:
+        """Takes the pages from `at` on out of this lease, into one of their own.
+
+        Raises:
+            InvalidArgument: `at` is more than the pages held.
+            WrongState: it was released.
+        """
+
     def release(self) -> None:
         """Gives the pages back; releasing twice is legal, and so is outliving the Manager."""
 
@@ -513,6 +521,41 @@ class Manager:
 
     def lease_pages(self, num_pages: SupportsIndex) -> PageLease:
         """Takes pages out of the pool, all or none. Raises HostPoolFull."""
+
+    def share_pages(
+        self, seq: SupportsIndex, first_page: SupportsIndex, num_pages: SupportsIndex
+    ) -> PageLease:
+        """Holds full pages of a sequence beside it; they stay when it is closed.
+
+        Raises:
+            InvalidArgument: these are not full pages of the sequence.
+        """
+
+    def open_shared(
+        self,
+        leases: Sequence[PageLease],
+        prompt_tokens: SupportsIndex,
+        max_new_tokens: SupportsIndex,
+        *,
+        slots: SupportsIndex,
+        window_slots: SupportsIndex,
+    ) -> int:
+        """As `open_sequence`, on the pages of these leases, in order: its length is theirs.
+
+        The leases stay the caller's, and nobody writes their pages. One that was released has none.
+
+        Args:
+            leases: of this manager; at most the full pages of the prompt.
+            prompt_tokens: of the whole prompt.
+            max_new_tokens: see `open_sequence`.
+            slots: see `open_sequence`.
+            window_slots: see `open_sequence`.
+
+        Raises:
+            InvalidArgument: more pages than the prompt has.
+            WrongState: a lease is another manager's.
+            HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
+        """
 
     def add_tenant(self, name: str, quota_pages: SupportsIndex | None = None) -> None:
         """Adds a tenant, whose sequences may have so many host pages; None = no limit.

@@ -29,7 +29,15 @@ def test_an_answer_is_right_if_it_begins_with_all_digits() -> None:
     assert share_right(asked, [[7], [7, 9]]) == 0.5
 
 
-def test_a_setup_that_offloads_has_no_prefix_cache_and_says_its_settings_in_json() -> None:
+def test_a_setup_that_offloads_has_none_of_sglangs_prefix_caches_and_perhaps_ours() -> None:
+    offload, cached = (
+        one.arguments(Path("m")) for one in (setups.HISA_OFFLOAD, setups.CACHED_OFFLOAD)
+    )
+    assert cached["disable_radix_cache"]
+    assert cached == {**offload, "radix_cache_backend": "hisparse"}
+
+
+def test_a_setup_that_offloads_says_its_settings_in_json() -> None:
     plain, offload = (one.arguments(Path("m")) for one in (setups.DSA, setups.HISA_OFFLOAD))
     assert "hisparse_config" not in plain
     assert "enable_hisparse" not in plain

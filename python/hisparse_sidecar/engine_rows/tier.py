@@ -9,9 +9,10 @@ from hisparse_kernels.backends import Ops
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import MissPlan
 from hisparse_kernels.swap_in import FreshRows
-from hisparse_sidecar._core import Manager, Stats
+from hisparse_sidecar._core import Manager, PageLease, Stats
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.config import require
+from hisparse_sidecar.engine_rows.cached_rows import CachedRows
 from hisparse_sidecar.engine_rows.counters import StepCounters
 from hisparse_sidecar.engine_rows.hot_states import HotStates
 from hisparse_sidecar.engine_rows.index_integrity import check_index
@@ -38,6 +39,7 @@ class EngineRowTier:
     Attributes:
         counters: what the steps found in the hot buffers.
         index: the index side; None where index keys are the engine's affair.
+        cached: pages that outlive their sequence.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class EngineRowTier:
             layout, self.device, huge_pages=config.huge_pages, numa_node=config.numa_node
         )
         self._manager = Manager(self._host.region, layout, capacity, block_tokens=PAGE_TOKENS)
+        self.cached = CachedRows(self._manager, ops, self._rows, self._host.kv_rows)
         slots = config.first_row + config.num_rows
         self._hot = HotStates(
             config.num_groups, slots, capacity.table_tokens, config.hot_slots, self.device
@@ -95,17 +98,28 @@ class EngineRowTier:
 
     # -- sequences ----------------------------------------------------------------------------
 
-    def open(self, prompt_tokens: int, max_new_tokens: int) -> int:
+    def open(
+        self, prompt_tokens: int, max_new_tokens: int, prefix: Sequence[PageLease] = ()
+    ) -> int:
         """Admits a sequence: host pages and a hot buffer for prompt + max_new_tokens.
 
+        Args:
+            prompt_tokens: of the whole prompt.
+            max_new_tokens: that decoding may append.
+            prefix: pages of `cached` that it begins with, shared and never written.
+
         Raises:
-            InvalidArgument: more than `max_tokens`.
+            InvalidArgument: more than `max_tokens`; more pages than the prompt has; there is a
+                prefix, and index keys are on the host.
             HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
         """
         tokens, most = prompt_tokens + max_new_tokens, self.config.max_tokens
         require(tokens <= most, f"{tokens} tokens wanted, max_tokens is {most}")
         slots, index = min(self.config.hot_slots, max(tokens, 1)), self.config.index
-        sequence = self._manager.open_sequence(
+        message = f"a prefix of {len(prefix)} leases, with index keys on the host needs 0"
+        require(index is None or not prefix, message)
+        sequence = self._manager.open_shared(
+            prefix,
             prompt_tokens,
             max_new_tokens,
             slots=slots,
@@ -118,21 +132,24 @@ class EngineRowTier:
     def take_prompt(self, sequence: int, rows: torch.Tensor) -> list[torch.Tensor]:
         """Copies a prompt's rows to the host, and the newest of them to the hot buffer.
 
+        Rows of its prefix are on the host already and stay as they are.
+
         Args:
-            sequence: an empty one.
+            sequence: one that has its prefix alone.
             rows: [prompt_tokens] int64, where the engine's memory has them, on the device.
 
         Returns:
             Tensors to hold until the current stream has done what this launches.
 
         Raises:
-            InvalidArgument: more tokens than it was admitted for, or none.
+            InvalidArgument: more tokens than it was admitted for, or none behind the prefix.
         """
         count, ranges = rows.numel(), self._manager.ranges(sequence)
-        self._manager.append_rows([(sequence, count)])
-        plan = self._manager.plan_step([(sequence, count)], count)
+        own = rows[self._manager.length(sequence) :]
+        self._manager.append_rows([(sequence, own.numel())])
+        plan = self._manager.plan_step([(sequence, own.numel())], own.numel())
         row_ids = host_rows_of(plan, rows.device)
-        copy_prompt(self._ops, row_ids, rows, self._rows, self._host.kv_rows)
+        copy_prompt(self._ops, row_ids, own, self._rows, self._host.kv_rows)
         held = [rows, row_ids]
         if self.index is not None:
             held += self.index.take_prompt(ranges, row_ids, rows)

@@ -1,9 +1,9 @@
 //! The right to use some pages: it ends when dropped, and outliving the manager is harmless.
 
-use crate::error::Result;
+use crate::error::{Error, Result, check_range};
 use crate::ledger::Ledger;
 use crate::page::PageHandle;
-use crate::sync::{Mutex, Weak, lock};
+use crate::sync::{Arc, Mutex, Weak, lock};
 
 /// Pages held outside of any sequence; dropping the lease gives them back.
 #[derive(Debug)]
@@ -20,6 +20,32 @@ impl PageLease {
     /// Numbers of the leased pages.
     pub fn pages(&self) -> Vec<u32> {
         self.handles.iter().map(|handle| handle.page()).collect()
+    }
+
+    /// Takes the pages from `at` on out of this lease, into one of their own.
+    pub fn split_off(&mut self, at: usize) -> Result<Self> {
+        check_range("pages to keep", at, 0, self.handles.len())?;
+        let rest = self.handles.split_off(at);
+        Ok(self.with(rest))
+    }
+
+    /// Another lease of the same pages.
+    pub fn share(&self) -> Result<Self> {
+        let Some(ledger) = self.ledger.upgrade() else { return Ok(self.with(Vec::new())) };
+        lock(&ledger)?.share_lease(&self.handles)?;
+        Ok(self.with(self.handles.clone()))
+    }
+
+    /// The pages, for a call of the manager whose ledger this is.
+    pub(crate) fn handles_in(&self, ledger: &Arc<Mutex<Ledger>>) -> Result<&[PageHandle]> {
+        if self.handles.is_empty() || Weak::ptr_eq(&self.ledger, &Arc::downgrade(ledger)) {
+            return Ok(&self.handles);
+        }
+        Err(Error::WrongState { what: "leases of another manager", found: 1, needed: 0 })
+    }
+
+    fn with(&self, handles: Vec<PageHandle>) -> Self {
+        Self { ledger: self.ledger.clone(), handles }
     }
 
     /// Gives the pages back now, and reports what dropping the lease could only swallow.

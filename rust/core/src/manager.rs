@@ -178,6 +178,34 @@ impl Manager {
         Ok(PageLease::new(Arc::downgrade(&self.ledger), handles))
     }
 
+    /// Shares full pages of a sequence from `first_page` on until the lease is dropped; the sequence
+    /// may be closed before.
+    pub fn share_pages(
+        &self,
+        sequence: SequenceHandle,
+        first_page: u32,
+        num_pages: u32,
+    ) -> Result<PageLease> {
+        let handles = self.lock()?.share_pages(sequence, first_page, num_pages)?;
+        Ok(PageLease::new(Arc::downgrade(&self.ledger), handles))
+    }
+
+    /// Opens a sequence that begins with the pages of `leases`, in order; its length is theirs, and
+    /// none of them is written. Everything else that it may need is reserved, or nothing is.
+    pub fn open_shared(
+        &self,
+        leases: &[PageLease],
+        prompt_tokens: u32,
+        max_new_tokens: u32,
+        device: DeviceSlots,
+    ) -> Result<SequenceHandle> {
+        let mut pages = Vec::new();
+        for lease in leases {
+            pages.extend_from_slice(lease.handles_in(&self.ledger)?);
+        }
+        self.lock()?.open_shared(pages, prompt_tokens, max_new_tokens, device)
+    }
+
     /// Counts of this moment.
     pub fn stats(&self) -> Result<Stats> {
         Ok(self.lock()?.stats())

@@ -175,6 +175,42 @@ impl Manager {
         self.call(py, |core| core.lease_pages(num_pages)).map(PageLease::new)
     }
 
+    fn share_pages(
+        &self,
+        py: Python<'_>,
+        seq: Number,
+        first_page: Number,
+        num_pages: Number,
+    ) -> PyResult<PageLease> {
+        let (seq, first) = (handle(seq)?, first_page.to("first_page")?);
+        let num_pages = num_pages.to("num_pages")?;
+        self.call(py, |core| core.share_pages(seq, first, num_pages)).map(PageLease::new)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "two of them are keywords in Python")]
+    #[allow(clippy::needless_pass_by_value, reason = "what Python gives is a list of its own")]
+    #[pyo3(signature = (leases, prompt_tokens, max_new_tokens, *, slots, window_slots))]
+    fn open_shared(
+        &self,
+        py: Python<'_>,
+        leases: Vec<Py<PageLease>>,
+        prompt_tokens: Number,
+        max_new_tokens: Number,
+        slots: Number,
+        window_slots: Number,
+    ) -> PyResult<u64> {
+        let prompt_tokens = prompt_tokens.to("prompt_tokens")?;
+        let max_new_tokens = max_new_tokens.to("max_new_tokens")?;
+        let device = device_slots(slots, window_slots)?;
+        self.call(py, |core| {
+            let leases = leases.iter().map(|lease| lease.get().share());
+            let leases: Vec<_> =
+                leases.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+            core.open_shared(&leases, prompt_tokens, max_new_tokens, device)
+        })
+        .map(SequenceHandle::bits)
+    }
+
     #[pyo3(signature = (name, quota_pages=None))]
     fn add_tenant(&self, py: Python<'_>, name: &str, quota_pages: Option<Number>) -> PyResult<()> {
         let quota_pages = quota(quota_pages)?;

@@ -1,10 +1,14 @@
 """Tests with the real SGLang, on the CPU; without it they are skipped, and say so."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.engines.sglang.prefix_world import CachingEngine
 
 HAS_SGLANG = importlib.util.find_spec("sglang") is not None
 FOLDER = Path(__file__).parent
@@ -28,3 +32,22 @@ def sglang() -> Iterator[None]:
 
     with sglang_on_the_cpu():
         yield
+
+
+@pytest.fixture
+def caching(sglang: None, tmp_path: Path) -> Iterator[Callable[..., "CachingEngine"]]:
+    """Makes engines with our prefix cache, under the options of a server that has it."""
+    from tests.engines.sglang.prefix_world import CachingEngine
+    from tests.engines.sglang.world import server_args
+
+    options = "--attention-backend hisparse --enable-hisparse --disable-radix-cache"
+    server_args(tmp_path, *options.split(), "--radix-cache-backend", "hisparse")
+    made: list[CachingEngine] = []
+
+    def make_one(**named: Any) -> CachingEngine:
+        made.append(CachingEngine(**named))
+        return made[-1]
+
+    yield make_one
+    for engine in made:
+        engine.coordinator.destroy()

@@ -194,7 +194,7 @@ class Engine:
         rows, lens, _ = self.batch()
         self.coordinator.wait_for_pending_backup()
         self.coordinator.num_real_reqs.fill_(len(self.running))
-        new = [self.some_rows(1) for _ in self.running]
+        new = [self.new_row(req) for req in self.running]
         for req, made in zip(self.running, new, strict=True):
             req.rows = torch.cat([req.rows, made], dim=1)
         at = self.pool.translate_loc_to_hisparse_device(slots)
@@ -206,6 +206,10 @@ class Engine:
             args = torch.cat([rows, fill]), torch.cat([lens, fill + 1]), padded
             found = self.coordinator.swap_in_selected_pages(*args, layer)
             self.check(layer, chosen, found)
+
+    def new_row(self, req: Request) -> torch.Tensor:
+        """[LAYERS, 1, row_bytes] uint8, the row of a request's newest token."""
+        return self.some_rows(1)
 
     def lists(self, lens: Sequence[int]) -> torch.Tensor:
         """[requests, TOPK] int32: positions at random, the newest among them; -1 pads."""

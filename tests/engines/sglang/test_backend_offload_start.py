@@ -142,12 +142,12 @@ def test_what_offload_does_not_cover_fails_the_start(
     changed: dict[str, Any], match: str, given: dict[str, Any], tmp_path: Path
 ) -> None:
     made = server_args(tmp_path, *OFFLOAD)
-    options = {name: getattr(made, name) for name in _OPTIONS}
+    options = {name: getattr(made, name) for name in OPTIONS}
     with pytest.raises(InvalidArgument, match=match):
         offload.create_coordinator(SimpleNamespace(**options | changed), **given)
 
 
-_OPTIONS = (
+OPTIONS = (
     "pp_size",
     "disaggregation_mode",
     "speculative_algorithm",
@@ -157,6 +157,7 @@ _OPTIONS = (
     "enable_two_batch_overlap",
     "enable_pdmux",
     "hisparse_config",
+    "radix_cache_backend",
 )
 
 

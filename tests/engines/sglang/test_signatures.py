@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hisparse_sidecar.engines.sglang.pool_hooks import POOL_TARGETS
+from hisparse_sidecar.engines.sglang.prefix_targets import PREFIX_TARGETS, check_prefix_version
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, Target, parameters_of
 from hisparse_sidecar.engines.sglang.versions import NEWEST, OLDEST, check_sglang
 from hisparse_sidecar.errors import InvalidArgument
@@ -20,7 +21,7 @@ FOLDER = Path(__file__).parent
 def test_the_oldest_version_has_every_target() -> None:
     """By its sources; made again by `python -m tools.sglang_signatures FOLDER`."""
     found = json.loads((FOLDER / f"signatures-{OLDEST}.json").read_text())
-    targets = (*ALL_TARGETS, *POOL_TARGETS)
+    targets = (*ALL_TARGETS, *POOL_TARGETS, *PREFIX_TARGETS)
     assert set(found) == {target.path for target in targets}
     assert [line for t in targets if (line := t.difference(found[t.path])) is not None] == []
 
@@ -69,3 +70,13 @@ def test_versions_of_the_range_are_supported(found: str) -> None:
 def test_another_version_is_refused_with_the_range(found: str) -> None:
     with pytest.raises(InvalidArgument, match=f"{found}.*needs {OLDEST} to {NEWEST}"):
         check_sglang(found)
+
+
+@pytest.mark.parametrize("found", [OLDEST, NEWEST, "0.5.23+cu130"])
+def test_the_prefix_cache_knows_both_ends_of_the_range(found: str) -> None:
+    check_prefix_version(found)
+
+
+def test_the_prefix_cache_refuses_what_lies_between() -> None:
+    with pytest.raises(InvalidArgument, match=f"is 0.5.20, .* needs {OLDEST} or {NEWEST}"):
+        check_prefix_version("0.5.20")

@@ -10,6 +10,7 @@ from hisparse_sidecar.engine_rows.counters import CounterReading
 from hisparse_sidecar.engine_stats import EngineStats
 from hisparse_sidecar.engines.sglang.calls import CallCounts
 from hisparse_sidecar.engines.sglang.engine_tier import make_tier
+from hisparse_sidecar.engines.sglang.no_prefixes import NoPrefixes
 from hisparse_sidecar.engines.sglang.offload_stats import Listener, StatsReporter, stats_of
 from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pool_part import PoolPart, part_size
@@ -42,6 +43,7 @@ class HiSparseCoordinator:
         offloaded_keys: where index keys lie that do not stay at SGLang's slots; None = they do.
         rank: this process's, of those that must agree.
         selections: counts of the backends that choose the tokens.
+        prefixes: the prefix cache, which SGLang makes after the coordinator, or `NoPrefixes`.
     """
 
     def __init__(  # noqa: PLR0913  (SGLang's parameters)
@@ -106,12 +108,13 @@ class HiSparseCoordinator:
             window_pages=window_pages,
         )
         self.num_real_reqs = torch.zeros(1, dtype=torch.int32, device=self.device)
-        self._queue = StagingQueue(self.tier, self._rows_of, most)
+        self._queue = StagingQueue(self.tier, self._rows_of, most, self._open_for)
         self._first_layer = first = pool.start_layer or 0
         self.offloaded_keys: OffloadedKeys | None = None
         if window_pages is not None:
             keys = self.tier, self._mapping, self.num_real_reqs, first
             self.offloaded_keys = OffloadedKeys(*keys)
+        self.prefixes: Any = NoPrefixes()
         self._sequences = [_NONE] * num_requests
         self._producer: Any = None
         self._new_rows = self.tier.new_rows.long()
@@ -144,6 +147,7 @@ class HiSparseCoordinator:
     def collect_ready_reqs(self) -> list[Any]:
         """Takes the requests out of the queue that may decode; their pages of the pool are free."""
         self._reporter.tick()
+        self.prefixes.end_left_loads()
         if not self._queue.requests:
             return []
         requests = [staged.req for staged in self._queue.requests]
@@ -154,10 +158,20 @@ class HiSparseCoordinator:
                 end_as_unavailable(req, RUNNING_TIMEOUT)
         found = self._queue.take(num_ready)
         for staged in found:
-            self.token_to_kv_pool_allocator.free_hisparse(self._slots_of(staged.req))
+            self._free_rows(staged.req)
             self._sequences[table_row_of(staged.req)] = staged.sequence
             staged.req.hisparse_staging = False
+            self.prefixes.keep_prompt(staged.req, staged.sequence)
         return [staged.req for staged in found]
+
+    def _open_for(self, req: Any, to_come: int) -> int:  # noqa: ANN401
+        return int(self.prefixes.open_for(self.tier, req, to_come))
+
+    def _free_rows(self, req: Any) -> None:  # noqa: ANN401
+        """Of the pool: the prompt's own, and a prefix that nobody else has loaded."""
+        own = self._slots_of(req)[self.prefixes.loaded_tokens(req) :]
+        self.token_to_kv_pool_allocator.free_hisparse(own)
+        self.prefixes.end_load(req)
 
     def _rows_of(self, req: Any) -> torch.Tensor:  # noqa: ANN401
         """[prefilled tokens] int64, rows of the pool."""
@@ -226,15 +240,17 @@ class HiSparseCoordinator:
         SGLang itself looks for rows of the pool, too, which decoding takes none of: prompts that
         fill the pool would make it retract requests for nothing.
         """
-        free = self.token_to_kv_pool_allocator.logical_attn_allocator.available_size()
-        return bool(free >= num_tokens)
+        slots = self.token_to_kv_pool_allocator.logical_attn_allocator
+        if slots.available_size() < num_tokens:
+            self.prefixes.make_slot_room(num_tokens)
+        return bool(slots.available_size() >= num_tokens)
 
     # -- ends ---------------------------------------------------------------------------------
 
     def abort_staging_request(self, req: Any) -> None:  # noqa: ANN401
         """Takes a request out of the queue; its host pages and its pages of the pool are free."""
         self._queue.remove(req)
-        self.token_to_kv_pool_allocator.free_hisparse(self._slots_of(req))
+        self._free_rows(req)
         req.hisparse_staging = False
 
     def abort_staged(self, recv_req: Any) -> None:  # noqa: ANN401
@@ -252,7 +268,7 @@ class HiSparseCoordinator:
                     staged.req.to_finish = FINISH_ABORT()
 
     def retract_req(self, req: Any) -> None:  # noqa: ANN401
-        """As `request_finished`: SGLang computes a retracted request's prompt again."""
+        """As `request_finished`: SGLang computes a retracted request again, or its end at least."""
         self.request_finished(req)
 
     def request_finished(self, req: Any) -> None:  # noqa: ANN401
@@ -264,11 +280,17 @@ class HiSparseCoordinator:
         sequence, self._sequences[row] = self._sequences[row], _NONE
         if sequence == _NONE:  # prefill was its end: its pages are still SGLang's
             return
-        if self._producer is not None:  # a step that was launched ahead may still have it
-            torch.cuda.current_stream(self.device).wait_stream(self._producer)
+        self.wait_for_passes()  # a step that was launched ahead may still have it
+        self.prefixes.leave(req, sequence, self.tier.length(sequence))
         self.tier.close_sequence(sequence)
-        slots = self.req_to_token_pool.req_to_token[row, : req.kv.kv_allocated_len].long()
+        start = self.prefixes.first_own_token(req)  # others may have loaded what is before
+        slots = self.req_to_token_pool.req_to_token[row, start : req.kv.kv_allocated_len].long()
         self._mapping[slots] = 0
+
+    def wait_for_passes(self) -> None:
+        """Lets the current stream wait for passes that were launched."""
+        if self._producer is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._producer)
 
     def pool_was_cleared(self) -> None:
         """After SGLang has freed every page of an idle pool.
@@ -310,6 +332,7 @@ class HiSparseCoordinator:
     def check_integrity(self) -> None:
         """Raises HisparseError that names the first invariant found broken; between steps."""
         self.tier.check_integrity()
+        self.prefixes.check_integrity()
 
     # -- not offered --------------------------------------------------------------------------
 

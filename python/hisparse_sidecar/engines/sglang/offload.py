@@ -21,6 +21,10 @@ from hisparse_sidecar.engines.sglang.offload_stats import (
     folder_of,
 )
 from hisparse_sidecar.engines.sglang.pool_hooks import check_pool, hook_pool
+from hisparse_sidecar.engines.sglang.prefix_cache import (
+    check_prefix_options,
+    register_prefix_cache,
+)
 from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS, most_prompt_tokens
 from hisparse_sidecar.engines.sglang.settings import read_settings
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, SCHEDULER_TARGETS, check_targets
@@ -83,6 +87,7 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     check_targets(ALL_TARGETS)
     check_offload_options(server_args)
     settings = read_settings(server_args.hisparse_config)
+    has_prefixes = check_prefix_options(server_args, settings, BACKEND_NAME)
     window_pages = None
     if settings.offload_index_keys:
         check_index_offload(server_args, BACKEND_NAME)
@@ -100,6 +105,8 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
             check_pool(server_args, settings, made.token_to_kv_pool_allocator.get_kvcache())
         most_prompt_tokens(made.prompt_rows)
         install(SCHEDULER_TARGETS, SCHEDULER_HOOKS)
+        if has_prefixes:
+            register_prefix_cache(BACKEND_NAME)
     except BaseException:
         made.destroy()
         raise

@@ -12,6 +12,28 @@ def table_row_of(req: Any) -> int:  # noqa: ANN401
     return int(req.req_pool_idx if hasattr(req, "req_pool_idx") else req.kv.req_pool_idx)
 
 
+def table_row_or_none(req: Any) -> int | None:  # noqa: ANN401
+    """The same, of a request that may have none."""
+    row = req.req_pool_idx if hasattr(req, "req_pool_idx") else req.kv.req_pool_idx
+    return None if row is None else int(row)
+
+
+def tree_tokens(req: Any) -> int:  # noqa: ANN401
+    """Tokens from the first on whose slots are the prefix cache's."""
+    holder = req if hasattr(req, "cache_protected_len") else req.kv
+    return int(holder.cache_protected_len)
+
+
+def has_embeddings(req: Any) -> bool:  # noqa: ANN401
+    """Whether the request's token ids do not say what its tokens are."""
+    return getattr(req, "input_embeds", None) is not None
+
+
+def may_be_cached(req: Any) -> bool:  # noqa: ANN401
+    """Whether others may find what the request has computed."""
+    return not (has_embeddings(req) or getattr(req, "skip_radix_cache_insert", False))
+
+
 def prefilled_tokens(req: Any) -> int:  # noqa: ANN401
     """Tokens whose rows prefill has written."""
     return int(req.extend_end if hasattr(req, "extend_end") else req.extend_range.end)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hisparse_sidecar.engine_rows import EngineRowTier
-from hisparse_sidecar.engines.sglang.requests import prefilled_tokens, tokens_to_come
+from hisparse_sidecar.engines.sglang.requests import tokens_to_come
 from hisparse_sidecar.errors import DeviceArenaFull, HostPoolFull
 from hisparse_sidecar.side_stream import SideStream, StreamMark
 
@@ -50,6 +50,7 @@ class StagingQueue:
         tier: EngineRowTier,
         rows_of: Callable[[Any], torch.Tensor],
         most_tokens: int,
+        open_for: Callable[[Any, int], int],
     ) -> None:
         """An empty queue.
 
@@ -57,9 +58,11 @@ class StagingQueue:
             tier: where the rows go.
             rows_of: of a request [prefilled tokens] int64, rows of the pool.
             most_tokens: that any request can have.
+            open_for: admits a request for so many tokens to come, or raises that it is full.
         """
         self.requests: list[StagedRequest] = []
         self._tier, self._rows_of, self._most = tier, rows_of, most_tokens
+        self._open_for = open_for
         self._stream, self._is_waiting = SideStream(tier.device), False
 
     def add(self, req: Any) -> None:  # noqa: ANN401
@@ -74,7 +77,7 @@ class StagingQueue:
                 continue
             to_come = tokens_to_come(staged.req, self._most)
             try:
-                staged.sequence = self._tier.open(prefilled_tokens(staged.req), to_come)
+                staged.sequence = self._open_for(staged.req, to_come)
             except (HostPoolFull, DeviceArenaFull) as error:
                 self._say_that_it_waits(error)
                 return

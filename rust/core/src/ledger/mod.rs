@@ -1,6 +1,7 @@
 //! Everything a manager keeps under its one lock: pages and their directory, device ranges,
 //! sequences, counts.
 
+mod lease;
 mod rest;
 mod share;
 mod step;
@@ -9,7 +10,7 @@ use crate::admission::{Admission, DeviceArenas, DeviceCapacity, DeviceSlots};
 use crate::arena::RangeArena;
 use crate::error::{Error, ErrorKind, Result, check_equal, check_range};
 use crate::layout::LayoutShape;
-use crate::page::{PAGE_TOKENS, PageAllocator, PageHandle};
+use crate::page::{PAGE_TOKENS, PageAllocator};
 use crate::page_table::{CopyPage, PageTable, pages_for};
 use crate::pooled_keys::{PooledKeys, check_block_tokens};
 use crate::prefix::{PrefixTable, Shelf};
@@ -27,6 +28,7 @@ pub(crate) struct Ledger {
     prefix: PrefixTable,
     arenas: DeviceArenas,
     sequences: SequenceTable,
+    leases: Vec<u32>, // of each page how many leases have it
     num_leased: usize,
     num_rested: u64, // names of pages of resting sequences given out so far
     counters: Counters,
@@ -53,6 +55,7 @@ impl Ledger {
             prefix,
             arenas: DeviceArenas::new(capacity)?,
             sequences: SequenceTable::default(),
+            leases: vec![0; shape.num_pages as usize],
             num_leased: 0,
             num_rested: 0,
             counters: Counters::default(),
@@ -207,23 +210,6 @@ impl Ledger {
         Ok((&mut sequence.pooled, sequence.length))
     }
 
-    pub(crate) fn lease(&mut self, num_pages: u32) -> Result<Vec<PageHandle>> {
-        check_range("num_pages", num_pages, 1, u32::MAX)?;
-        let tenant = TenantId::DEFAULT;
-        let pages = self.prefix.take(&mut self.pages, tenant, num_pages as usize);
-        let pages = self.note_refusal(pages)?;
-        self.num_leased += pages.len();
-        Ok(pages)
-    }
-
-    pub(crate) fn end_lease(&mut self, pages: &[PageHandle]) -> Result<()> {
-        for &page in pages {
-            self.pages.release(page)?;
-            self.num_leased -= 1;
-        }
-        Ok(())
-    }
-
     pub(crate) fn stats(&self) -> Stats {
         let (pages, arenas, counters) = (&self.pages, &self.arenas, self.counters);
         let total = |arena: &RangeArena| u64::from(arena.capacity());
@@ -288,9 +274,11 @@ impl Ledger {
         active.pages.check_integrity(&self.pages, sequence.length)
     }
 
-    /// References of each page are those of the sequences and of the directory, or one of a lease.
+    /// References of each page are those of leases, of the sequences and of the directory.
     fn check_page_holders(&self) -> Result<()> {
-        let mut holders = vec![0_u32; self.pages.num_pages()];
+        let leased = self.leases.iter().map(|&leases| leases as usize).sum();
+        check_equal("pages of leases", self.num_leased, leased)?;
+        let mut holders = self.leases.clone();
         let of_sequences = self.active().flat_map(|active| active.pages.pages()).copied();
         for page in of_sequences.chain(self.prefix.host_pages()) {
             holders[page.page() as usize] += 1;
@@ -299,7 +287,7 @@ impl Ledger {
         }
         let held = holders.iter().filter(|&&count| count > 0).count();
         let used = self.pages.num_pages() - self.pages.num_free();
-        check_equal("pages that somebody holds", held + self.num_leased, used)
+        check_equal("pages that somebody holds", held, used)
     }
 
     fn note_refusal<T>(&mut self, outcome: Result<T>) -> Result<T> {
