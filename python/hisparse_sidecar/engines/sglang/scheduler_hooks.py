@@ -139,14 +139,21 @@ def _init_adder(original: Function) -> Function:
         staged = [one.req for one in coordinator.ack_staging_queue]
         estimate = inspect.unwrap(type(self)._get_running_request_total_token_offset)
         wanted = sum(estimate(self, req) for req in (*running, *staged))
-        spare = allocator.logical_attn_allocator.available_size() - allocator.available_size()
-        short = max(0, wanted - spare)
+        short = max(0, wanted - _slots_beyond_rows(coordinator))
         if hasattr(self, "memory_budget"):
             self.memory_budget.total_offset += short
         else:  # 0.5.17
             self.rem_total_token_offset += short
 
     return hook
+
+
+def _slots_beyond_rows(coordinator: HiSparseCoordinator) -> int:
+    """Slots that are free or cached, beyond as many as prompts find rows of the pool for."""
+    allocator = coordinator.token_to_kv_pool_allocator
+    slots: int = allocator.logical_attn_allocator.available_size()
+    slots += coordinator.prefixes.evictable_slots
+    return max(0, slots - int(allocator.hisparse_attn_allocator.available_size()))
 
 
 def _rows_of_running_request(original: Function) -> Function:
