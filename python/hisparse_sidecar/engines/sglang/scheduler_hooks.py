@@ -115,11 +115,16 @@ def _abort_outgrown(scheduler: Any, prompt_rows: int) -> None:  # noqa: ANN401
     from sglang.srt.managers.io_struct import AbortReq
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-    for req in list(scheduler.waiting_queue):
-        reason = _why_outgrown(req, prompt_rows) if req.is_retracted else None
+    waiting = [
+        (req, _why_outgrown(req, prompt_rows) if req.is_retracted else None)
+        for req in scheduler.waiting_queue
+    ]
+    for req, reason in waiting:
         if reason is not None:
             told = FINISH_ABORT(reason, 503).to_json()
+            scheduler.waiting_queue = [req]  # an abort means all whose names begin as the one given
             scheduler.abort_request(AbortReq(rid=req.rid, finished_reason=told))
+    scheduler.waiting_queue = [req for req, reason in waiting if reason is None]
 
 
 # -- room for prompts: decoding takes slots, but no rows of the pool ----------------------------
