@@ -50,6 +50,16 @@ def test_what_dead_processes_have_left_is_said_to_be_dead(folder: StatsFolder) -
         kill(second)
 
 
+@pytest.mark.parametrize("content", ['{"at": 1, "started": 1, "stats": {"rank": 0}}', "[]", "{"])
+def test_what_another_version_has_left_is_removed(content: str, folder: StatsFolder) -> None:
+    folder.publish(make_stats())
+    (folder.path / "1.json").write_text(content)  # process 1 runs, and has not written it
+    with pytest.raises(HisparseError, match=r"1\.json is no snapshot of this version"):
+        folder.read()
+    folder.remove_dead()
+    assert [one.pid for one in folder.read()] == [os.getpid()]
+
+
 def test_folders_that_hold_something_stay(folder: StatsFolder, tmp_path: Path) -> None:
     other = StatsFolder("another", tmp_path)
     for one in (folder, other):

@@ -98,10 +98,9 @@ class StatsFolder:
         return sorted(alive, key=lambda one: (one.stats.rank, one.pid))
 
     def remove_dead(self) -> None:
-        """Removes what processes that have died have left."""
+        """Removes what processes that have died have left, those of other versions among them."""
         for path in self._files():
-            found = _read(path)
-            if found is not None and not found.is_alive:
+            if not _is_of_running(path):
                 path.unlink(missing_ok=True)
 
     def _replace(self, path: Path, content: str) -> None:
@@ -149,6 +148,14 @@ def _read(path: Path) -> PublishedStats | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise HisparseError(f"{path} is no snapshot of this version: {error!r}") from None
+
+
+def _is_of_running(path: Path) -> bool:
+    """Whether the process that wrote a file still runs, as far as the file tells."""
+    try:
+        return bool(_started(int(path.stem)) == json.loads(path.read_text())["started"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _started(pid: int) -> int | None:

@@ -47,7 +47,7 @@ class EngineStats:
         rank: the process's among those that serve one model.
         core: the core's counts of sequences, pages and arenas.
         groups: traffic of each group of layers with one selection, in layer order.
-        held: bytes of all requests that decode.
+        held: bytes of all requests that decode; in the host pool with cached prefixes.
         steps: decode steps begun.
         refused: sequences of a step and group that got no slots: a bug where not 0.
         requests: by how far they are.
@@ -80,7 +80,7 @@ class EngineStats:
 
     @property
     def bytes_in(self) -> int:
-        """Bytes copied from the host."""
+        """Bytes that decode steps copied from the host; cached prefixes of prompts are not here."""
         return sum(group.rows.bytes_in for group in self.groups)
 
     @property

@@ -14,7 +14,10 @@ import torch
 
 from hisparse_sidecar.engines.sglang.beside import keep_coordinator
 from hisparse_sidecar.engines.sglang.hooks import install_hooks
+from hisparse_sidecar.engines.sglang.install import install
 from hisparse_sidecar.engines.sglang.prefix_cache import make_prefix_cache
+from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS
+from hisparse_sidecar.engines.sglang.targets import SCHEDULER_TARGETS
 from tests.engines.sglang.offload_world import LAYERS, PAGE, Engine
 
 _MASK = (1 << 64) - 1
@@ -41,6 +44,7 @@ class CachingEngine(Engine):
     def __init__(self, **changed: Any) -> None:
         from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 
+        install(SCHEDULER_TARGETS, SCHEDULER_HOOKS)
         super().__init__(**changed)
         keep_coordinator(self.allocator, self.coordinator)
         params = CacheInitParams(
@@ -94,13 +98,19 @@ class CachingEngine(Engine):
 
     def let_in(self, *requests: Any, chunk: int | None = None) -> list[Any]:
         """Those that SGLang's own admission takes into one prefill batch."""
-        from sglang.srt.managers.schedule_policy import PrefillAdder
-
-        adder = PrefillAdder(PAGE, self.tree, self.allocator, None, 1.0, 1 << 20, chunk)
+        adder = self.adder(chunk=chunk)
         for req in requests:
             req.init_next_round_input(self.tree)
             adder.add_one_req(req, has_chunked_req=False, truncation_align_size=None)
         return list(adder.can_run_list)
+
+    def adder(self, *running: Any, chunk: int | None = None) -> Any:
+        """SGLang's admission of one prefill batch, beside requests that decode."""
+        from sglang.srt.managers.schedule_batch import ScheduleBatch
+        from sglang.srt.managers.schedule_policy import PrefillAdder
+
+        batch = ScheduleBatch(reqs=list(running)) if running else None
+        return PrefillAdder(PAGE, self.tree, self.allocator, batch, 1.0, 1 << 20, chunk)
 
     def only_load(self, req: Any) -> None:
         """SGLang 0.5.17's admission may load a prefix and then let its request wait."""
@@ -154,10 +164,8 @@ class CachingEngine(Engine):
 
     def next_chunk(self, req: Any, chunk: int) -> None:
         """SGLang's admission of a request's next chunk."""
-        from sglang.srt.managers.schedule_policy import PrefillAdder
-
         req.init_next_round_input()
-        adder = PrefillAdder(PAGE, self.tree, self.allocator, None, 1.0, 1 << 20, chunk)
+        adder = self.adder(chunk=chunk)
         adder.add_chunked_req(req)
         req.inflight_middle_chunks = 1
         assert adder.can_run_list == [req]

@@ -19,16 +19,16 @@ class SchedulerWorld:
     Attributes:
         engine: pool, allocator, table and our coordinator.
         scheduler: SGLang's `Scheduler`, with what these tests' calls look at.
-        tree_cache: SGLang's, disabled: it gives a request's slots back.
+        tree_cache: the engine's, or SGLang's, disabled: it gives a request's slots back.
     """
 
-    def __init__(self, **named: Any) -> None:
+    def __init__(self, engine: Engine | None = None, **named: Any) -> None:
         from sglang.srt.managers.scheduler import Scheduler
 
         install(SCHEDULER_TARGETS, SCHEDULER_HOOKS)
-        self.engine = Engine(**named)
+        self.engine = Engine(**named) if engine is None else engine
         keep_coordinator(self.engine.allocator, self.coordinator)
-        self.tree_cache = make_tree_cache(self.engine)
+        self.tree_cache = getattr(engine, "tree", None) or make_tree_cache(self.engine)
         self.scheduler = Scheduler.__new__(Scheduler)
         for name, value in self._attributes().items():
             setattr(self.scheduler, name, value)

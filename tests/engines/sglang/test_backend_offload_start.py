@@ -134,6 +134,7 @@ def test_sglangs_own_coordinator_fails_the_start(sglang: None, tmp_path: Path) -
         ({"enable_mixed_chunk": True}, "enable_mixed_chunk is True, offload needs False"),
         ({"enable_two_batch_overlap": True}, "enable_two_batch_overlap is True, offload needs"),
         ({"enable_pdmux": True}, "enable_pdmux is True, offload needs False"),
+        ({"enable_streaming_session": True}, "enable_streaming_session is True, offload needs"),
         ({"hisparse_config": '{"hot_share": 0}'}, "hot_share is 0, must be above 0 and below 1"),
         ({"hisparse_config": '{"hot_share": "a"}'}, "hot_share is 'a', needs a number"),
     ],
@@ -156,6 +157,7 @@ OPTIONS = (
     "enable_mixed_chunk",
     "enable_two_batch_overlap",
     "enable_pdmux",
+    "enable_streaming_session",
     "hisparse_config",
     "radix_cache_backend",
 )

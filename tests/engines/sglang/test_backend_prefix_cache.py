@@ -179,16 +179,17 @@ def test_a_request_that_ends_with_its_prefill_leaves_nothing(caching: Make) -> N
     assert engine.tree.total_size() == 192
 
 
-def test_what_says_nothing_by_its_token_ids_is_not_cached(caching: Make) -> None:
+@pytest.mark.parametrize("name", ["input_embeds", "positional_embed_overrides"])
+def test_what_says_nothing_by_its_token_ids_is_not_cached(name: str, caching: Make) -> None:
     engine = caching()
     engine.finish(*engine.start_tokens(prompt(200)))
-    again = engine.prefill_tokens([*prompt(200), 1], input_embeds=[[0.0]])
+    again = engine.prefill_tokens([*prompt(200), 1], **{name: [[0.0]]})
     assert engine.extent(again) == (0, 201)
     engine.stage(again)
     engine.collect()
     engine.decode(2)
     engine.finish(again)
-    engine.finish(*engine.start_tokens(prompt(200, 5), input_embeds=[[0.0]]))
+    engine.finish(*engine.start_tokens(prompt(200, 5), **{name: [[0.0]]}))
     assert engine.tree.total_size() == 192
     engine.check_only_the_tree_holds()
 

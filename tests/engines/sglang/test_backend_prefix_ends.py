@@ -70,6 +70,22 @@ def test_the_cache_counts_for_no_more_room_than_its_slots_make(caching: Make) ->
     assert allocator.available_size() + tree.evictable_size() == room
 
 
+def test_cached_slots_are_room_for_what_requests_will_still_write(caching: Make) -> None:
+    engine = caching(ratio=2)
+    (running,) = engine.start_tokens(prompt(64, 9), new_tokens=900)
+    for seed in range(7):
+        engine.finish(*engine.start_tokens(prompt(704, seed), new_tokens=30))
+    slots, cached = engine.allocator.logical_attn_allocator, engine.tree.evictable_size_
+    free, rows, _ = engine.free_tokens()
+    assert free < 899 < rows < free + cached - 899  # as after a while: most slots are cached
+    assert engine.adder(running).rem_total_tokens == rows
+    left = rows + 640
+    engine.tree.make_slot_room(free + cached - left)
+    taken = slots.alloc(free + cached - left)
+    assert engine.adder(running).rem_total_tokens == left - 899
+    slots.free(taken)
+
+
 def test_eviction_for_a_pass_frees_the_slots_that_are_missing(caching: Make) -> None:
     from sglang.srt.mem_cache.common import evict_from_tree_cache
 

@@ -106,9 +106,10 @@ def test_what_a_pause_retracts_and_finds_no_room_any_more_is_ended(
     rows = world.coordinator.prompt_rows
     left = rows - 900 - 1 - 64
     fits, long = world.prefill(899, left + 1), world.prefill(900, left + 1)
+    fits.rid, long.rid = "10", "1"
     world.admit(fits, long)
     world.scheduler.pause_generation(pause("retract"))
-    assert world.scheduler.waiting_queue == [fits]
+    assert world.scheduler.waiting_queue == [fits]  # whose name begins as the other's
     assert [sent.rid for sent in world.sent] == [long.rid]
     world.check_nothing_is_held()
 

@@ -12,6 +12,7 @@ from hisparse_sidecar.engines.sglang import offload, offload_stats
 from hisparse_sidecar.engines.sglang.calls import CallCounts
 from hisparse_sidecar.engines.sglang.offload_stats import StatsLine, StatsPublisher, line_of
 from tests.engines.sglang.offload_world import HOT, LAYERS, PAGE, ROW_BYTES, TOPK, Engine
+from tests.engines.sglang.prefix_world import CachingEngine, prompt
 
 ROW = ROW_BYTES["bf16"]
 
@@ -89,6 +90,19 @@ def test_stats_are_those_of_a_life(make: Callable[..., Engine]) -> None:
     for req in (first, second):
         engine.finish(req)
     assert engine.coordinator.stats().requests.decoding == 0
+
+
+def test_pages_of_the_prefix_cache_are_told_apart(caching: Callable[..., CachingEngine]) -> None:
+    engine = caching()
+    engine.finish(*engine.start_tokens(prompt(300), new_tokens=100))
+    engine.start_tokens([*prompt(300), 1], new_tokens=100)
+    found = engine.coordinator.stats()
+    assert found.core.host_pages_leased == 4
+    assert "; host pages 7 of" in line_of(found, None)  # 301 + 102 tokens
+    assert f"of {found.core.host_pages_total}, 4 cached; " in line_of(found, None)
+    assert found.held.host == 7 * PAGE * ROW * LAYERS
+    engine.finish(*engine.running)
+    assert ", 4 cached; " in line_of(engine.coordinator.stats(), None)
 
 
 def test_they_are_told_once_a_second_and_not_before(

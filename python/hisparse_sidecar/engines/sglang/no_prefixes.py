@@ -9,6 +9,11 @@ from hisparse_sidecar.engines.sglang.requests import prefilled_tokens
 class NoPrefixes:
     """Each request is computed from its first token on; `HostRadixCache` has the same calls."""
 
+    @property
+    def evictable_slots(self) -> int:
+        """Slots of the cache that eviction would free."""
+        return 0
+
     def open_for(self, tier: EngineRowTier, req: Any, to_come: int) -> int:  # noqa: ANN401
         """Admits a request whose prefill is done.
 

@@ -149,7 +149,7 @@ def line_of(stats: EngineStats, before: EngineStats | None) -> str:
         f"{since('steps')} steps, {asked} rows asked, {hit} hit",
         f"{since('bytes_in') / _MIB:.1f} MiB in, {since('bytes_spilled') / _MIB:.1f} MiB out",
         f"{requests.decoding} decode, {requests.copying} copy, {requests.waiting} wait",
-        f"host pages {used} of {core.host_pages_total}",
+        f"host pages {used} of {core.host_pages_total}, {core.host_pages_leased} cached",
         f"rows for prompts {stats.prompt_rows_free} free of {stats.prompt_rows_total}",
     ]
     if stats.refused:

@@ -253,10 +253,15 @@ class HostRadixCache(RadixCache):  # type: ignore[misc]
 
     # -- eviction -----------------------------------------------------------------------------
 
+    @property
+    def evictable_slots(self) -> int:
+        """Slots that eviction would free."""
+        return int(self.evictable_size_)
+
     def evictable_size(self) -> int:
         """What eviction would add to the allocator's room: its rows are not the tree's."""
         slots, rows = self._free_slots(), self._free_rows()
-        return int(min(slots + self.evictable_size_, rows) - min(slots, rows))
+        return int(min(slots + self.evictable_slots, rows) - min(slots, rows))
 
     def evict(self, params: Any) -> Any:  # noqa: ANN401
         """Evicts where slots are what is missing; rows of the pool do not come from the tree."""

@@ -26,7 +26,8 @@ def tree_tokens(req: Any) -> int:  # noqa: ANN401
 
 def has_embeddings(req: Any) -> bool:  # noqa: ANN401
     """Whether the request's token ids do not say what its tokens are."""
-    return getattr(req, "input_embeds", None) is not None
+    names = "input_embeds", "positional_embed_overrides"
+    return any(getattr(req, name, None) is not None for name in names)
 
 
 def may_be_cached(req: Any) -> bool:  # noqa: ANN401

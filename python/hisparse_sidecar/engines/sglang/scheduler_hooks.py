@@ -115,11 +115,16 @@ def _abort_outgrown(scheduler: Any, prompt_rows: int) -> None:  # noqa: ANN401
     from sglang.srt.managers.io_struct import AbortReq
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-    for req in list(scheduler.waiting_queue):
-        reason = _why_outgrown(req, prompt_rows) if req.is_retracted else None
+    waiting = [
+        (req, _why_outgrown(req, prompt_rows) if req.is_retracted else None)
+        for req in scheduler.waiting_queue
+    ]
+    for req, reason in waiting:
         if reason is not None:
             told = FINISH_ABORT(reason, 503).to_json()
+            scheduler.waiting_queue = [req]  # an abort means all whose names begin as the one given
             scheduler.abort_request(AbortReq(rid=req.rid, finished_reason=told))
+    scheduler.waiting_queue = [req for req, reason in waiting if reason is None]
 
 
 # -- room for prompts: decoding takes slots, but no rows of the pool ----------------------------
@@ -139,14 +144,21 @@ def _init_adder(original: Function) -> Function:
         staged = [one.req for one in coordinator.ack_staging_queue]
         estimate = inspect.unwrap(type(self)._get_running_request_total_token_offset)
         wanted = sum(estimate(self, req) for req in (*running, *staged))
-        spare = allocator.logical_attn_allocator.available_size() - allocator.available_size()
-        short = max(0, wanted - spare)
+        short = max(0, wanted - _slots_beyond_rows(coordinator))
         if hasattr(self, "memory_budget"):
             self.memory_budget.total_offset += short
         else:  # 0.5.17
             self.rem_total_token_offset += short
 
     return hook
+
+
+def _slots_beyond_rows(coordinator: HiSparseCoordinator) -> int:
+    """Slots that are free or cached, beyond as many as prompts find rows of the pool for."""
+    allocator = coordinator.token_to_kv_pool_allocator
+    slots: int = allocator.logical_attn_allocator.available_size()
+    slots += coordinator.prefixes.evictable_slots
+    return max(0, slots - int(allocator.hisparse_attn_allocator.available_size()))
 
 
 def _rows_of_running_request(original: Function) -> Function:

@@ -46,6 +46,8 @@ def check_offload_options(server_args: Any) -> None:  # noqa: ANN401
         ("enable_mixed_chunk", False),
         ("enable_two_batch_overlap", False),
         ("enable_pdmux", False),
+        # these keep the slots of a request that has ended, whose rows are given back
+        ("enable_streaming_session", False),
     ):
         found = getattr(server_args, name)
         require(found == needed, f"{name} is {found}, offload needs {needed}")
