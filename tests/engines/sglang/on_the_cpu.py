@@ -24,6 +24,8 @@ def sglang_on_the_cpu() -> Iterator[None]:
 
         load_plugins()
         _run_on_the_cpu(patch)
+        # reads its estimate of new tokens from the environment, which tests change, when imported
+        import sglang.srt.managers.schedule_policy  # noqa: F401
         from sglang.srt import runtime_context
 
         if not hasattr(runtime_context, "SpawnRanks"):  # 0.5.17 asks process groups

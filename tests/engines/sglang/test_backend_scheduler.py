@@ -21,14 +21,8 @@ LATE, EARLY = 1e-6, 1e12  # when a request's first pass began, by a clock that i
 
 
 @pytest.fixture
-def make(
-    sglang: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., SchedulerWorld]]:
-    from sglang.srt.managers import schedule_policy
-
+def make(sglang: None, tmp_path: Path) -> Iterator[Callable[..., SchedulerWorld]]:
     server_args(tmp_path, *OFFLOAD)
-    # read from the environment when it is imported, which another test may have changed
-    monkeypatch.setattr(schedule_policy, "CLIP_MAX_NEW_TOKENS", 4096)
     made: list[SchedulerWorld] = []
 
     def make_one(**named: Any) -> SchedulerWorld:
