@@ -38,6 +38,7 @@ class DeviceTier:
         pooled_pages: for each group [pooled_keys / 64, index_page_bytes] uint8.
         open_sums: for each group [sequences, 128] fp32, running sum of the open block.
         stage: [stage_rows, kv_row_bytes] uint8, where prefill streams rows through.
+        arrivals: [COUNTED_ROWS] int32 of 0, as `select_blocks` leaves them.
     """
 
     def __init__(
@@ -59,11 +60,7 @@ class DeviceTier:
         self.pooled_pages = [rows(pooled_pages, page_bytes) for _ in groups]
         self.open_sums = [torch.zeros(capacity.sequences, 128, device=device) for _ in groups]
         self.stage = rows(config.stage_rows, row_bytes)
-        self._arrivals = torch.zeros(COUNTED_ROWS, dtype=torch.int32, device=device)
-
-    def arrivals(self, rows: int) -> torch.Tensor | None:
-        """[rows] int32 of zeros, which `select_blocks` leaves at zero; None where it needs none."""
-        return self._arrivals[:rows] if rows < COUNTED_ROWS else None
+        self.arrivals = torch.zeros(COUNTED_ROWS, dtype=torch.int32, device=device)
 
     def reset(self, ranges: SequenceRanges) -> None:
         """Makes a newly owned range cold: no slot holds anything, every sum is zero."""

@@ -6,6 +6,8 @@ from hisparse_kernels.backends import Ops
 from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.pooled_rows import PooledTable, pooled_pages_of
+from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
+from hisparse_kernels.window_slots import WindowSlots
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 
 
@@ -76,6 +78,29 @@ class IndexKeyChoices:
         """The query's rows and the pooled keys, as the ops take them."""
         stored = self._pooled_pages, self._pooled_table
         return query.index_q, query.index_weights, *stored, query.row_seq
+
+    def _select_blocks(
+        self, query: SelectionQuery, kept: int, arrivals: torch.Tensor, slots: WindowSlots | None
+    ) -> KeptBlocks:
+        """The best blocks of each row, and their slots where these are to be found.
+
+        Args:
+            query: whose rows.
+            kept: blocks of a row.
+            arrivals: [COUNTED_ROWS] int32 of 0, and 0 again afterwards.
+            slots: where they are found; None = they are not looked for.
+        """
+        rows = query.num_rows
+        logits = query.index_weights.new_empty(rows, self.pooled_columns)
+        scratch = BlockScratch(logits, arrivals[:rows] if rows < COUNTED_ROWS else None)
+        pooled = *self._pooled(query), query.newest_blocks(self.block_tokens)
+        ids = self._ops.select_blocks(*pooled, kept, self._layout, scratch, slots=slots)
+        return KeptBlocks(ids, logits, None if slots is None else slots.out)
+
+    def _empty_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
+        """[rows, tokens of the listed blocks] fp32, not written yet."""
+        columns = block_ids.shape[1] * self.block_tokens
+        return query.index_weights.new_empty(query.num_rows, columns)
 
     def _best_in_pages(
         self,

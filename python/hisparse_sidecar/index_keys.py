@@ -3,7 +3,6 @@
 import torch
 
 from hisparse_kernels.refine_logits import HostBlocks
-from hisparse_kernels.select_blocks import BlockScratch
 from hisparse_sidecar.block_window import BlockWindow
 from hisparse_sidecar.index_key_choices import IndexKeyChoices
 from hisparse_sidecar.selection import KeptBlocks, SelectionQuery
@@ -53,13 +52,9 @@ class LayerIndexKeys(IndexKeyChoices):
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
         self._settle()
-        rows = query.num_rows
-        logits = query.index_weights.new_empty(rows, self.pooled_columns)
-        scratch = BlockScratch(logits, self._tiers.device.arrivals(rows))
-        slots = self._window.slots_to_find(rows, kept) if self._step.kind == "decode" else None
-        pooled = *self._pooled(query), query.newest_blocks(self.block_tokens)
-        ids = self._ops.select_blocks(*pooled, kept, self._layout, scratch, slots=slots)
-        return KeptBlocks(ids, logits, None if slots is None else slots.out)
+        decodes = self._step.kind == "decode"
+        slots = self._window.slots_to_find(query.num_rows, kept) if decodes else None
+        return self._select_blocks(query, kept, self._tiers.device.arrivals, slots)
 
     def best_of_all(
         self, query: SelectionQuery, topk: int, heads: torch.Tensor | None = None
@@ -176,8 +171,7 @@ class LayerIndexKeys(IndexKeyChoices):
         topk: int,
         host: HostBlocks | None = None,
     ) -> torch.Tensor:
-        columns = block_ids.shape[1] * self.block_tokens
-        logits = query.index_weights.new_empty(query.num_rows, columns)
+        logits = self._empty_logits(query, block_ids)
         lists = self._window.pages, slots, block_ids, query.row_pos
         how = self.block_tokens, topk, self._layout, logits
         queries = query.index_q, query.index_weights

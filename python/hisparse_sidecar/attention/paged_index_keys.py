@@ -8,7 +8,7 @@ from hisparse_kernels.backends import Ops
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.pooled_rows import PooledTable
 from hisparse_kernels.refine_logits import HostBlocks
-from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
+from hisparse_kernels.select_blocks import COUNTED_ROWS
 from hisparse_kernels.window_slots import WindowSlots
 from hisparse_sidecar.index_key_choices import ResidentKeyChoices
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
@@ -24,7 +24,7 @@ class PlannedRows:
         page_table: [num_seqs, max_pages] int32, -1 beyond a sequence's end.
         table_base: [num_seqs] int64, the sequence's first entry of `page_table`.
         no_base: [num_seqs] int64 of 0.
-        arrivals: int32 of 0 for `BlockScratch`.
+        arrivals: [COUNTED_ROWS] int32 of 0 for `BlockScratch`.
     """
 
     row_seq: torch.Tensor
@@ -83,14 +83,8 @@ class PagedIndexKeys(ResidentKeyChoices):
 
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
-        rows = query.num_rows
-        logits = query.index_weights.new_empty(rows, self.pooled_columns)
-        arrivals = None if rows >= COUNTED_ROWS else self._planned.arrivals[:rows]
-        slots = self._slots_to_find(rows, kept) if self._has_slots else None
-        pooled = *self._pooled(query), query.newest_blocks(self.block_tokens)
-        scratch = BlockScratch(logits, arrivals)
-        ids = self._ops.select_blocks(*pooled, kept, self._layout, scratch, slots=slots)
-        return KeptBlocks(ids, logits, None if slots is None else slots.out)
+        slots = self._slots_to_find(query.num_rows, kept) if self._has_slots else None
+        return self._select_blocks(query, kept, self._planned.arrivals, slots)
 
     def best_of_all(
         self, query: SelectionQuery, topk: int, heads: torch.Tensor | None = None
@@ -152,7 +146,3 @@ class PagedIndexKeys(ResidentKeyChoices):
         if self._has_slots:
             return None
         return HostBlocks(self._index_pages, self._planned.page_table, query.row_seq)
-
-    def _empty_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
-        columns = block_ids.shape[1] * self.block_tokens
-        return query.index_weights.new_empty(query.num_rows, columns)

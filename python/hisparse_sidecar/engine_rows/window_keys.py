@@ -6,7 +6,6 @@ from hisparse_kernels.backends import Ops
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.resolve import MissPlan, SlotRanges, SlotState
-from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
 from hisparse_sidecar.engine_rows.index_part import INDEX_LAYOUT
 from hisparse_sidecar.errors import WrongState
@@ -42,7 +41,7 @@ class WindowKeys(IndexKeyChoices):
             pooled: pages of pooled keys, and their table.
             window: its state, each sequence's part of it, a step's stamps [2] int32, and a plan
                 of as many misses as pages come and go.
-            arrivals: int32 of 0 for `BlockScratch`.
+            arrivals: [COUNTED_ROWS] int32 of 0 for `BlockScratch`.
             num_blocks: most pages of a sequence, at least 2.
         """
         super().__init__(ops, INDEX_LAYOUT, PAGE_TOKENS, *pooled)
@@ -69,13 +68,8 @@ class WindowKeys(IndexKeyChoices):
 
     def best_blocks(self, query: SelectionQuery, kept: int) -> KeptBlocks:
         """See `selection.IndexKeys`."""
-        rows = query.num_rows
-        logits = query.index_weights.new_empty(rows, self.pooled_columns)
-        scratch = BlockScratch(logits, None if rows >= COUNTED_ROWS else self._arrivals[:rows])
-        slots = None if self._fits(kept) else self._slots_to_find(rows, kept)
-        pooled = *self._pooled(query), query.newest_blocks(PAGE_TOKENS)
-        ids = self._ops.select_blocks(*pooled, kept, self._layout, scratch, slots=slots)
-        return KeptBlocks(ids, logits, None if slots is None else slots.out)
+        slots = None if self._fits(kept) else self._slots_to_find(query.num_rows, kept)
+        return self._select_blocks(query, kept, self._arrivals, slots)
 
     def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
         """See `selection.IndexKeys`."""
@@ -138,7 +132,3 @@ class WindowKeys(IndexKeyChoices):
 
     def _on_host(self, query: SelectionQuery) -> HostBlocks:
         return HostBlocks(self._host_pages, self._page_table, query.row_seq)
-
-    def _empty_logits(self, query: SelectionQuery, ids: torch.Tensor) -> torch.Tensor:
-        columns = ids.shape[1] * PAGE_TOKENS
-        return query.index_weights.new_empty(query.num_rows, columns)

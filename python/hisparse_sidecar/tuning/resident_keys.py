@@ -81,8 +81,7 @@ class ResidentKeys(ResidentKeyChoices):
 
     def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
         """See `selection.IndexKeys`."""
-        columns = blocks.ids.shape[1] * self.block_tokens
-        logits = query.index_weights.new_empty(query.num_rows, columns)
+        logits = self._empty_logits(query, blocks.ids)
         slots = self._slots(query, blocks.ids) if blocks.slots is None else blocks.slots
         lists = self.stored.index_pages, slots, blocks.ids, query.row_pos
         how = self.block_tokens, topk, self.layout, logits

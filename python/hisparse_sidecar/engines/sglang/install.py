@@ -1,4 +1,4 @@
-"""Puts hooks in the places that `targets.py` names, once a process."""
+"""Puts hooks in the places of SGLang's own functions, once a process."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -29,12 +29,30 @@ def install(
     for target in targets:
         if not target.is_replaced:
             continue
-        owner, name, original = resolve(target)
-        if not getattr(original, _MARK, False):
-            hook = hooks[target.name](original)
-            setattr(hook, _MARK, True)
-            setattr(owner, name, hook)
-        if not getattr(resolve(target)[2], _MARK, False):
+        owner, name, _ = resolve(target)
+        replace_once(owner, name, hooks[target.name])
+        if not is_hooked(resolve(target)[2]):
             raise WrongState(f"{target.path} is not ours after it was replaced")
         names.append(target.name)
     return tuple(names)
+
+
+def replace_once(owner: Any, name: str, hook_of: Callable[[Function], Function]) -> None:  # noqa: ANN401
+    """Puts what `hook_of` makes of an owner's function in its place; a hook of ours stays.
+
+    Args:
+        owner: a module or a class.
+        name: of its attribute.
+        hook_of: makes the hook from what was there.
+    """
+    original = getattr(owner, name)
+    if is_hooked(original):
+        return
+    hook = hook_of(original)
+    setattr(hook, _MARK, True)
+    setattr(owner, name, hook)
+
+
+def is_hooked(function: object) -> bool:
+    """Whether it is a hook of ours."""
+    return bool(getattr(function, _MARK, False))

@@ -13,7 +13,7 @@ from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.engines.sglang.beside import keep_coordinator
 from hisparse_sidecar.engines.sglang.calls import CallCounts
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
-from hisparse_sidecar.engines.sglang.install import install
+from hisparse_sidecar.engines.sglang.install import Function, install, replace_once
 from hisparse_sidecar.engines.sglang.offload_stats import (
     Listener,
     StatsLine,
@@ -39,7 +39,6 @@ _LOG = logging.getLogger("hisparse_sidecar.sglang")
 BACKEND_NAME = "hisparse"
 COORDINATOR = "HiSparseCoordinator"
 _COORDINATORS = "sglang.srt.managers.hisparse_coordinator"
-_MARK = "_hooked_by_hisparse_sidecar"
 
 
 def stand_in_for_coordinator() -> None:
@@ -52,10 +51,10 @@ def stand_in_for_coordinator() -> None:
     if module is None:
         return
     hook_pool(is_asked_for)
-    if getattr(module.HiSparseCoordinator, _MARK, False):
-        return
-    stock = module.HiSparseCoordinator
+    replace_once(module, COORDINATOR, _factory)
 
+
+def _factory(stock: Function) -> Function:
     @functools.wraps(stock, updated=())
     def make(*args: Any, **named: Any) -> Any:  # noqa: ANN401
         from sglang.srt.runtime_context import get_server_args
@@ -65,8 +64,7 @@ def stand_in_for_coordinator() -> None:
             return stock(*args, **named)
         return create_coordinator(server_args, *args, **named)
 
-    setattr(make, _MARK, True)
-    module.HiSparseCoordinator = make
+    return make
 
 
 def is_asked_for(server_args: Any) -> bool:  # noqa: ANN401

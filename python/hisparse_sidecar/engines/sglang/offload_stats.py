@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from hisparse_sidecar.engine_rows import EngineRowTier
+from hisparse_sidecar.engine_rows import EngineRowsConfig, EngineRowTier
 from hisparse_sidecar.engine_rows.counters import CounterReading, GroupCounts
 from hisparse_sidecar.engine_stats import EngineRequests, EngineStats, SelectionCalls, StatsFolder
 from hisparse_sidecar.engines.sglang.calls import CallCounts
@@ -173,7 +173,9 @@ def stats_of(coordinator: Coordinator, counts: Sequence[GroupCounts]) -> EngineS
         engine=f"sglang {installed_versions().sglang}",
         rank=coordinator.rank,
         core=core,
-        groups=tuple(_traffic(tier, group, one) for group, one in enumerate(counts)),
+        groups=tuple(
+            _traffic(config, group, one, core.appended_tokens) for group, one in enumerate(counts)
+        ),
         held=TierBytes(
             hot_buffer=core.slots_used * config.row_bytes * len(config.groups),
             block_window=0,
@@ -191,10 +193,12 @@ def stats_of(coordinator: Coordinator, counts: Sequence[GroupCounts]) -> EngineS
     )
 
 
-def _traffic(tier: EngineRowTier, group: int, counts: GroupCounts) -> GroupTraffic:
-    row_bytes = tier.config.row_bytes * tier.config.groups.count(group)
+def _traffic(
+    config: EngineRowsConfig, group: int, counts: GroupCounts, appended_tokens: int
+) -> GroupTraffic:
+    row_bytes = config.row_bytes * config.groups.count(group)
     rows = Traffic(counts.items, counts.misses, counts.misses * row_bytes)
-    return GroupTraffic(rows=rows, spilled_bytes=tier.stats().appended_tokens * row_bytes)
+    return GroupTraffic(rows=rows, spilled_bytes=appended_tokens * row_bytes)
 
 
 def _calls(selections: Sequence[CallCounts]) -> tuple[SelectionCalls, ...]:

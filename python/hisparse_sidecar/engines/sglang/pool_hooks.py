@@ -13,15 +13,14 @@ from typing import Any
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.engine_rows.index_part import INDEX_LAYOUT
 from hisparse_sidecar.engines.sglang.index_sizes import IndexSizes
+from hisparse_sidecar.engines.sglang.install import Function, is_hooked, replace_once
 from hisparse_sidecar.engines.sglang.settings import SglangSettings, read_settings
 from hisparse_sidecar.engines.sglang.targets import Target, check_targets, resolve
 from hisparse_sidecar.engines.sglang.unsupported import layer_groups
 from hisparse_sidecar.errors import WrongState
 
 _SRT = "sglang.srt."
-_MARK = "_hooked_by_hisparse_sidecar"
 _HISPARSE_POOL = "HiSparseDSATokenToKVPool"
-_Function = Callable[..., Any]
 POOL_TARGETS = (
     Target(
         _SRT + "model_executor.pool_configurator",
@@ -59,11 +58,7 @@ def hook_pool(is_asked_for: Callable[[Any], bool]) -> None:
             owner = getattr(owner, part, None)
         if owner is None or not hasattr(owner, name):
             continue  # `check_pool` misses it, if it must be there
-        original = getattr(owner, name)
-        if not getattr(original, _MARK, False):
-            hook = hook_of(original, is_asked_for)
-            setattr(hook, _MARK, True)
-            setattr(owner, name, hook)
+        replace_once(owner, name, functools.partial(hook_of, is_asked_for=is_asked_for))
 
 
 def check_pool(server_args: Any, settings: SglangSettings, pool: Any) -> None:  # noqa: ANN401
@@ -75,7 +70,7 @@ def check_pool(server_args: Any, settings: SglangSettings, pool: Any) -> None:  
     """
     check_targets(POOL_TARGETS)
     for target in POOL_TARGETS:
-        if not getattr(resolve(target)[2], _MARK, False):
+        if not is_hooked(resolve(target)[2]):
             raise WrongState(f"{target.path} is not ours: was the plug-in loaded late?")
     rows = index_sizes(server_args, settings).index_rows(pool.size)
     needed = rows // PAGE_TOKENS + 1
@@ -111,7 +106,7 @@ def _offloading(server_args: Any, is_asked_for: Callable[[Any], bool]) -> Sglang
 # -- hooks ------------------------------------------------------------------------------------
 
 
-def _compute_cell_size(original: _Function, is_asked_for: Callable[[Any], bool]) -> _Function:
+def _compute_cell_size(original: Function, is_asked_for: Callable[[Any], bool]) -> Function:
     @functools.wraps(original)
     def hook(self: Any, kvc: Any, num_layers: int) -> int:  # noqa: ANN401
         stock = int(original(self, kvc, num_layers))
@@ -135,7 +130,7 @@ def num_groups(hf_text_config: Any, num_layers: int) -> int:  # noqa: ANN401
     return layer_groups(num_layers, shares)[-1] + 1
 
 
-def _pool_init(original: _Function, is_asked_for: Callable[[Any], bool]) -> _Function:
+def _pool_init(original: Function, is_asked_for: Callable[[Any], bool]) -> Function:
     @functools.wraps(original)
     def hook(self: Any, size: int, *rest: Any, **named: Any) -> None:  # noqa: ANN401
         server_args = _server_args() if type(self).__name__ == _HISPARSE_POOL else None
@@ -147,7 +142,7 @@ def _pool_init(original: _Function, is_asked_for: Callable[[Any], bool]) -> _Fun
     return hook
 
 
-def _should_elide(original: _Function, is_asked_for: Callable[[Any], bool]) -> _Function:
+def _should_elide(original: Function, is_asked_for: Callable[[Any], bool]) -> Function:
     @functools.wraps(original)
     def hook(*, is_draft_worker: bool) -> bool:
         if is_draft_worker or not _offloading(_server_args(), is_asked_for):
@@ -163,7 +158,7 @@ def _server_args() -> Any:  # noqa: ANN401
     return get_server_args()
 
 
-_HOOKS: tuple[tuple[str, str, Callable[..., _Function]], ...] = (
+_HOOKS: tuple[tuple[str, str, Callable[..., Function]], ...] = (
     (
         "model_executor.pool_configurator",
         "DefaultPoolConfigurator._compute_cell_size",

@@ -9,13 +9,17 @@ _SPARE_TOKENS = 2
 
 def table_row_of(req: Any) -> int:  # noqa: ANN401
     """Row of the request in SGLang's `req_to_token`."""
-    return int(req.req_pool_idx if hasattr(req, "req_pool_idx") else req.kv.req_pool_idx)
+    return int(_table_row(req))
 
 
 def table_row_or_none(req: Any) -> int | None:  # noqa: ANN401
     """The same, of a request that may have none."""
-    row = req.req_pool_idx if hasattr(req, "req_pool_idx") else req.kv.req_pool_idx
+    row = _table_row(req)
     return None if row is None else int(row)
+
+
+def _table_row(req: Any) -> Any:  # noqa: ANN401
+    return req.req_pool_idx if hasattr(req, "req_pool_idx") else req.kv.req_pool_idx
 
 
 def tree_tokens(req: Any) -> int:  # noqa: ANN401

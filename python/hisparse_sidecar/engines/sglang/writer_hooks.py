@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from hisparse_sidecar.engines.sglang.beside_pool import offloaded_keys_of, pooled_pages_of
-
-_Function = Callable[..., Any]
+from hisparse_sidecar.engines.sglang.install import Function
 
 
 def running_pool() -> object:
@@ -21,7 +20,7 @@ def running_pool() -> object:
     return get_token_to_kv_pool()
 
 
-def _store_index_k_cache(original: _Function) -> _Function:
+def _store_index_k_cache(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -29,7 +28,7 @@ def _store_index_k_cache(original: _Function) -> _Function:
         layer_id: int,
         key: torch.Tensor,
         *,
-        act_quant: _Function | None = None,
+        act_quant: Function | None = None,
         out_cache_loc: torch.Tensor | None = None,
     ) -> None:
         def store(rows: torch.Tensor | None) -> None:
@@ -41,7 +40,7 @@ def _store_index_k_cache(original: _Function) -> _Function:
     return hook
 
 
-def _fused_k_prepare_and_store(original: _Function) -> _Function:
+def _fused_k_prepare_and_store(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -49,7 +48,7 @@ def _fused_k_prepare_and_store(original: _Function) -> _Function:
         positions: torch.Tensor,
         forward_batch: Any,  # noqa: ANN401
         layer_id: int,
-        act_quant: _Function | None,
+        act_quant: Function | None,
         out_cache_loc: torch.Tensor | None = None,
     ) -> None:
         def store(rows: torch.Tensor | None) -> None:
@@ -77,7 +76,7 @@ def _write(
         pooled.rows_written(layer, forward_batch.out_cache_loc if row_ids is None else row_ids)
 
 
-def _move_kv_cache(original: _Function) -> _Function:
+def _move_kv_cache(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:  # noqa: ANN401
         original(self, tgt_loc, src_loc)
@@ -86,7 +85,7 @@ def _move_kv_cache(original: _Function) -> _Function:
     return hook
 
 
-def _load_cpu_copy(original: _Function) -> _Function:
+def _load_cpu_copy(original: Function) -> Function:
     @functools.wraps(original)
     def hook(
         self: Any,  # noqa: ANN401
@@ -107,7 +106,7 @@ def _written_in_all_layers(pool: object, row_ids: torch.Tensor) -> None:
         pooled.rows_written_in_all_layers(row_ids.flatten())
 
 
-WRITER_HOOKS: dict[str, Callable[[_Function], _Function]] = {
+WRITER_HOOKS: dict[str, Callable[[Function], Function]] = {
     "Indexer._store_index_k_cache": _store_index_k_cache,
     "Indexer._fused_k_prepare_and_store": _fused_k_prepare_and_store,
     "DSATokenToKVPool.move_kv_cache": _move_kv_cache,
