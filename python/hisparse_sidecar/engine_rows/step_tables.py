@@ -23,7 +23,8 @@ class FixedTables:
 
     Attributes:
         row_seq: [max_sequences] int32, i in row i of a step; -1 = padding row.
-        host_row_ids: [max_sequences] int64, host row of each new row; -1 = padding row.
+        host_row_ids: [max_sequences] int64, host row of each new row that is written here; -1 =
+            padding row, and every row where another rank writes the host pool.
         first_pos: [max_sequences] int32, position of each new row.
         first_row: [max_sequences] int32, row of the engine's memory that holds it.
         ranges: [max_sequences] each, hot slots and slot table of each sequence.
@@ -31,8 +32,10 @@ class FixedTables:
         stamps: [2] int32, of what the step selects.
     """
 
-    def __init__(self, config: EngineRowsConfig, device: torch.device) -> None:
-        rows = config.max_sequences
+    def __init__(
+        self, config: EngineRowsConfig, device: torch.device, *, writes_host: bool = True
+    ) -> None:
+        rows, self._writes_host = config.max_sequences, writes_host
 
         def filled(value: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.full(shape or (rows,), value, dtype=dtype, device=device)
@@ -79,7 +82,8 @@ class FixedTables:
             assert windows is not None
             self._index.load(found, uploaded, windows)
         self._planned_seq.copy_(found["row_seq"])
-        self._planned_row_ids.copy_(found["host_row_ids"])
+        if self._writes_host:
+            self._planned_row_ids.copy_(found["host_row_ids"])
         self.first_pos.copy_(found["row_pos"])
         self.stamps.copy_(uploaded["stamps"])
         pages = found["page_table"]
