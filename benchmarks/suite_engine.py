@@ -4,7 +4,8 @@ Needles: the trained small model answers questions about facts in 4096 to 16000 
 at once; the share of right answers, and of answers equal to those of transformers and of `dsa`.
 Loads: attention and indexer of DeepSeek-V3.2 and GLM-5, 8 layers with random weights; requests
 that share all but the last 64 tokens of their context decode at once. Each setup runs in an engine
-of its own, with CUDA graphs. A start takes about a minute: `--cases` chooses.
+of its own, with CUDA graphs; one of several ranks only where there are as many GPUs. A start takes
+about a minute: `--cases` chooses.
 """
 
 import tempfile
@@ -13,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+
+import torch
 
 from benchmarks.engine import setups
 from benchmarks.engine.models import SHAPES, TINY_DSA, write_shape
@@ -33,6 +36,7 @@ _NEEDLE_SETUPS = (
     setups.HISA_OFFLOAD,
     setups.INDEX_OFFLOAD,
     setups.CACHED_OFFLOAD,
+    setups.RANKS_OFFLOAD,
 )
 _LOAD_SETUPS = (
     setups.DSA,
@@ -78,7 +82,7 @@ def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
     for setup in (None, *_NEEDLE_SETUPS):
         name = setup.name if setup else _REFERENCE
         case = f"{len(asked)} needles, {name}"
-        if not stopwatch.wants(case):
+        if not stopwatch.wants(case) or not _has_gpus_for(setup):
             continue
         arguments = _for_trained(setup or setups.DSA).arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
         if setup is setups.DSA:
@@ -95,6 +99,10 @@ def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
             yield Measurement(case, metric, 100 * equal / len(asked), "higher")
         if setup in (None, setups.DSA):
             known[name] = served.answers
+
+
+def _has_gpus_for(setup: Setup | None) -> bool:
+    return setup is None or torch.cuda.device_count() >= setup.num_ranks
 
 
 def _for_trained(setup: Setup) -> Setup:

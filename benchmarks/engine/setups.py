@@ -16,6 +16,7 @@ class Setup:
         settings: of `--hisparse-config`; None = not given.
         offloads: KV rows lie in host memory (`--enable-hisparse`), without SGLang's prefix cache.
         caches: then our prefix cache is beside them.
+        num_ranks: GPUs, by tensor parallel.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Setup:
     settings: dict[str, Any] | None = None
     offloads: bool = False
     caches: bool = False
+    num_ranks: int = 1
 
     def arguments(self, model: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401
         """Keyword arguments of `sglang.Engine`, JSON-able."""
@@ -45,6 +47,8 @@ class Setup:
             arguments |= {"enable_hisparse": True, "disable_radix_cache": True}
         if self.caches:
             arguments |= {"radix_cache_backend": "hisparse"}
+        if self.num_ranks > 1:
+            arguments |= {"tp_size": self.num_ranks}
         if self.settings is not None:
             arguments["hisparse_config"] = json.dumps(self.settings)
         return arguments
@@ -74,4 +78,11 @@ CACHED_OFFLOAD = Setup(
     {**_HISA, **_SMALL_BUFFER},
     offloads=True,
     caches=True,
+)
+RANKS_OFFLOAD = Setup(
+    "hisparse, hisa, offload, 2 ranks",
+    "hisparse",
+    {**_HISA, **_SMALL_BUFFER},
+    offloads=True,
+    num_ranks=2,
 )
