@@ -53,6 +53,11 @@ def group_of(place: RankPlace, device: str) -> Iterator[dist.ProcessGroup]:
         dist.destroy_process_group()
 
 
+def meet(group: dist.ProcessGroup) -> None:
+    """Waits until every rank has come, on the host."""
+    dist.all_reduce(torch.zeros(1), group=group)
+
+
 def forbid_writes(region: HostRegion) -> None:
     """A write of this process to the region ends it (SIGSEGV); by a GPU's it would not."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -251,11 +256,11 @@ class PoolLife:
         """What came of it; the tier is closed."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        dist.barrier(self.group)
+        meet(self.group)
         self.tier.check_integrity()
         files = file_of(self.tier._host.region), self.tier._host.region.num_bytes
         found = int(self.num_wrong), self.num_looked_at, files, self.tier.num_compared
-        dist.barrier(self.group)
+        meet(self.group)
         for _, lease in self.kept:
             lease.release()
         for sequence in list(self.serials):

@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from hisparse_sidecar.errors import DeviceArenaFull
 from hisparse_sidecar.ranks import RankPlace
 from tests.pipeline import world
 from tests.pipeline.engine_index_world import IndexEngine
-from tests.ranks.pool_world import Pass, PoolLife, forbid_writes, group_of, pools_of_this_process
+from tests.ranks.pool_world import (
+    Pass,
+    PoolLife,
+    forbid_writes,
+    group_of,
+    meet,
+    pools_of_this_process,
+)
 from tests.ranks.processes import Group
 
 ON_GPUS = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -70,7 +76,7 @@ class IndexRank(IndexEngine):
         sequence = self.open(tokens, new_tokens)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        dist.barrier(group)
+        meet(group)
         return sequence
 
 
@@ -96,9 +102,9 @@ def live_with_index_keys(place: RankPlace, kind: str, seed: int) -> int:
                 num_steps += 1
         if kind != "cpu":
             torch.cuda.synchronize(engine.device)
-        dist.barrier(group)
+        meet(group)
         engine.tier.check_integrity()
-        dist.barrier(group)
+        meet(group)
         engine.tier.close()
         return num_steps
 

@@ -18,6 +18,7 @@ from hisparse_sidecar.ranks import RankPlace
 
 _LOG = logging.getLogger("hisparse_sidecar.sglang")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_ROOT = "/dev/shm"  # a short path: a socket's has at most 107 bytes
 _SECONDS = 300.0  # as SGLang's watchdog: a rank may compile kernels meanwhile
 _JOIN_SECONDS = 600.0
 
@@ -69,7 +70,7 @@ def shared_place(group: Any, *, is_wanted: bool) -> Iterator[RankPlace | None]: 
         _say(group, logging.INFO, f"{own_pools}: share_host_pool is false, or attn_cp_size above 1")
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="hisparse-ranks-") as own:
+    with tempfile.TemporaryDirectory(prefix="hisparse-ranks-", dir=_ROOT) as own:
         folder = _meeting_place(group, own)
         if folder is None:
             why = "they are on several hosts, or have no folder in common"
