@@ -65,6 +65,9 @@ def random_lives(place: Place) -> dict[str, Any]:
 def pages_that_are_given_up(place: Place) -> dict[str, Any]:
     """Host pages of prefixes that requests have loaded go to the first in the queue."""
     engine = RankEngine(place, ratio=1, hot_share=0.05)  # one hot buffer
+    tier, met = engine.coordinator.tier, list[int]()
+    end_reads = tier.end_reads
+    tier.end_reads = lambda: (met.append(tier.num_compared), end_reads())
     for seed in range(3):
         engine.finish(*engine.start_tokens(prompt(704, seed), new_tokens=10))
     first = engine.prefill_tokens(prompt(60, 7), new_tokens=900)
@@ -81,7 +84,7 @@ def pages_that_are_given_up(place: Place) -> dict[str, Any]:
         engine.check_all()
         engine.decode(20)
         engine.finish(req)
-    return engine.told() | {"counted": counted}
+    return engine.told() | {"counted": counted, "met": met}
 
 
 def a_page_too_few(place: Place) -> str:

@@ -49,6 +49,7 @@ def test_pages_are_given_up_when_every_rank_has_read_them(tmp_path: Path) -> Non
     found = reports(tmp_path, "pages_that_are_given_up", 4, 2)
     check_groups(found, 2)
     assert found[0]["compared"] > 30
+    assert found[0]["met"] == found[1]["met"] != []
     first, other = found[0]["counted"], found[1]["counted"]
     assert min(first) > 0 == max(other)  # who writes tells of the pool and of what went to it
 
