@@ -10,6 +10,7 @@ from hisparse_sidecar.engine_rows import EngineRowTier
 from hisparse_sidecar.errors import DeviceArenaFull, HisparseError, InvalidArgument, WrongState
 from hisparse_sidecar.selection import SelectionQuery
 from hisparse_sidecar.selection.flat import FlatSelector
+from tests.no_waiting import no_waiting
 from tests.pipeline.engine_index_world import (
     CONFIG,
     FIRST_PAGE,
@@ -101,6 +102,7 @@ def test_a_full_sequence_leaves_its_neighbours_table_alone(engine: IndexEngine) 
     neighbour = engine.open(130)
     engine.step([neighbour])
     rows = torch.arange(PAGE, 2 * PAGE, device=engine.device)
+    engine.write(rows, engine.some_keys(PAGE))
     engine.tier.take_prompt(full, rows + SHIFT)
     engine.tier.check_integrity()
     engine.step([neighbour])
@@ -251,9 +253,6 @@ def test_a_layer_does_not_wait(engine: IndexEngine) -> None:
     engine.plan(sequences)
     keys, query = engine.new_keys(sequences, 2), engine.queries(2)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for group in range(2):
             engine.layer(group, keys, query, "hisa")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

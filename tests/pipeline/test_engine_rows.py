@@ -15,6 +15,7 @@ from hisparse_sidecar.errors import (
     InvalidArgument,
     WrongState,
 )
+from tests.no_waiting import no_waiting
 from tests.pipeline import world
 
 TOPK, HOT, SEQUENCES, FIRST_ROW = 16, 48, 3, 64
@@ -278,12 +279,9 @@ def test_a_layer_neither_allocates_nor_waits(engine: Engine) -> None:
     lists = engine.lists(sequences)
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for layer, items in enumerate(lists):
             engine.tier.swap_in(layer, items, engine.num_real)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
