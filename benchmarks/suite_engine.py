@@ -2,8 +2,8 @@
 
 Needles: the trained small model answers questions about facts in 4096 to 16000 tokens of text, all
 at once; the share of right answers, and of answers equal to those of transformers and of `dsa`.
-Loads: attention and indexer of DeepSeek-V3.2 and GLM-5, 8 layers with random weights; requests
-that share all but the last 64 tokens of their context decode at once. Each setup runs in an engine
+Loads: 8 layers of DeepSeek-V3.2 and GLM-5 with random weights; requests that share all but the last
+64 tokens of their context decode at once. Each setup runs in an engine
 of its own, with CUDA graphs. A start takes about a minute: `--cases` chooses.
 """
 
@@ -43,6 +43,7 @@ _LOAD_SETUPS = (
     setups.OFFLOAD,
     setups.HISA_OFFLOAD,
     setups.INDEX_OFFLOAD,
+    setups.CACHED_OFFLOAD,
 )
 _LOADS: tuple[Load, ...] = tuple(
     (context, requests, 256) for context in (32 << 10, 128 << 10) for requests in (1, 8, 64)
