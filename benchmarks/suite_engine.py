@@ -7,6 +7,7 @@ Loads: 8 layers of DeepSeek-V3.2 and GLM-5 with random weights; requests that sh
 of its own, with CUDA graphs. A start takes about a minute: `--cases` chooses.
 """
 
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,20 +20,23 @@ from benchmarks.engine.models import SHAPES, TINY_DSA, write_shape
 from benchmarks.engine.needles import questions, share_right
 from benchmarks.engine.runs import Load, Served, Work, serve, sglang_version
 from benchmarks.engine.setups import Setup
-from hisparse_sidecar.cli.bench.rows import Measurement
+from benchmarks.lines import Panel, Point, draw_lines
+from hisparse_sidecar.cli.bench.rows import Measurement, Row
 from hisparse_sidecar.cli.bench.suite import Suite
 from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 _REFERENCE = "transformers in fp32"
 _LENGTHS, _TEXTS, _NEW_TOKENS = (4096, 8192, 16000), 4, 16
 _NEEDLE_SETUPS = (
-    setups.DSA,
+    setups.DSA_ANY_TOPK,
     setups.FLAT,
     setups.HISA,
     setups.OFFLOAD,
     setups.HISA_OFFLOAD,
     setups.INDEX_OFFLOAD,
     setups.CACHED_OFFLOAD,
+    setups.BF16_OFFLOAD,
+    setups.RETRACTED_OFFLOAD,
 )
 _LOAD_SETUPS = (
     setups.DSA,
@@ -60,6 +64,11 @@ _NEEDLE_ARGUMENTS: dict[str, Any] = {
     "max_running_requests": 64,
     "max_total_tokens": 1 << 18,
 }
+_MEDIAN = "ITL, median ms"
+_LOAD_CASE = re.compile(
+    rf"(?P<shape>{'|'.join(SHAPES)}), (?P<setup>.+), "
+    r"(?P<context>\d+K) tokens, (?P<requests>\d+) at once"
+)
 _SMALL_TOPK = {"top_k": 512, "device_buffer_size": 1024}  # the trained model's
 
 
@@ -81,11 +90,10 @@ def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
         case = f"{len(asked)} needles, {name}"
         if not stopwatch.wants(case):
             continue
-        arguments = _for_trained(setup or setups.DSA).arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
-        if setup is setups.DSA:
-            # SGLang's kernel for prefill knows a top-k of 2048 alone; torch's is in no graph
-            arguments |= {"dsa_topk_backend": "torch", "disable_cuda_graph": True}
-        served = serve(case, arguments, work, "child" if setup else "reference")
+        used = _for_trained(setup or setups.DSA)
+        arguments = used.arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
+        program = "child" if setup else "reference"
+        served = serve(case, arguments, work, program, used.environment)
         if not served.answers:
             yield _failed(case, served)
             continue
@@ -94,7 +102,7 @@ def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
             equal = sum(a == b for a, b in zip(served.answers, answers, strict=True))
             metric = f"{_NEW_TOKENS} tokens equal to those of {other}, %"
             yield Measurement(case, metric, 100 * equal / len(asked), "higher")
-        if setup in (None, setups.DSA):
+        if setup in (None, setups.DSA_ANY_TOPK):
             known[name] = served.answers
 
 
@@ -137,7 +145,7 @@ def _load_rows(case: str, found: dict[str, Any]) -> Iterator[Measurement]:
     if len(between) < 2:
         yield Measurement(case, "failed: never were all of them decoding at once", 0.0, "higher")
         return
-    yield Measurement(case, "ITL, median ms", median(between), "lower")
+    yield Measurement(case, _MEDIAN, median(between), "lower")
     yield Measurement(case, "ITL, p99 ms", quantiles(between, n=100)[-1], "lower")
     yield Measurement(case, "tokens/s", found["tokens_per_second"], "higher")
 
@@ -147,9 +155,34 @@ def _failed(case: str, served: Served) -> Measurement:
     return Measurement(case, f"failed: {''.join(last)[:200]}", 0.0, "higher")
 
 
+def read_points(rows: list[Row]) -> list[Point]:
+    """Median times between tokens over the requests at once; a panel for each shape and context."""
+    found = ((row, _LOAD_CASE.fullmatch(row.case)) for row in rows if row.metric == _MEDIAN)
+    return [
+        Point(
+            f"{case['shape']}, {case['context']} tokens",
+            case["setup"],
+            "",
+            float(case["requests"]),
+            float(row.ours),
+        )
+        for row, case in found
+        if case
+    ]
+
+
+def plot_loads(rows: list[Row], path: Path) -> None:
+    """Write a PNG of the rows; raises ValueError as `draw_lines` does."""
+    points = read_points(rows)
+    panel = Panel("requests at once", _MEDIAN, log_x=True, log_y=True)
+    title = f"Time between tokens, 8 layers: {rows[0].gpu}, {rows[0].commit}" if rows else ""
+    draw_lines(points, {point.panel: panel for point in points}, title, path)
+
+
 SUITE = Suite(
     name="engine",
     summary="SGLang's engine: needles found, and time between tokens, beside its own backend",
     device="cuda",
     measure=_measure,
+    plot=plot_loads,
 )
