@@ -165,7 +165,7 @@ def _spill(layout: KvLayout) -> None:
                 kv_rows(rows, layout),
                 int64(rows),
                 host,
-                HotPlaces(kv_rows(rows * HOT_SLOTS, layout), *where),
+                HotPlaces(host, *where),
             )
 
 
