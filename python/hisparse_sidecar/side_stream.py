@@ -18,6 +18,11 @@ class StreamMark:
         """Without waiting; on the CPU always."""
         return self.event is None or self.event.query()
 
+    def wait(self) -> None:
+        """What is launched on the current stream from now on begins after what was before it."""
+        if self.event is not None:
+            self.event.wait()
+
 
 class SideStream:
     """Runs work beside the current stream; `join` before anything looks at what it does.

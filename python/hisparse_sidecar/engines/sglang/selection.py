@@ -1,7 +1,8 @@
 """Selection of one attention backend: whether a call is ours, and the list in SGLang's form."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -19,6 +20,7 @@ from hisparse_sidecar.selection.registry import selector_for
 from hisparse_sidecar.tensor_checks import check_tensor
 
 LAYOUT = index_layout("fp8")
+Fetch: TypeAlias = Callable[[int, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class BackendSelection:
         pooled: PooledPages | None,
         uncovered: str | None,
         offloaded: OffloadedKeys | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
         """A selection over one pool.
 
@@ -86,10 +89,12 @@ class BackendSelection:
             pooled: pooled keys of the pool; None where `uncovered`.
             uncovered: why no call of this process can be ours; None = some can.
             offloaded: see the attribute; then every decode call is ours.
+            fetch: is given layer and lists of decode passes as soon as they are known; None = KV
+                rows stay.
         """
         require((pooled is None) == (uncovered is not None), "pooled keys, or why there are none")
         self._ops, self._settings, self._pooled = ops, settings, pooled
-        self._uncovered, self.offloaded = uncovered, offloaded
+        self._uncovered, self.offloaded, self._fetch = uncovered, offloaded, fetch
         self._selector = selector_for(settings.selection)
         self._last: tuple[object, int, IndexPlan] | None = None
         self.counts = CallCounts()
@@ -104,6 +109,12 @@ class BackendSelection:
         Raises:
             WrongState: index keys do not stay, and the call is one that only SGLang's way covers.
         """
+        lists = self._lists(call)
+        if lists is not None and len(lists) and self._fetch and _is_of_decode(call):
+            self._fetch(call.layer, lists)
+        return lists
+
+    def _lists(self, call: IndexerCall) -> torch.Tensor | None:
         if self.offloaded is not None and call.kind == "paged":
             return self._select_offloaded(call, self.offloaded)
         reason = self._uncovered or _uncovered_call(call, self._settings.min_tokens)
@@ -154,6 +165,10 @@ class BackendSelection:
             plan = IndexPlan(self._ops, LAYOUT, batch, call.num_rows, slots)
         self._last = attn, call.layer, plan
         return plan
+
+
+def _is_of_decode(call: IndexerCall) -> bool:
+    return call.kind == "paged" and bool(call.forward_batch.forward_mode.is_decode_or_idle())
 
 
 def _uncovered_call(call: IndexerCall, min_tokens: int) -> str | None:
