@@ -2,6 +2,7 @@
 
 Needles: the trained small model answers questions about facts in 4096 to 16000 tokens of text, all
 at once; the share of right answers, and of answers equal to those of transformers and of `dsa`.
+Several engines share the GPU then.
 Loads: 8 layers of DeepSeek-V3.2 and GLM-5 with random weights; requests that share all but the last
 64 tokens of their context decode at once. Each setup runs in an engine
 of its own, with CUDA graphs. A start takes about a minute: `--cases` chooses.
@@ -10,7 +11,9 @@ of its own, with CUDA graphs. A start takes about a minute: `--cases` chooses.
 import re
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -27,6 +30,7 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 _REFERENCE = "transformers in fp32"
 _LENGTHS, _TEXTS, _NEW_TOKENS = (4096, 8192, 16000), 4, 16
+_ENGINES_AT_ONCE = 5  # of the trained model, on one GPU
 _NEEDLE_SETUPS = (
     setups.DSA_ANY_TOPK,
     setups.FLAT,
@@ -52,17 +56,19 @@ _LOAD_SETUPS = (
 _LOADS: tuple[Load, ...] = tuple(
     (context, requests, 256) for context in (32 << 10, 128 << 10) for requests in (1, 8, 64)
 )
+_GRAPH_BATCHES = [1, 2, 4, 8, 16, 32, 64]
 _LOAD_ARGUMENTS: dict[str, Any] = {
     "load_format": "dummy",
     "context_length": 140000,
     "max_running_requests": 64,
     "max_total_tokens": 1 << 20,
-    "cuda_graph_bs_decode": [1, 2, 4, 8, 16, 32, 64],
+    "cuda_graph_bs_decode": _GRAPH_BATCHES,
 }
 _NEEDLE_ARGUMENTS: dict[str, Any] = {
     "context_length": 16384,
     "max_running_requests": 64,
     "max_total_tokens": 1 << 18,
+    "cuda_graph_bs_decode": _GRAPH_BATCHES,
 }
 _MEDIAN = "ITL, median ms"
 _LOAD_CASE = re.compile(
@@ -84,26 +90,31 @@ def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
 def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
     asked = [one for length in _LENGTHS for one in questions(length, _TEXTS)]
     work = Work([one.token_ids for one in asked], _NEW_TOKENS)
+    cases = {
+        f"{len(asked)} needles, {setup.name if setup else _REFERENCE}": setup
+        for setup in (None, *_NEEDLE_SETUPS)
+    }
+    wanted = {case: setup for case, setup in cases.items() if stopwatch.wants(case)}
     known: dict[str, list[list[int]]] = {}
-    for setup in (None, *_NEEDLE_SETUPS):
-        name = setup.name if setup else _REFERENCE
-        case = f"{len(asked)} needles, {name}"
-        if not stopwatch.wants(case):
-            continue
-        used = _for_trained(setup or setups.DSA)
-        arguments = used.arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
-        program = "child" if setup else "reference"
-        served = serve(case, arguments, work, program, used.environment)
-        if not served.answers:
-            yield _failed(case, served)
-            continue
-        yield Measurement(case, "right %", 100 * share_right(asked, served.answers), "higher")
-        for other, answers in known.items():
-            equal = sum(a == b for a, b in zip(served.answers, answers, strict=True))
-            metric = f"{_NEW_TOKENS} tokens equal to those of {other}, %"
-            yield Measurement(case, metric, 100 * equal / len(asked), "higher")
-        if setup in (None, setups.DSA_ANY_TOPK):
-            known[name] = served.answers
+    with ThreadPoolExecutor(_ENGINES_AT_ONCE) as pool:  # nothing is timed
+        all_served = pool.map(partial(_served, work=work), wanted, wanted.values())
+        for (case, setup), served in zip(wanted.items(), all_served, strict=True):
+            if not served.answers:
+                yield _failed(case, served)
+                continue
+            yield Measurement(case, "right %", 100 * share_right(asked, served.answers), "higher")
+            for other, answers in known.items():
+                equal = sum(a == b for a, b in zip(served.answers, answers, strict=True))
+                metric = f"{_NEW_TOKENS} tokens equal to those of {other}, %"
+                yield Measurement(case, metric, 100 * equal / len(asked), "higher")
+            if setup in (None, setups.DSA_ANY_TOPK):
+                known[setup.name if setup else _REFERENCE] = served.answers
+
+
+def _served(case: str, setup: Setup | None, work: Work) -> Served:
+    used = _for_trained(setup or setups.DSA)
+    arguments = used.arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
+    return serve(case, arguments, work, "child" if setup else "reference", used.environment)
 
 
 def _for_trained(setup: Setup) -> Setup:
