@@ -15,6 +15,7 @@ from hisparse_sidecar.errors import (
     InvalidArgument,
     WrongState,
 )
+from tests.launches import Launches
 from tests.pipeline import world
 
 TOPK, HOT, SEQUENCES, FIRST_ROW = 16, 48, 3, 64
@@ -140,6 +141,18 @@ def test_selected_rows_are_found_whatever_is_hot(engine: Engine) -> None:
     assert engine.found_counts() == engine.counts
     assert min(misses for _, misses, _ in engine.counts) > 0
     engine.tier.close()
+
+
+@pytest.mark.cpu_only
+def test_tables_of_a_step_are_one_transfer_and_a_copy_of_their_pages(engine: Engine) -> None:
+    first, second = engine.open(300), engine.open(7)
+    engine.tier.append([first, second])
+    launches = Launches()
+
+    with launches:
+        engine.tier.load_step()
+
+    assert launches.names == ["aten::copy_", "aten::copy_"]
 
 
 @pytest.mark.interpreted
