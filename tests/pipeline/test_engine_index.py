@@ -10,6 +10,7 @@ from hisparse_sidecar.engine_rows import EngineRowTier
 from hisparse_sidecar.errors import DeviceArenaFull, HisparseError, InvalidArgument, WrongState
 from hisparse_sidecar.selection import SelectionQuery
 from hisparse_sidecar.selection.flat import FlatSelector
+from tests.launches import Launches
 from tests.no_waiting import no_waiting
 from tests.pipeline import world
 from tests.pipeline.engine_index_world import (
@@ -48,6 +49,20 @@ def test_kernels_give_the_same_lists(engine: IndexEngine) -> None:
         engine.step([first, second], "adaptive", padding=1)
     if world.Place("cuda", "reference") != world.PLACE:  # torch sums in no fixed order there
         engine.tier.check_integrity()
+
+
+@pytest.mark.cpu_only
+def test_tables_of_a_step_are_one_transfer_and_a_copy_of_each_kind_of_pages(
+    engine: IndexEngine,
+) -> None:
+    first, second = engine.open(900), engine.open(130)
+    engine.tier.append([first, second])
+    launches = Launches()
+
+    with launches:
+        engine.tier.load_step()
+
+    assert launches.names == ["aten::copy_"] * 3
 
 
 def test_pages_begin_and_sequences_come_and_go(engine: IndexEngine) -> None:

@@ -15,6 +15,7 @@ from hisparse_sidecar.errors import (
     InvalidArgument,
     WrongState,
 )
+from tests.launches import Launches
 from tests.no_waiting import no_waiting
 from tests.pipeline import world
 
@@ -181,6 +182,18 @@ def test_what_one_step_has_begun_is_no_other_steps(engine: Engine) -> None:
         kept = (wanted >= 0) & (wanted != engine.tier.length(first) - 2)  # whose rows never came
         found, rows = engine.memory[layer][slots[kept].long()], engine.rows[first][layer]
         assert torch.equal(found, rows[wanted[kept].long()])
+
+
+@pytest.mark.cpu_only
+def test_tables_of_a_step_are_one_transfer_and_a_copy_of_their_pages(engine: Engine) -> None:
+    first, second = engine.open(300), engine.open(7)
+    engine.tier.append([first, second])
+    launches = Launches()
+
+    with launches:
+        engine.tier.load_step()
+
+    assert launches.names == ["aten::copy_", "aten::copy_"]
 
 
 @pytest.mark.interpreted

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hisparse_sidecar.engines.sglang import offload
+from hisparse_sidecar.engines.sglang.beside_pool import written_rows_of
 from hisparse_sidecar.engines.sglang.index_sizes import IndexSizes
 from hisparse_sidecar.engines.sglang.pool_hooks import hook_pool
 from hisparse_sidecar.engines.sglang.settings import read_settings
@@ -145,6 +146,17 @@ def test_the_start_says_where_index_keys_are(
     with caplog.at_level("INFO", logger="hisparse_sidecar.sglang"):
         made = offload.create_coordinator(arguments, **given)
     assert "index keys of 3 of 3 layers, in windows of 46 pages, 7 for each request" in caplog.text
+    made.destroy()
+
+
+def test_the_start_lets_the_pools_writer_find_rows_once_a_pass(
+    start: tuple[Any, dict[str, Any]],
+) -> None:
+    arguments, given = start
+    pool = given["token_to_kv_pool_allocator"].get_kvcache()
+    assert written_rows_of(pool) is None
+    made = offload.create_coordinator(arguments, **given)
+    assert written_rows_of(pool) is not None
     made.destroy()
 
 

@@ -16,11 +16,13 @@ from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
 from hisparse_sidecar.engines.sglang.settings import SglangSettings
 from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.selection.contract import Selector
 from hisparse_sidecar.selection.registry import selector_for
 from hisparse_sidecar.tensor_checks import check_tensor
 
 LAYOUT = index_layout("fp8")
 Fetch: TypeAlias = Callable[[int, torch.Tensor], None]
+_Asked = tuple[Selector, torch.Tensor, torch.Tensor, LayerKeys, int]  # see `IndexPlan.select`
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,9 @@ class BackendSelection:
         pages = call.pool.get_index_k_with_scale_buffer(call.layer)
         keys = LayerKeys(pages, self._pooled.of_layer(call.layer))
         query, weights = _inputs(call)
-        plan, topk = self._plan(call), call.indexer.index_topk
-        positions = plan.select(self._selector, query, weights, keys, topk)
+        asked = self._selector, query, weights, keys, call.indexer.index_topk
         num_pages = len(pages) if self.offloaded is None else self.offloaded.num_slot_pages
-        return _padded(_in_engine_form(call, plan, positions, num_pages), len(call.query))
+        return _padded(_in_engine_form(call, self._plan(call), asked, num_pages), len(call.query))
 
     def _select_offloaded(self, call: IndexerCall, offloaded: OffloadedKeys) -> torch.Tensor:
         """Lists of a decode call, whose keys only we know the place of."""
@@ -202,15 +203,17 @@ def _inputs(call: IndexerCall) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _in_engine_form(
-    call: IndexerCall, plan: IndexPlan, positions: torch.Tensor, num_pages: int
+    call: IndexerCall, plan: IndexPlan, asked: _Asked, num_pages: int
 ) -> torch.Tensor:
     metadata = call.metadata
+    is_ragged = metadata.topk_transform_method.name == "RAGGED"
+    if not (metadata.force_unfused_topk or is_ragged):
+        return plan.select_slots(*asked, num_pages)
+    positions = plan.select(*asked)
     if metadata.force_unfused_topk:
         return positions
-    if metadata.topk_transform_method.name == "RAGGED":
-        offset = metadata.attn_metadata.topk_indices_offset[: len(positions), None]
-        return torch.where(positions >= 0, positions + offset, -1).int()
-    return plan.slots(positions, num_pages)
+    offset = metadata.attn_metadata.topk_indices_offset[: len(positions), None]
+    return torch.where(positions >= 0, positions + offset, -1).int()
 
 
 def _padded(lists: torch.Tensor, rows: int) -> torch.Tensor:
