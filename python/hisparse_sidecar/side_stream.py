@@ -31,9 +31,17 @@ class SideStream:
     in a graph joins before the capture ends.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, goes_first: bool = False) -> None:
+        """A stream of a device.
+
+        Args:
+            device: whose stream.
+            goes_first: its work takes multiprocessors that get free before other streams' does.
+        """
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        priority = -1 if goes_first else 0
+        is_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device, priority=priority) if is_cuda else None
 
     @contextmanager
     def beside(self) -> Iterator[None]:

@@ -46,7 +46,7 @@ class RowFetches:
         """
         self._config, self._ops, self._hot, self._tables = config, ops, hot, tables
         self._rows, self._host, device = list(rows), host, rows[0].device
-        self._side = SideStream(device)
+        self._side = SideStream(device, goes_first=True)
         self._marks = [StreamMark(None)] * len(config.groups)
         self._begun: dict[int, tuple[int, ...]] = {}
         shape = config.max_sequences, config.topk
