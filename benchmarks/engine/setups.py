@@ -58,16 +58,14 @@ class Setup:
 _SMALL_BUFFER = {"device_buffer_size": 4096, "host_to_device_ratio": 9}  # 64 of 128K tokens fit
 _FLAT: dict[str, Any] = {"index_source": "flat", "min_tokens": 0}
 _HISA: dict[str, Any] = {"index_source": "hisa", "min_tokens": 0}
-# SGLang's kernel for prefill knows a top-k of 2048 alone; torch's is in no graph
-_ANY_TOPK = {"dsa_topk_backend": "torch", "disable_cuda_graph": True}
 _BF16 = {
     "kv_cache_dtype": "bfloat16",
     "dsa_decode_backend": "flashmla_sparse",
     "dsa_prefill_backend": "flashmla_sparse",
 }
 DSA = Setup("dsa", "dsa")
-DSA_ANY_TOPK = replace(DSA, changes=_ANY_TOPK)
 FLAT = Setup("hisparse, flat", "hisparse", _FLAT)
+FLAT_AGAIN = replace(FLAT, name="hisparse, flat, again")  # how far two runs of one engine differ
 HISA = Setup("hisparse, hisa", "hisparse", _HISA)
 GATED = Setup("hisparse, as it comes", "hisparse")
 SGLANG_OFFLOAD = Setup("dsa, SGLang's HiSparse", "dsa", _SMALL_BUFFER, offloads=True)
