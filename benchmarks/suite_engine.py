@@ -1,16 +1,21 @@
 """Suite `engine`: SGLang serves with `--attention-backend hisparse` and with its own `dsa`.
 
 Needles: the trained small model answers questions about facts in 4096 to 16000 tokens of text, all
-at once; the share of right answers, and of answers equal to those of transformers and of `dsa`.
-Loads: attention and indexer of DeepSeek-V3.2 and GLM-5, 8 layers with random weights; requests
-that share all but the last 64 tokens of their context decode at once. Each setup runs in an engine
+at once; the share of right answers, and of answers equal to those of transformers and of flat
+selection, which is served twice. SGLang's own `dsa` asserts a top-k of 2048, and the model has 512.
+Several engines share the GPU then.
+Loads: 8 layers of DeepSeek-V3.2 and GLM-5 with random weights; requests that share all but the last
+64 tokens of their context decode at once. Each setup runs in an engine
 of its own, with CUDA graphs; one of several ranks only where there are as many GPUs. A start takes
 about a minute: `--cases` chooses.
 """
 
+import re
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -22,21 +27,25 @@ from benchmarks.engine.models import SHAPES, TINY_DSA, write_shape
 from benchmarks.engine.needles import questions, share_right
 from benchmarks.engine.runs import Load, Served, Work, serve, sglang_version
 from benchmarks.engine.setups import Setup
-from hisparse_sidecar.cli.bench.rows import Measurement
+from benchmarks.lines import Panel, Point, draw_lines
+from hisparse_sidecar.cli.bench.rows import Measurement, Row
 from hisparse_sidecar.cli.bench.suite import Suite
 from hisparse_sidecar.cli.bench.timing import Stopwatch
 
 _REFERENCE = "transformers in fp32"
 _LENGTHS, _TEXTS, _NEW_TOKENS = (4096, 8192, 16000), 4, 16
+_ENGINES_AT_ONCE = 5  # of the trained model, on one GPU
 _NEEDLE_SETUPS = (
-    setups.DSA,
     setups.FLAT,
+    setups.FLAT_AGAIN,
     setups.HISA,
     setups.OFFLOAD,
     setups.HISA_OFFLOAD,
     setups.INDEX_OFFLOAD,
     setups.CACHED_OFFLOAD,
     setups.RANKS_OFFLOAD,
+    setups.BF16_OFFLOAD,
+    setups.RETRACTED_OFFLOAD,
 )
 _LOAD_SETUPS = (
     setups.DSA,
@@ -47,22 +56,30 @@ _LOAD_SETUPS = (
     setups.OFFLOAD,
     setups.HISA_OFFLOAD,
     setups.INDEX_OFFLOAD,
+    setups.CACHED_OFFLOAD,
 )
 _LOADS: tuple[Load, ...] = tuple(
     (context, requests, 256) for context in (32 << 10, 128 << 10) for requests in (1, 8, 64)
 )
+_GRAPH_BATCHES = [1, 2, 4, 8, 16, 32, 64]
 _LOAD_ARGUMENTS: dict[str, Any] = {
     "load_format": "dummy",
     "context_length": 140000,
     "max_running_requests": 64,
     "max_total_tokens": 1 << 20,
-    "cuda_graph_bs_decode": [1, 2, 4, 8, 16, 32, 64],
+    "cuda_graph_bs_decode": _GRAPH_BATCHES,
 }
 _NEEDLE_ARGUMENTS: dict[str, Any] = {
     "context_length": 16384,
     "max_running_requests": 64,
     "max_total_tokens": 1 << 18,
+    "cuda_graph_bs_decode": _GRAPH_BATCHES,
 }
+_MEDIAN = "ITL, median ms"
+_LOAD_CASE = re.compile(
+    rf"(?P<shape>{'|'.join(SHAPES)}), (?P<setup>.+), "
+    r"(?P<context>\d+K) tokens, (?P<requests>\d+) at once"
+)
 _SMALL_TOPK = {"top_k": 512, "device_buffer_size": 1024}  # the trained model's
 
 
@@ -78,27 +95,32 @@ def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
 def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
     asked = [one for length in _LENGTHS for one in questions(length, _TEXTS)]
     work = Work([one.token_ids for one in asked], _NEW_TOKENS)
+    cases = {
+        f"{len(asked)} needles, {setup.name if setup else _REFERENCE}": setup
+        for setup in (None, *_NEEDLE_SETUPS)
+        if _has_gpus_for(setup)
+    }
+    wanted = {case: setup for case, setup in cases.items() if stopwatch.wants(case)}
     known: dict[str, list[list[int]]] = {}
-    for setup in (None, *_NEEDLE_SETUPS):
-        name = setup.name if setup else _REFERENCE
-        case = f"{len(asked)} needles, {name}"
-        if not stopwatch.wants(case) or not _has_gpus_for(setup):
-            continue
-        arguments = _for_trained(setup or setups.DSA).arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
-        if setup is setups.DSA:
-            # SGLang's kernel for prefill knows a top-k of 2048 alone; torch's is in no graph
-            arguments |= {"dsa_topk_backend": "torch", "disable_cuda_graph": True}
-        served = serve(case, arguments, work, "child" if setup else "reference")
-        if not served.answers:
-            yield _failed(case, served)
-            continue
-        yield Measurement(case, "right %", 100 * share_right(asked, served.answers), "higher")
-        for other, answers in known.items():
-            equal = sum(a == b for a, b in zip(served.answers, answers, strict=True))
-            metric = f"{_NEW_TOKENS} tokens equal to those of {other}, %"
-            yield Measurement(case, metric, 100 * equal / len(asked), "higher")
-        if setup in (None, setups.DSA):
-            known[name] = served.answers
+    with ThreadPoolExecutor(_ENGINES_AT_ONCE) as pool:  # nothing is timed
+        all_served = pool.map(partial(_served, work=work), wanted, wanted.values())
+        for (case, setup), served in zip(wanted.items(), all_served, strict=True):
+            if not served.answers:
+                yield _failed(case, served)
+                continue
+            yield Measurement(case, "right %", 100 * share_right(asked, served.answers), "higher")
+            for other, answers in known.items():
+                equal = sum(a == b for a, b in zip(served.answers, answers, strict=True))
+                metric = f"{_NEW_TOKENS} tokens equal to those of {other}, %"
+                yield Measurement(case, metric, 100 * equal / len(asked), "higher")
+            if setup in (None, setups.FLAT):
+                known[setup.name if setup else _REFERENCE] = served.answers
+
+
+def _served(case: str, setup: Setup | None, work: Work) -> Served:
+    used = _for_trained(setup or setups.FLAT)
+    arguments = used.arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
+    return serve(case, arguments, work, "child" if setup else "reference", used.environment)
 
 
 def _has_gpus_for(setup: Setup | None) -> bool:
@@ -144,7 +166,7 @@ def _load_rows(case: str, found: dict[str, Any]) -> Iterator[Measurement]:
     if len(between) < 2:
         yield Measurement(case, "failed: never were all of them decoding at once", 0.0, "higher")
         return
-    yield Measurement(case, "ITL, median ms", median(between), "lower")
+    yield Measurement(case, _MEDIAN, median(between), "lower")
     yield Measurement(case, "ITL, p99 ms", quantiles(between, n=100)[-1], "lower")
     yield Measurement(case, "tokens/s", found["tokens_per_second"], "higher")
 
@@ -154,9 +176,34 @@ def _failed(case: str, served: Served) -> Measurement:
     return Measurement(case, f"failed: {''.join(last)[:200]}", 0.0, "higher")
 
 
+def read_points(rows: list[Row]) -> list[Point]:
+    """Median times between tokens over the requests at once; a panel for each shape and context."""
+    found = ((row, _LOAD_CASE.fullmatch(row.case)) for row in rows if row.metric == _MEDIAN)
+    return [
+        Point(
+            f"{case['shape']}, {case['context']} tokens",
+            case["setup"],
+            "",
+            float(case["requests"]),
+            float(row.ours),
+        )
+        for row, case in found
+        if case
+    ]
+
+
+def plot_loads(rows: list[Row], path: Path) -> None:
+    """Write a PNG of the rows; raises ValueError as `draw_lines` does."""
+    points = read_points(rows)
+    panel = Panel("requests at once", _MEDIAN, log_x=True, log_y=True)
+    title = f"Time between tokens, 8 layers: {rows[0].gpu}, {rows[0].commit}" if rows else ""
+    draw_lines(points, {point.panel: panel for point in points}, title, path)
+
+
 SUITE = Suite(
     name="engine",
     summary="SGLang's engine: needles found, and time between tokens, beside its own backend",
     device="cuda",
     measure=_measure,
+    plot=plot_loads,
 )

@@ -38,6 +38,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(skip)
 
 
+@pytest.fixture
+def needs_flash_mla() -> None:
+    """Skips a test where FlashMLA is not, or has no kernels for this GPU."""
+    import torch
+
+    from hisparse_kernels.gpu.flash_mla import FlashMlaAbsentError, flash_mla_module
+
+    try:
+        flash_mla_module(torch.device("cuda"))
+    except FlashMlaAbsentError as error:
+        pytest.skip(str(error))
+
+
 def _keep_ends(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of the cases that other options choose."""
     cases = defaultdict(list)

@@ -9,17 +9,17 @@ from hisparse_sidecar.cli.checkout import find_beside
 TINY_DSA = find_beside("models/tiny-dsa")
 NUM_LAYERS = 8  # the host pool of 64 contexts of 128K tokens is 46 GB then
 
-# Attention and indexer as published; what stands between them is small, and none is an expert.
+# Layers as published, but with a plain MLP of an expert's width in the place of the experts.
 _V32 = {
     "architectures": ["DeepseekV32ForCausalLM"],
     "model_type": "deepseek_v32",
     "vocab_size": 1024,
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "moe_intermediate_size": 256,
+    "hidden_size": 7168,
+    "intermediate_size": 2048,
+    "moe_intermediate_size": 2048,
     "num_hidden_layers": NUM_LAYERS,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 64,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
     "n_shared_experts": 1,
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,
@@ -32,7 +32,7 @@ _V32 = {
     "first_k_dense_replace": NUM_LAYERS,
     "moe_layer_freq": 1,
     "kv_lora_rank": 512,
-    "q_lora_rank": 256,
+    "q_lora_rank": 1536,
     "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 128,
     "v_head_dim": 128,
@@ -58,6 +58,10 @@ _GLM5 = {
     **_V32,
     "architectures": ["GlmMoeDsaForCausalLM"],
     "model_type": "glm_moe_dsa",
+    "hidden_size": 6144,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "q_lora_rank": 2048,
     "qk_nope_head_dim": 192,
     "v_head_dim": 256,
     "index_n_heads": 32,

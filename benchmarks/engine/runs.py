@@ -6,9 +6,10 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from benchmarks.programs import command_of, environment
@@ -56,7 +57,13 @@ def sglang_version() -> str:
         return ""
 
 
-def serve(name: str, engine: dict[str, Any], work: Work, program: str = "child") -> Served:
+def serve(
+    name: str,
+    engine: dict[str, Any],
+    work: Work,
+    program: str = "child",
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Served:
     """Starts an engine with these arguments, gives it the work and ends it.
 
     Args:
@@ -64,6 +71,7 @@ def serve(name: str, engine: dict[str, Any], work: Work, program: str = "child")
         engine: keyword arguments of `sglang.Engine`.
         work: what it is asked.
         program: the module of this package that does it.
+        variables: of the environment, added to those of this process.
     """
     with tempfile.TemporaryDirectory(prefix="hisparse-engine-") as folder:
         work_file, result_file = Path(folder) / "work.json", Path(folder) / "result.json"
@@ -71,19 +79,19 @@ def serve(name: str, engine: dict[str, Any], work: Work, program: str = "child")
         work_file.write_text(json.dumps({"engine": engine, **asked, "loads": list(work.loads)}))
         log_name = re.sub(r"[^A-Za-z0-9.]+", "-", name)
         log_file = Path(os.environ.get(LOG_FOLDER, folder)) / f"{log_name}.log"
-        failure = _run(program, work_file, result_file, log_file)
+        command = command_of(f"benchmarks.engine.{program}", work_file, result_file)
+        failure = _run(command, log_file, {**environment(), **variables})
         done = json.loads(result_file.read_text()) if result_file.exists() else {}
         return Served(**done, failure=failure)
 
 
-def _run(program: str, work_file: Path, result_file: Path, log_file: Path) -> str:
-    command = command_of(f"benchmarks.engine.{program}", work_file, result_file)
+def _run(command: list[str], log_file: Path, variables: dict[str, str]) -> str:
     with log_file.open("w") as log:
         try:
             subprocess.run(
                 command,
                 check=True,
-                env=environment(),
+                env=variables,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 timeout=_MOST_SECONDS,

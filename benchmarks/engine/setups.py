@@ -1,7 +1,7 @@
 """What an engine is started with."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ class Setup:
         settings: of `--hisparse-config`; None = not given.
         offloads: KV rows lie in host memory (`--enable-hisparse`), without SGLang's prefix cache.
         caches: then our prefix cache is beside them.
+        changes: further keyword arguments of `sglang.Engine`.
+        environment: variables of its processes.
         num_ranks: GPUs, by tensor parallel.
     """
 
@@ -24,10 +26,12 @@ class Setup:
     settings: dict[str, Any] | None = None
     offloads: bool = False
     caches: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     num_ranks: int = 1
 
-    def arguments(self, model: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Keyword arguments of `sglang.Engine`, JSON-able."""
+    def arguments(self, model: Path, **usual: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Keyword arguments of `sglang.Engine`, JSON-able; `usual` are the work's."""
         arguments: dict[str, Any] = {
             "model_path": str(model),
             "skip_tokenizer_init": True,
@@ -41,7 +45,8 @@ class Setup:
             "grammar_backend": "none",
             "disable_prefill_cuda_graph": True,
             "log_level": "info",
-            **changes,
+            **usual,
+            **self.changes,
         }
         if self.offloads:
             arguments |= {"enable_hisparse": True, "disable_radix_cache": True}
@@ -57,8 +62,14 @@ class Setup:
 _SMALL_BUFFER = {"device_buffer_size": 4096, "host_to_device_ratio": 9}  # 64 of 128K tokens fit
 _FLAT: dict[str, Any] = {"index_source": "flat", "min_tokens": 0}
 _HISA: dict[str, Any] = {"index_source": "hisa", "min_tokens": 0}
+_BF16 = {
+    "kv_cache_dtype": "bfloat16",
+    "dsa_decode_backend": "flashmla_sparse",
+    "dsa_prefill_backend": "flashmla_sparse",
+}
 DSA = Setup("dsa", "dsa")
 FLAT = Setup("hisparse, flat", "hisparse", _FLAT)
+FLAT_AGAIN = replace(FLAT, name="hisparse, flat, again")  # how far two runs of one engine differ
 HISA = Setup("hisparse, hisa", "hisparse", _HISA)
 GATED = Setup("hisparse, as it comes", "hisparse")
 SGLANG_OFFLOAD = Setup("dsa, SGLang's HiSparse", "dsa", _SMALL_BUFFER, offloads=True)
@@ -79,10 +90,10 @@ CACHED_OFFLOAD = Setup(
     offloads=True,
     caches=True,
 )
-RANKS_OFFLOAD = Setup(
-    "hisparse, hisa, offload, 2 ranks",
-    "hisparse",
-    {**_HISA, **_SMALL_BUFFER},
-    offloads=True,
-    num_ranks=2,
+BF16_OFFLOAD = replace(HISA_OFFLOAD, name="hisparse, hisa, offload, bf16 rows", changes=_BF16)
+RETRACTED_OFFLOAD = replace(
+    HISA_OFFLOAD,
+    name="hisparse, hisa, offload, half retracted now and then",
+    environment={"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"},
 )
+RANKS_OFFLOAD = replace(HISA_OFFLOAD, name="hisparse, hisa, offload, 2 ranks", num_ranks=2)

@@ -1,17 +1,18 @@
 """Clients of one tenant that ask for more than its share, in a process of their own.
 
-`python -m benchmarks.service.flooders SOCKET CLIENTS PAGES` runs until its input ends and then
-prints the most pages that the tenant had.
+`python -m benchmarks.service.flooders SOCKET CLIENTS PAGES` floods from an empty line of input to
+the next, answers each with a line, the second with what came of it, and ends with its input. A
+refused client asks again at once: it keeps to no time that it is told.
 """
 
 import asyncio
 import itertools
-import random
+import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.programs import command_of, environment
@@ -20,27 +21,73 @@ from benchmarks.service.prompts import text
 from hisparse_sidecar.client import SidecarClient
 
 _SHARES, _TENANT = 10, "flood"
-_RETRY_SECONDS, _HOLD_SECONDS = 0.25, 1.0
-_POLL_SECONDS, _WARM_UP_SECONDS, _END_SECONDS = 0.1, 2.0, 60.0
+_HOLD_SECONDS = 1.0
+_POLL_SECONDS, _WARM_UP_SECONDS, _END_SECONDS = 0.1, 1.0, 60.0
 
 
-class Flood:
-    """What came of it.
+@dataclass
+class Flooded:
+    """What came of a flood.
 
     Attributes:
-        most_pages: that the tenant had at once; known once the flood has ended.
+        seconds: that it lasted.
+        opened: openings that found room.
+        refused: those that did not.
+        failed: those that ended in another error.
+        most_pages: that the tenant had at once.
     """
 
-    most_pages = 0
+    seconds: float = 0.0
+    opened: int = 0
+    refused: int = 0
+    failed: int = 0
+    most_pages: int = 0
+
+    def add(self, other: "Flooded") -> None:
+        """Counts another flood with this one."""
+        self.seconds += other.seconds
+        self.opened += other.opened
+        self.refused += other.refused
+        self.failed += other.failed
+        self.most_pages = max(self.most_pages, other.most_pages)
+
+
+class Flooders:
+    """The clients, connected and still until they are told.
+
+    Attributes:
+        flooded: what came of all that they did so far.
+    """
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.flooded = Flooded()
+        self._process = process
+
+    @contextmanager
+    def flooding(self) -> Iterator[None]:
+        """Inside, each of them asks, and asks again.
+
+        Raises:
+            OSError: their process has ended.
+        """
+        self._tell()
+        yield
+        self.flooded.add(Flooded(**json.loads(self._tell())))
+
+    def _tell(self) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise OSError(f"the flooding clients ended with {self._process.wait()}, needs 0")
+        return answer
 
 
 @contextmanager
-def flooding(socket_path: Path, quota_pages: int, pages_each: int) -> Iterator[Flood]:
-    """A flood by the tenant `flood` of ten times its share of pages.
-
-    Raises:
-        OSError: the process of its clients failed.
-    """
+def flooders(socket_path: Path, quota_pages: int, pages_each: int) -> Iterator[Flooders]:
+    """Clients of the tenant `flood` that ask for ten times its share of pages."""
     clients = _SHARES * quota_pages // pages_each
     process = subprocess.Popen(
         command_of("benchmarks.service.flooders", socket_path, clients, pages_each),
@@ -49,67 +96,66 @@ def flooding(socket_path: Path, quota_pages: int, pages_each: int) -> Iterator[F
         stdout=subprocess.PIPE,
         text=True,
     )
-    flood = Flood()
     try:
-        assert process.stdout is not None
-        process.stdout.readline()  # its clients have begun
-        yield flood
-        printed, _ = process.communicate(timeout=_END_SECONDS)
+        yield Flooders(process)
+        process.communicate(timeout=_END_SECONDS)
     finally:
         process.kill()
         process.wait()
-    if not printed:
-        raise OSError(f"the flooding clients ended with {process.returncode}, needs 0")
-    flood.most_pages = int(printed)
 
 
-async def _flood(socket_path: Path, clients: int, pages_each: int) -> int:
-    chance, numbers = random.Random(0), itertools.count(1000)  # each retries at times of its own
-    ended = asyncio.Event()
-    _call_at_end_of_input(asyncio.get_running_loop(), ended)
-
-    async def ask(caller: Caller) -> None:
-        await asyncio.sleep(chance.uniform(0.0, _RETRY_SECONDS))
-        while not ended.is_set():
-            opened = await Calls().make(
-                caller.open_prompt(text(next(numbers), pages_each), _TENANT)
-            )
-            pause = _RETRY_SECONDS if opened is None else _HOLD_SECONDS
-            await asyncio.sleep(pause * chance.uniform(0.5, 1.5))
-            if opened is not None:
-                await caller.close_sequence(opened.sequence_id)
-
-    most_pages = 0
+async def _serve(socket_path: Path, clients: int, pages_each: int) -> None:
+    numbers = itertools.count(1000)
 
     async def run(callers: list[Caller]) -> None:
-        nonlocal most_pages
-        asking = asyncio.gather(*map(ask, callers))
-        await asyncio.sleep(_WARM_UP_SECONDS)
-        print("begun", flush=True)
-        most_pages = await _most_pages(socket_path, ended)
-        await asking
+        while await _line():
+            began, calls, poll = asyncio.get_running_loop().time(), Calls(), _Poll(socket_path)
+            asking = [asyncio.ensure_future(_ask(one, calls, next_text)) for one in callers]
+            await asyncio.sleep(_WARM_UP_SECONDS)
+            print("begun", flush=True)
+            await poll.until(asyncio.ensure_future(_line()))
+            seconds = asyncio.get_running_loop().time() - began
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            counts = len(calls.seconds), len(calls.refused_seconds), len(calls.failed)
+            print(json.dumps(asdict(Flooded(seconds, *counts, poll.most_pages))), flush=True)
+
+    def next_text() -> list[int]:
+        return text(next(numbers), pages_each)
 
     await with_callers(socket_path, clients, run)
-    return most_pages
 
 
-async def _most_pages(socket_path: Path, ended: asyncio.Event) -> int:
-    most = 0
-    with SidecarClient.connect(socket_path) as client:
-        while not ended.is_set():
-            stats = await asyncio.to_thread(client.server_stats)
-            most = max(most, stats.tenants[_TENANT][0])
-            await asyncio.sleep(_POLL_SECONDS)
-    return most
+async def _ask(caller: Caller, calls: Calls, next_text: Callable[[], list[int]]) -> None:
+    while True:
+        opened = await calls.make(caller.open_prompt(next_text(), _TENANT))
+        if opened is None:
+            continue
+        try:
+            await asyncio.sleep(_HOLD_SECONDS)
+        finally:
+            await caller.close_sequence(opened.sequence_id)
 
 
-def _call_at_end_of_input(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
-    def wait() -> None:
-        sys.stdin.read()
-        loop.call_soon_threadsafe(ended.set)
+class _Poll:
+    """Looks at how many pages the tenant has, at most."""
 
-    threading.Thread(target=wait, daemon=True).start()
+    def __init__(self, socket_path: Path) -> None:
+        self.most_pages = 0
+        self._socket_path = socket_path
+
+    async def until(self, end: "asyncio.Future[str]") -> None:
+        with SidecarClient.connect(self._socket_path) as client:
+            while not end.done():
+                stats = await asyncio.to_thread(client.server_stats)
+                self.most_pages = max(self.most_pages, stats.tenants[_TENANT][0])
+                await asyncio.wait((end,), timeout=_POLL_SECONDS)
+
+
+async def _line() -> str:
+    return await asyncio.to_thread(sys.stdin.readline)
 
 
 if __name__ == "__main__":
-    print(asyncio.run(_flood(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    asyncio.run(_serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -1,6 +1,7 @@
 """A server in a process of its own, in a folder that goes with it."""
 
 import json
+import os
 import signal
 import subprocess
 import tempfile
@@ -21,6 +22,7 @@ from hisparse_sidecar.tiers_config import TiersConfig
 
 _START_SECONDS, _END_SECONDS = 120.0, 120.0
 _POLL_SECONDS = 0.01
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -74,6 +76,13 @@ class Server:
     def rss_bytes(self) -> int:
         """Resident memory of its process."""
         return footprint(self._process.pid).rss_bytes
+
+    @property
+    def cpu_seconds(self) -> float:
+        """That its process has taken so far, in all its threads."""
+        text = Path(f"/proc/{self._process.pid}/stat").read_text()
+        fields = text[text.rindex(")") + 2 :].split()  # from the third on, of proc(5)
+        return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
 
     def tell(self, number: signal.Signals) -> None:
         """Sends a signal."""

@@ -1,7 +1,7 @@
 """Decode steps at 128K tokens: whole layers, and each stage of them, beside the peers' parts."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks.ops.attention_cases import other_splits, split_name
@@ -24,9 +24,11 @@ from benchmarks.step import world
 from benchmarks.step.peer_parts import DENSE, PARTS, SUM, PeerParts
 from benchmarks.step.record import STAGES, OpCall
 from benchmarks.step.world import World, Worlds
+from hisparse_sidecar.config import Backend
 
 BATCHES, PERCENTS, HEADS = (1, 8, 64), (2, 10), (64, 128)
 WHOLE = "whole"
+_BY_FLASH_MLA: Backend = "flash_mla"
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Shape:
 
     Attributes:
         split_keys: as the setting of that name; None = the default.
+        backend: as the setting of that name; None = the suite's.
     """
 
     batch: int
     percent: int
     heads: int
     split_keys: int | None = None
+    backend: Backend | None = None
 
     @property
     def name(self) -> str:
@@ -56,7 +60,8 @@ class Shape:
 def all_cases(worlds: Worlds, peers: Peers, pool: PinnedPool) -> Iterator[Case]:
     """Batch after batch, for each has a world of its own; of a shape the whole step first.
 
-    With the fewest misses whole steps are run in other splits of keys, too; without peers.
+    Whole steps are run with FlashMLA for attention, too, and with the fewest misses in other splits
+    of keys, these without peers.
     """
     for batch in BATCHES:
         parts = PeerParts(peers, pool)
@@ -64,6 +69,8 @@ def all_cases(worlds: Worlds, peers: Peers, pool: PinnedPool) -> Iterator[Case]:
             for heads in HEADS:
                 shape = Shape(batch, percent, heads)
                 yield Case(f"{shape.name}, {WHOLE}", partial(_whole, worlds, parts, shape))
+                prepare = partial(_whole_by_flash_mla, worlds, peers, parts, shape)
+                yield Case(f"{shape.name}, {WHOLE}, {_BY_FLASH_MLA}", prepare)
                 for stage in STAGES:
                     prepare = partial(_stage, worlds, parts, shape, stage)
                     yield Case(f"{shape.name}, {stage}", prepare)
@@ -76,7 +83,7 @@ def all_cases(worlds: Worlds, peers: Peers, pool: PinnedPool) -> Iterator[Case]:
 
 def _whole(worlds: Worlds, parts: PeerParts, shape: Shape) -> Prepared:
     one = worlds.of(shape.batch)
-    one.set_up(shape.heads, shape.misses, shape.split_keys)
+    one.set_up(shape.heads, shape.misses, shape.split_keys, shape.backend)
     calls = [partial(one.run_layer, layer) for layer in one.layers]
     ours = Contender(one.check, Timed(calls, one.reset))
     if shape.split_keys is not None:
@@ -86,6 +93,12 @@ def _whole(worlds: Worlds, parts: PeerParts, shape: Shape) -> Prepared:
         DENSE: partial(parts.dense, shape.batch, shape.heads),
     }
     return Prepared(_whole_work(shape), ours, peers)
+
+
+def _whole_by_flash_mla(worlds: Worlds, peers: Peers, parts: PeerParts, shape: Shape) -> Prepared:
+    """Beside the same peers; raises PeerAbsentError without FlashMLA."""
+    peers.flash_mla()
+    return _whole(worlds, parts, replace(shape, backend=_BY_FLASH_MLA))
 
 
 def _stage(worlds: Worlds, parts: PeerParts, shape: Shape, stage: str) -> Prepared:

@@ -14,6 +14,7 @@ from benchmarks.step.residency import Wanted, fill_slots
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.sparse_mla import sparse_mla_ref
 from hisparse_sidecar import LayerInputs, LayerOutputs, ModelShape, SelectionConfig, Sidecar
+from hisparse_sidecar.backends import choose_ops
 from hisparse_sidecar.config import Backend, SidecarConfig
 from hisparse_sidecar.pipeline import LayerPipeline
 from hisparse_sidecar.step import GroupStep, StepKind
@@ -58,13 +59,21 @@ class World:
         self._selected = [outputs.topk_indices.clone() for outputs in self._outputs]
         self._save()
 
-    def set_up(self, heads: int, misses: int, split_keys: int | None = None) -> None:
+    def set_up(
+        self,
+        heads: int,
+        misses: int,
+        split_keys: int | None = None,
+        backend: Backend | None = None,
+    ) -> None:
         """Queries of so many heads, and hot buffers in which so many of their rows are missing.
 
-        Attention goes over splits of so many keys, as the setting of that name says.
+        Attention goes over splits of so many keys, and ops are those of a backend, as the settings
+        of these names say; None = the suite's backend.
         """
-        sidecar, config = self._sidecar, replace(self._tiers.config, split_keys=split_keys)
-        self._tiers = replace(self._tiers, config=config)
+        sidecar, config, backend = self._sidecar, self._tiers.config, backend or _BACKEND
+        config = replace(config, split_keys=split_keys, backend=backend)
+        self._tiers = replace(self._tiers, config=config, ops=choose_ops(config))
         sidecar._pipeline = LayerPipeline(self._tiers, sidecar._traffic, sidecar._policy)
         self._inputs = [replace(one, query=self._queries(heads)) for one in self._inputs]
         for layer, selected in enumerate(self._selected):

@@ -26,6 +26,8 @@ def select_tokens(
     logits: torch.Tensor,
     out: torch.Tensor | None = None,
     host: HostBlocks | None = None,
+    *,
+    as_rows: bool = False,
 ) -> torch.Tensor:
     """Positions of the k best tokens of each row's blocks, ascending where the blocks are.
 
@@ -46,9 +48,12 @@ def select_tokens(
         out: [rows, k] int32, contiguous, to write to and return; None = allocate.
         host: where blocks that are not in the window are read from, in place; None = nowhere: no
             token of theirs is taken.
+        as_rows: name a token by its row of the window, slot * block_tokens + its place in the
+            block, instead of by its position; only without `host`, whose tokens have none.
 
     Returns:
-        [rows, k] int32, token positions; -1 pads the tail. Equal logits: the lowest position wins.
+        [rows, k] int32, token positions, or rows; -1 pads the tail. Equal logits: the lowest
+        position wins.
     """
     check_block_tokens(block_tokens, PAGE_TOKENS)
     columns = block_ids.shape[-1] * block_tokens
@@ -64,6 +69,8 @@ def select_tokens(
     shapes.check_out(out, "rows k", torch.int32)
     check_at_least("k", k, 1)
     check_host(shapes, host)
+    if as_rows and host is not None:
+        raise ValueError(f"as_rows is {as_rows} with a host, whose tokens have no rows")
     args = (
         index_q,
         index_weights,
@@ -81,8 +88,8 @@ def select_tokens(
     if index_q.is_cuda:
         from hisparse_kernels.gpu.select_tokens import select_tokens_triton
 
-        return select_tokens_triton(*args)
-    return select_tokens_ref(*args)
+        return select_tokens_triton(*args, as_rows=as_rows)
+    return select_tokens_ref(*args, as_rows=as_rows)
 
 
 def select_tokens_ref(
@@ -98,10 +105,13 @@ def select_tokens_ref(
     logits: torch.Tensor,
     out: torch.Tensor | None = None,
     host: HostBlocks | None = None,
+    *,
+    as_rows: bool = False,
 ) -> torch.Tensor:
     lists = block_slots.masked_fill(block_ids < 0, -1), block_ids, row_pos
     logits.fill_(-torch.inf)
     refine_logits_ref(
         index_q, index_weights, index_pages, *lists, block_tokens, layout, logits, host
     )
-    return candidate_positions_ref(topk_ref(logits, k), block_ids, block_tokens, out)
+    named = block_slots if as_rows else block_ids
+    return candidate_positions_ref(topk_ref(logits, k), named, block_tokens, out)

@@ -10,7 +10,7 @@ from hisparse_kernels.backends import Ops, reference_ops
 from hisparse_sidecar.config import Backend, SidecarConfig
 from hisparse_sidecar.errors import InvalidArgument
 
-BackendName = Literal["reference", "triton", "gluon_sm100"]
+BackendName = Literal["reference", "triton", "gluon_sm100", "flash_mla"]
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
@@ -76,11 +76,13 @@ def ops_of(backend: Backend, device: str) -> Ops:
     "auto" on CUDA is Triton, and what an installed peer does faster.
 
     Raises:
-        InvalidArgument: the Triton backend on the CPU, outside Triton's interpreter; or a body for
-            sm_100 on another GPU.
+        InvalidArgument: the Triton backend on the CPU, outside Triton's interpreter; a body for
+            sm_100 on another GPU; or FlashMLA on a GPU that is no sm_90, or not installed.
     """
     if backend == "gluon_sm100":
         return _sm100_ops(device)
+    if backend == "flash_mla":
+        return _flash_mla_ops(device)
     if backend == "reference" or (backend == "auto" and device == "cpu"):
         return reference_ops()
     if device == "cpu" and not _interpreting():
@@ -104,6 +106,19 @@ def _sm100_ops(device: str) -> Ops:
             return gluon_sm100_ops()
         found = f"compute capability {major}.{minor}"
     raise InvalidArgument(f"backend is 'gluon_sm100' on {found}, needs 10.0 or 10.3")
+
+
+def _flash_mla_ops(device: str) -> Ops:
+    if device == "cpu":
+        raise InvalidArgument("backend is 'flash_mla' on device 'cpu', needs a GPU of sm_90")
+    from hisparse_kernels.gpu.backend import flash_mla_ops
+    from hisparse_kernels.gpu.flash_mla import FlashMlaAbsentError, flash_mla_module
+
+    try:
+        flash_mla_module(torch.device(device))
+    except FlashMlaAbsentError as error:
+        raise InvalidArgument(f"backend is 'flash_mla' on device {device!r}: {error}") from None
+    return flash_mla_ops()
 
 
 def _interpreting() -> bool:

@@ -5,7 +5,8 @@ from typing import get_args
 
 import torch
 
-from hisparse_sidecar.config import SidecarConfig, require, require_one_of
+from hisparse_kernels.flash_mla_limits import check_flash_mla
+from hisparse_sidecar.config import SidecarConfig, require, require_legal, require_one_of
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.layer_io import LayerInputs
 from hisparse_sidecar.step import Step, StepKind
@@ -59,6 +60,8 @@ def check_inputs(config: SidecarConfig, step: Step, layer: int, inputs: LayerInp
     heads = inputs.query.shape[1] if inputs.query.dim() == 3 else -1
     check_tensor("query", inputs.query, (rows, heads, query_dim), *_FLOATS)
     require(1 <= heads <= 128, f"query has {heads} heads, needs 1 to 128")
+    if config.backend == "flash_mla":
+        require_legal(check_flash_mla, num_heads=heads, query_dtype=inputs.query.dtype)
     check_tensor("kv", inputs.kv, (rows, query_dim), *_FLOATS)
     if inputs.sink is not None:
         check_tensor("sink", inputs.sink, (heads,), torch.float32)

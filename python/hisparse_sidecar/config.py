@@ -1,10 +1,12 @@
 """What a sidecar is built for: the model, the row layouts, the capacities, the selection."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, ParamSpec, get_args
 
+from hisparse_kernels.flash_mla_limits import check_flash_mla
 from hisparse_kernels.layouts import (
     PAGE_TOKENS,
     IndexLayout,
@@ -20,7 +22,7 @@ IndexSource = Literal["flat", "hisa", "misa", "misa_dagger", "given"]
 Budget = Literal["fixed", "ratio", "adaptive"]
 RoutedStages = Literal["none", "blocks", "tokens", "both"]
 GateMode = Literal["auto", "off"]
-Backend = Literal["auto", "reference", "triton", "gluon_sm100"]
+Backend = Literal["auto", "reference", "triton", "gluon_sm100", "flash_mla"]
 _LEAST = {
     "num_kept_blocks": 2,
     "routed_heads": 1,
@@ -29,6 +31,7 @@ _LEAST = {
     "audit_one_in": 0,
 }
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
+_Args = ParamSpec("_Args")
 
 
 def require(condition: bool, message: str) -> None:
@@ -47,6 +50,16 @@ def check_split_keys(found: int | None) -> None:
     split = found or 0
     message = f"split_keys is {split}, needs 0 or a multiple of {SPLIT_ALIGN}"
     require(split >= 0 and split % SPLIT_ALIGN == 0, message)
+
+
+def require_legal(
+    check: Callable[_Args, object], *args: _Args.args, **kwargs: _Args.kwargs
+) -> None:
+    """Raises InvalidArgument that says what `check` says, if it raises ValueError."""
+    try:
+        check(*args, **kwargs)
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -184,6 +197,8 @@ class SidecarConfig:
         device: where the device tier lives: "cpu", "cuda" or "cuda:N".
         backend: "reference" (plain PyTorch), "triton", or "auto" for the best that `device` has.
             "gluon_sm100": Triton, and attention's body for Blackwell, which has never run.
+            "flash_mla": Triton, and FlashMLA for attention on sm_90: with 64 or 128 heads and large
+            batches it is the faster one, and the last bits of a row depend on the step's rows.
         hot_slots: KV rows of one sequence and layer on the device; default 2 * topk.
         window_blocks: index-key blocks of one sequence and anchor layer on the device. At 1M tokens
             112 of them and all pooled keys take 2.9 B a token; 176 of them 3.9 B.
@@ -195,7 +210,7 @@ class SidecarConfig:
         max_logits_bytes: bound on the logits of one selection; more rows are taken in groups.
         split_keys: keys of one split of decode attention, a multiple of 64, 0 = all of a row's. The
             last bits of outputs depend on it, and so nothing else chooses it: never the rows of a
-            step. None = 256, or 128 where a row has up to 32 heads.
+            step. None = 256, or 128 where a row has up to 32 heads; needed by "flash_mla".
         selection: default selection of a sequence.
         layer_profile: file of what single layers change in the default selection; a sequence that
             asks for another one gets that in every layer.
@@ -236,11 +251,11 @@ class SidecarConfig:
         require(self.warm_rows >= 0, f"warm_rows is {self.warm_rows}, must be >= 0")
         check_split_keys(self.split_keys)
         self._check_device_sizes()
-        try:
-            kv_layout(self.kv_layout)
-            index_layout(self.index_layout)
-        except ValueError as error:
-            raise InvalidArgument(str(error)) from None
+        require_legal(kv_layout, self.kv_layout)
+        require_legal(index_layout, self.index_layout)
+        if self.backend == "flash_mla":
+            topk, split_keys = self.model.topk, self.split_keys
+            require_legal(check_flash_mla, layout=self.kv, topk=topk, split_keys=split_keys)
 
     def _check_device_sizes(self) -> None:
         topk, tokens = self.model.topk, self.host_pages * PAGE_TOKENS
@@ -273,8 +288,13 @@ class SidecarConfig:
             return 2 * self.model.topk * self.max_step_rows
         return self.hot_slots
 
-    def decode_split(self, heads: int) -> int:
-        """Keys of one split of decode attention with so many heads; topk or more = no splits."""
+    def decode_split(self, heads: int) -> int | None:
+        """Keys of one split of decode attention with so many heads; topk or more = no splits.
+
+        None = FlashMLA splits as it does.
+        """
+        if self.backend == "flash_mla":
+            return None
         if self.split_keys is None:
             return decode_split_keys(heads)
         return self.split_keys or -(-self.model.topk // SPLIT_ALIGN) * SPLIT_ALIGN

@@ -18,6 +18,11 @@ class StreamMark:
         """Without waiting; on the CPU always."""
         return self.event is None or self.event.query()
 
+    def wait(self) -> None:
+        """What is launched on the current stream from now on begins after what was before it."""
+        if self.event is not None:
+            self.event.wait()
+
 
 class SideStream:
     """Runs work beside the current stream; `join` before anything looks at what it does.
@@ -26,9 +31,17 @@ class SideStream:
     in a graph joins before the capture ends.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, goes_first: bool = False) -> None:
+        """A stream of a device.
+
+        Args:
+            device: whose stream.
+            goes_first: its work takes multiprocessors that get free before other streams' does.
+        """
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        priority = -1 if goes_first else 0
+        is_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device, priority=priority) if is_cuda else None
 
     @contextmanager
     def beside(self) -> Iterator[None]:

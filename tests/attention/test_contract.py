@@ -34,7 +34,7 @@ def run_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def test_an_unknown_backend_is_refused_with_the_sorted_list() -> None:
-    message = "backend is 'fa3', must be one of auto, gluon_sm100, reference, triton"
+    message = "backend is 'fa3', must be one of auto, flash_mla, gluon_sm100, reference, triton"
     with pytest.raises(InvalidArgument, match=message):
         Wrapper(WORKSPACE, backend="fa3")
     with pytest.raises(ValueError, match=message):  # what FlashInfer raises

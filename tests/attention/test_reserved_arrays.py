@@ -12,6 +12,7 @@ from hisparse_sidecar.errors import InvalidArgument
 from tests.attention.batches import Batch, make_batch
 from tests.attention.index_batches import IndexBatch, make_index_batch
 from tests.kernels.gpu.graphs import assert_allocates_nothing
+from tests.no_waiting import no_waiting
 
 Wrapper = BatchHiSparseMLAPagedAttentionWrapper
 # the same batch size and rows, other lengths; a request that ended leaves a row without tokens
@@ -292,11 +293,8 @@ def test_neither_plan_nor_run_waits_for_the_device(
 
     step_of_two_layers()  # compiles
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step_of_two_layers()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
@@ -324,10 +322,7 @@ def test_metadata_on_the_host_are_copied_without_a_wait(
     host = MLAPlanMetadata.csr(*(getattr(batch.csr(), name).cpu().pin_memory() for name in CSR))
     plan = batch.plan(metadata=host)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         wrapper.plan(**plan)
         plain.plan(**plan)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert_bits_equal(attended(wrapper, batch)[0], attended(plain, batch)[0])

@@ -46,6 +46,12 @@ def test_a_setup_that_offloads_says_its_settings_in_json() -> None:
     assert json.loads(offload["hisparse_config"])["index_source"] == "hisa"
 
 
+def test_a_setups_own_arguments_come_after_those_of_the_work() -> None:
+    bf16 = setups.BF16_OFFLOAD.arguments(Path("m"), context_length=9)
+    assert (bf16["kv_cache_dtype"], bf16["context_length"]) == ("bfloat16", 9)
+    assert bf16["hisparse_config"] == setups.HISA_OFFLOAD.arguments(Path("m"))["hisparse_config"]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shape_is_a_folder_with_a_config(shape: str, tmp_path: Path) -> None:
     config = json.loads((write_shape(shape, tmp_path) / "config.json").read_text())

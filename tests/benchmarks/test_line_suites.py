@@ -1,11 +1,11 @@
-"""The suites `attend` and `swap`: their cases, and what they draw."""
+"""The suites `attend`, `swap` and `engine`: their cases, and what they draw."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import suite_attend, suite_swap
+from benchmarks import suite_attend, suite_engine, suite_swap
 from benchmarks.lines import Point
 from benchmarks.ops.case import Case
 from hisparse_sidecar.cli.bench.rows import Environment, Measurement, Row, make_row
@@ -20,7 +20,7 @@ RESIDENT = "resolve + swap_in batch 8, all resident, L=64K"
 
 
 def row(case: str, metric: str, ours: float, peer: str = "", value: float | None = None) -> Row:
-    better = "lower" if metric == "median us" else "higher"
+    better = "lower" if "median" in metric else "higher"
     measured = Measurement(case, metric, ours, better, peer, value)  # type: ignore[arg-type]
     return make_row("suite", measured, ENVIRONMENT)
 
@@ -35,6 +35,13 @@ SWAP_ROWS = [
     row(MISSES, "median us", 20.0, "SGLang", 40.0),
     row(MISSES, "link GB/s", 30.0, "SGLang", 15.0),
     row(RESIDENT, "median us", 5.0),
+]
+
+CACHED = "DeepSeek-V3.2, hisparse, hisa, offload, prefix cache, 128K tokens, 8 at once"
+ENGINE_ROWS = [
+    row("48 needles, dsa", "right %", 100.0),
+    row(CACHED, "ITL, median ms", 2.5, "dsa", 2.0),
+    row(CACHED, "tokens/s", 3000.0),
 ]
 
 
@@ -87,10 +94,21 @@ def test_swap_is_drawn_over_the_miss_rate() -> None:
     ]
 
 
+def test_times_between_tokens_are_drawn_over_the_requests() -> None:
+    line = "hisparse, hisa, offload, prefix cache"
+    assert suite_engine.read_points(ENGINE_ROWS) == [
+        Point("DeepSeek-V3.2, 128K tokens", line, "", 8.0, 2.5)
+    ]
+
+
 @pytest.mark.parametrize(
     ("plot", "rows"),
-    [(suite_attend.plot_latency, ATTEND_ROWS), (suite_swap.plot_misses, SWAP_ROWS)],
-    ids=["attend", "swap"],
+    [
+        (suite_attend.plot_latency, ATTEND_ROWS),
+        (suite_swap.plot_misses, SWAP_ROWS),
+        (suite_engine.plot_loads, ENGINE_ROWS),
+    ],
+    ids=["attend", "swap", "engine"],
 )
 def test_rows_become_an_image(
     plot: Callable[[list[Row], Path], None], rows: list[Row], tmp_path: Path

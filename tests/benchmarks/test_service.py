@@ -65,9 +65,18 @@ def test_a_flood_finds_its_share_full_and_takes_no_hit_of_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(flood, "_PER_SECOND", 10.0)  # 20 calls: their pages fit if none is answered
+    monkeypatch.setattr(flood, "_LEAST_CALLS", 0)
+    monkeypatch.setattr(flood, "_ROUNDS", 2)
     rows = found(flood, 2.0)
-    assert (rows["hit rate %"], rows["failed calls"]) == (100, 0)
+    assert (rows["calls"], rows["hit rate %"], rows["failed calls"]) == (20, 100, 0)
     assert rows["pages beyond its share, at most"] == 0
+    assert rows["refusals/s"] > 0
+    assert rows["server's CPU, % of a core"] > 0
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(1.0, 2000), (60.0, 3000)])
+def test_each_mode_has_calls_enough_for_a_steady_p99(seconds: float, calls: int) -> None:
+    assert 10 * flood.seconds_of_a_round(seconds) * 50.0 == calls
 
 
 def test_a_drain_saves_every_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,9 @@ from benchmarks.step.peer_parts import DENSE, PARTS, SUM, PeerParts
 from benchmarks.step.plot import REST, Bar, plot_stages, read_bars
 from benchmarks.step.record import STAGES
 from benchmarks.step.world import World, Worlds
+from hisparse_kernels.backends import Ops, reference_ops
 from hisparse_kernels.gpu.interpreter import interpreting
+from hisparse_sidecar import SidecarConfig
 from hisparse_sidecar.cli.bench.rows import Environment, Measurement, Row, make_row
 from tests.benchmarks.stand_ins import CudaIsCpu, HostPool, LruPeers, NoPeers, StandInPeers
 
@@ -118,6 +120,35 @@ def test_a_step_attends_in_the_splits_of_its_case(
         assert attend.keywords["split_keys"] == split_keys
 
 
+def test_a_step_by_flash_mla_has_the_ops_of_that_backend_and_the_same_peers(
+    small: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends: list[str] = []
+
+    def choose(config: SidecarConfig) -> Ops:
+        backends.append(config.backend)
+        return reference_ops()
+
+    monkeypatch.setattr(world, "choose_ops", choose)
+    peers = StandInPeers()
+    parts = PeerParts(peers, HostPool())  # type: ignore[arg-type]
+    prepared = all_cases._whole_by_flash_mla(small, peers, parts, SHAPE)  # type: ignore[arg-type]
+    prepared.ours.check()
+    assert set(prepared.peers) == {SUM, DENSE}
+    for calls in small.of(SHAPE.batch).record():
+        attend = calls[-1].again
+        assert isinstance(attend, partial)
+        assert attend.keywords["split_keys"] is None
+    whole(small)
+    assert backends == ["flash_mla", "reference"]
+
+
+def test_without_flash_mla_no_step_is_run_by_it(small: Worlds) -> None:
+    parts = PeerParts(NoPeers(), HostPool())  # type: ignore[arg-type]
+    with pytest.raises(PeerAbsentError):
+        all_cases._whole_by_flash_mla(small, NoPeers(), parts, SHAPE)  # type: ignore[arg-type]
+
+
 def test_every_op_of_a_layer_belongs_to_the_stage_that_called_it(small: Worlds) -> None:
     one = small.of(SHAPE.batch)
     one.set_up(SHAPE.heads, SHAPE.misses)
@@ -185,11 +216,11 @@ def test_sglangs_rows_pass_again_after_steps_that_evicted_what_is_checked(
 def test_each_shape_is_there_whole_and_by_stage() -> None:
     cases = all_cases.all_cases(Worlds(), NoPeers(), HostPool())  # type: ignore[arg-type]
     names = [case.name for case in cases]
-    assert len(names) == len(set(names)) == 12 * (1 + len(STAGES)) + 3 * 2 * 3
+    assert len(names) == len(set(names)) == 12 * (2 + len(STAGES)) + 3 * 2 * 3
     batches = [int(re.findall(r"batch (\d+)", name)[0]) for name in names]
     assert batches == sorted(batches)  # each has a world of its own
     shape = "step batch 64, 2 % misses, L=128K, 128 heads"
-    assert {f"{shape}, {WHOLE}", f"{shape}, {WHOLE}, unsplit"} <= set(names)
+    assert {f"{shape}, {WHOLE}{end}" for end in ("", ", flash_mla", ", unsplit")} <= set(names)
 
 
 def row(stage: str, ours: float, peer: str = "", value: float | None = None) -> Row:
@@ -200,6 +231,7 @@ def row(stage: str, ours: float, peer: str = "", value: float | None = None) -> 
 
 ROWS = [
     row(f"{WHOLE}, unsplit", 90.0),  # no stage of the others
+    row(f"{WHOLE}, flash_mla", 80.0, SUM, 150.0),
     row(WHOLE, 100.0, SUM, 150.0),
     row(WHOLE, 100.0, DENSE, 440.0),
     row("append", 10.0),

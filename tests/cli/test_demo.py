@@ -171,7 +171,7 @@ def test_what_cannot_run_is_refused_before_anything_runs(
         (["--device", "cuda:99"], "device is 'cuda:99', torch"),
         (
             ["--backend", "cuda"],
-            "backend is 'cuda', must be one of auto, gluon_sm100, reference, triton",
+            "backend is 'cuda', must be one of auto, flash_mla, gluon_sm100, reference, triton",
         ),
     ],
 )

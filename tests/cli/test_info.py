@@ -16,7 +16,7 @@ def test_info_json_is_one_object_with_measured_numbers() -> None:
     found = done.json
     assert set(found) == {"versions", "backends", "gpus", "host", "copies"}
     assert {"sidecar", "kernels", "core", "torch", "triton", "python"} <= set(found["versions"])
-    assert found["backends"] == ["reference", "triton", "gluon_sm100"]
+    assert found["backends"] == ["reference", "triton", "gluon_sm100", "flash_mla"]
     assert found["host"]["total_bytes"] >= found["host"]["available_bytes"] > 0
     for copy in found["copies"]:
         assert copy["copied_bytes"] == 8 << 20

@@ -82,7 +82,7 @@ def test_a_missing_model_is_refused(tmp_path: Path) -> None:
         (["--device", "gpu"], "device is 'gpu', must be cpu, cuda or cuda:N"),
         (
             ["--backend", "cuda"],
-            "backend is 'cuda', must be one of auto, gluon_sm100, reference, triton",
+            "backend is 'cuda', must be one of auto, flash_mla, gluon_sm100, reference, triton",
         ),
     ],
 )

@@ -26,7 +26,7 @@ from hisparse_kernels.resolve import MissPlan, SlotRanges, SlotState, release_it
 from hisparse_kernels.route_heads import route_heads
 from hisparse_kernels.score_positions import score_positions
 from hisparse_kernels.sparse_mla import sparse_mla
-from hisparse_kernels.spill import spill
+from hisparse_kernels.spill import HotPlaces, spill
 from hisparse_kernels.swap_in import FreshRows, swap_in, swap_in_blocks
 from hisparse_kernels.tail_share import tail_share
 from hisparse_kernels.topk import candidate_positions, topk
@@ -179,7 +179,11 @@ OPS = [
         {"host_pages": PAGES, "page_table": zeros(1, 2), "plan": PLAN, "window_pages": u8(8, 8448)}
         | {"block_tokens": 64},
     ),
-    Op(spill, {"rows": u8(2, 656), "dst_row_ids": i64(2) - 1, "host_rows": u8(64, 656)}),
+    Op(
+        spill,
+        {"rows": u8(2, 656), "dst_row_ids": i64(2) - 1, "host_rows": u8(64, 656)}
+        | {"hot": HotPlaces(u8(5, 656), zeros(2), zeros(9), i64(2), i64(2), zeros(2))},
+    ),
     Op(
         sparse_mla,
         {"query": f32(2, 4, 576), "kv_rows": u8(9, 656), "row_ids": zeros(2, 3), "layout": KV}
@@ -335,6 +339,23 @@ def test_fresh_rows_that_do_not_fit_are_refused(field: str, bad: torch.Tensor, m
     op = op_named(swap_in)
 
     refused(op, f"fresh.{match}", fresh=dataclasses.replace(op.good["fresh"], **{field: bad}))
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "match"),
+    [
+        ("rows", u8(5, 528), "rows has 528 row_bytes, needs 656"),
+        ("item", zeros(3), "item has 3 n, needs 2"),
+        ("slot_table", i64(9), "slot_table has dtype torch.int64"),
+        ("table_base", zeros(2), "table_base has dtype torch.int32"),
+        ("slot_base", i64(1), "slot_base has 1 n, needs 2"),
+        ("num_placed", f32(2), "num_placed has dtype torch.float32"),
+    ],
+)
+def test_places_that_do_not_fit_are_refused(field: str, bad: torch.Tensor, match: str) -> None:
+    op = op_named(spill)
+
+    refused(op, f"hot.{match}", hot=dataclasses.replace(op.good["hot"], **{field: bad}))
 
 
 @pytest.mark.parametrize(

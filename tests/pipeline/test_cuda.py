@@ -12,6 +12,7 @@ from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from hisparse_sidecar.host_memory import HostMemory
 from hisparse_sidecar.side_stream import SideStream
+from tests.no_waiting import no_waiting
 from tests.pipeline.world import (
     FLAT,
     HISA,
@@ -156,7 +157,7 @@ def test_no_layer_of_a_decode_step_waits_for_the_device(
         ]
         on_device = [inputs.to(sidecar.device) for inputs in layers]
         sidecar.begin_step([(one, 2), (other, 1)], "decode", padded_rows=4)
-        with _no_waiting():
+        with no_waiting():
             outputs = [sidecar.run_layer(i, inputs) for i, inputs in enumerate(on_device)]
             with pytest.raises(RuntimeError, match="synchronizing"):  # such a wait is noticed
                 outputs[0].out.sum().item()
@@ -215,16 +216,6 @@ def _life(config: SidecarConfig, accident: Accident | None = None) -> list[Layer
             outputs += run_step(sidecar, [Rows(sequence, 1, seed)], "decode")
         sidecar.check_integrity()
         return outputs
-
-
-@contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Every wait for the device that torch makes is an error."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("selection", [HISA_OF_4, ADAPTIVE], ids=["fixed", "adaptive"])

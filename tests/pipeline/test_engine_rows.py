@@ -15,6 +15,8 @@ from hisparse_sidecar.errors import (
     InvalidArgument,
     WrongState,
 )
+from tests.launches import Launches
+from tests.no_waiting import no_waiting
 from tests.pipeline import world
 
 TOPK, HOT, SEQUENCES, FIRST_ROW = 16, 48, 3, 64
@@ -45,6 +47,7 @@ class Engine:
         self.rows: dict[int, torch.Tensor] = {}
         self.num_real = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.counts = [[0, 0, 0], [0, 0, 0]]
+        self.fetches_ahead = False
 
     def some_rows(self, *shape: int) -> torch.Tensor:
         """Random rows on the engine's device."""
@@ -83,17 +86,20 @@ class Engine:
         return made
 
     def step(self, sequences: Sequence[int], padding: int = 0) -> None:
-        """A decode step, looked at in every layer."""
+        """A decode step, looked at in every layer; every other one fetches ahead."""
         self.tier.append(sequences)
         self.tier.load_step()
         self.num_real.fill_(len(sequences))
         new, at = self.new_rows(sequences), self.tier.new_rows[: len(sequences)].long()
         for layer, items in enumerate(self.lists(sequences, padding)):
-            self.memory[layer][at] = new[layer]
-            if layer != 1:  # it uses the selection of the layer before
+            if layer in CONFIG.anchors:
                 self.count(sequences, CONFIG.groups[layer], items)
+                if self.fetches_ahead:
+                    self.tier.fetch(layer, items, self.num_real)
+            self.memory[layer][at] = new[layer]
             slots = self.tier.swap_in(layer, items, self.num_real)
             self.check(sequences, layer, items, slots)
+        self.fetches_ahead = not self.fetches_ahead
 
     def count(self, sequences: Sequence[int], group: int, items: torch.Tensor) -> None:
         """Adds what a step's lists ask for, and what of it is not in the tables, to `counts`."""
@@ -140,6 +146,54 @@ def test_selected_rows_are_found_whatever_is_hot(engine: Engine) -> None:
     assert engine.found_counts() == engine.counts
     assert min(misses for _, misses, _ in engine.counts) > 0
     engine.tier.close()
+
+
+def test_a_list_that_was_not_fetched_ahead_is_fetched_then(engine: Engine) -> None:
+    first = engine.open(300)
+    engine.step([first])
+    engine.tier.append([first])
+    engine.tier.load_step()
+    new, at = engine.new_rows([first]), engine.tier.new_rows[:1].long()
+    (guessed, *_), wanted = engine.lists([first]), engine.lists([first])
+    engine.tier.fetch(0, guessed, engine.num_real)
+    for layer, items in enumerate(wanted):
+        engine.memory[layer][at] = new[layer]
+        engine.check([first], layer, items, engine.tier.swap_in(layer, items, engine.num_real))
+    engine.tier.check_integrity()
+
+
+def test_what_one_step_has_begun_is_no_other_steps(engine: Engine) -> None:
+    first = engine.open(300)
+    engine.step([first])
+    engine.tier.append([first])
+    engine.tier.load_step()
+    items, *_ = engine.lists([first])
+    engine.tier.fetch(0, items, engine.num_real)  # and the pass ends
+    engine.new_rows([first])
+    engine.tier.append([first])
+    engine.tier.load_step()
+    new, at = engine.new_rows([first]), engine.tier.new_rows[:1].long()
+    other = engine.lists([first])
+    items.copy_(other[0])  # at the same place
+    for layer, wanted in enumerate([items, items, other[2]]):
+        engine.memory[layer][at] = new[layer]
+        slots = engine.tier.swap_in(layer, wanted, engine.num_real)
+        assert engine.tier.length(first) - 1 in wanted
+        kept = (wanted >= 0) & (wanted != engine.tier.length(first) - 2)  # whose rows never came
+        found, rows = engine.memory[layer][slots[kept].long()], engine.rows[first][layer]
+        assert torch.equal(found, rows[wanted[kept].long()])
+
+
+@pytest.mark.cpu_only
+def test_tables_of_a_step_are_one_transfer_and_a_copy_of_their_pages(engine: Engine) -> None:
+    first, second = engine.open(300), engine.open(7)
+    engine.tier.append([first, second])
+    launches = Launches()
+
+    with launches:
+        engine.tier.load_step()
+
+    assert launches.names == ["aten::copy_", "aten::copy_"]
 
 
 @pytest.mark.interpreted
@@ -278,12 +332,11 @@ def test_a_layer_neither_allocates_nor_waits(engine: Engine) -> None:
     lists = engine.lists(sequences)
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for layer, items in enumerate(lists):
+            if layer in CONFIG.anchors:
+                engine.tier.fetch(layer, items, engine.num_real)
             engine.tier.swap_in(layer, items, engine.num_real)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
@@ -297,6 +350,8 @@ def test_a_graph_of_a_whole_step_is_replayed(engine: Engine) -> None:
 
     def layers() -> None:
         for layer, memory in enumerate(engine.memory):
+            if layer in CONFIG.anchors:
+                engine.tier.fetch(layer, items[layer], engine.num_real)
             memory[at] = new[layer]
             slots[layer].copy_(engine.tier.swap_in(layer, items[layer], engine.num_real))
 

@@ -253,7 +253,10 @@ def test_a_fork_of_a_long_sequence_needs_no_more_host_pages() -> None:
         ({"max_logits_bytes": 0}, "max_logits_bytes is 0"),
         ({"device": "gpu"}, "'gpu', must be cpu, cuda or cuda:N"),
         ({"device": "cuda:"}, "'cuda:', must be"),
-        ({"backend": "fast"}, "'fast', must be one of auto, gluon_sm100, reference, triton"),
+        (
+            {"backend": "fast"},
+            "'fast', must be one of auto, flash_mla, gluon_sm100, reference, triton",
+        ),
     ],
 )
 def test_configs_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:

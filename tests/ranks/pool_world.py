@@ -177,11 +177,13 @@ class PoolLife:
         for layer, memory in enumerate(self.memory):
             if slow and self.device.type == "cuda":
                 torch.cuda._sleep(_SLEEP_CYCLES)
-            new = self.tier.new_rows[: len(sequences)].long()
-            memory[new] = self.rows_of(layer, serials, newest)
             if layer != 1:  # it uses the selection of the layer before
                 lists.append(self._lists(random, lengths))
+                if random.random() < 0.5:  # as soon as it is known
+                    self.tier.fetch(layer, lists[-1], self.num_real)
             items = lists[-1]
+            new = self.tier.new_rows[: len(sequences)].long()
+            memory[new] = self.rows_of(layer, serials, newest)
             slots = self.tier.swap_in(layer, items, self.num_real)
             wanted = self.rows_of(layer, serials[:, None], items.long())
             self.look(memory[slots.clamp(min=0).long()], wanted, items >= 0)

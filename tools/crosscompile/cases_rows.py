@@ -31,6 +31,7 @@ from hisparse_kernels.layouts import (
     KvLayout,
 )
 from hisparse_kernels.resolve import MissPlan, SlotRanges
+from hisparse_kernels.spill import HotPlaces
 from hisparse_kernels.swap_in import FreshRows
 from tools.crosscompile.case import Case, Expects
 from tools.crosscompile.tensors import (
@@ -157,6 +158,15 @@ def _spill(layout: KvLayout) -> None:
     host = kv_rows(HOST_TOKENS, layout)
     for rows in ROWS:
         spill_triton(kv_rows(rows, layout), int64(rows), host)
+        for num_placed in (int32(rows), None):
+            table = torch.empty(1 << 20, dtype=torch.int16)
+            where = int32(rows), table, int64(rows), int64(rows), num_placed
+            spill_triton(
+                kv_rows(rows, layout),
+                int64(rows),
+                host,
+                HotPlaces(host, *where),
+            )
 
 
 def _swap_in_blocks(layout: IndexLayout) -> None:

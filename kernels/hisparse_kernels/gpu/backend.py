@@ -32,6 +32,7 @@ from hisparse_kernels.gpu.score_positions import score_positions_triton
 from hisparse_kernels.gpu.select_blocks import select_blocks_triton
 from hisparse_kernels.gpu.select_tokens import select_tokens_triton
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
+from hisparse_kernels.gpu.sparse_mla_flash import sparse_mla_flash
 from hisparse_kernels.gpu.sparse_mla_sm100 import sparse_mla_sm100
 from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
@@ -42,6 +43,11 @@ from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
 def fastest_ops() -> Ops:
     """The Triton kernels, and installed peers' for what they do faster."""
     return replace(triton_ops(), sparse_mla=sparse_mla_fastest)
+
+
+def flash_mla_ops() -> Ops:
+    """The Triton kernels, and FlashMLA's for all attention: its bits depend on the batch."""
+    return replace(triton_ops(), sparse_mla=sparse_mla_flash)
 
 
 def gluon_sm100_ops() -> Ops:

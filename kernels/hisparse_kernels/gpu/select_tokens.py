@@ -21,6 +21,8 @@ def select_tokens_triton(
     logits: torch.Tensor,
     out: torch.Tensor | None = None,
     host: HostBlocks | None = None,
+    *,
+    as_rows: bool = False,
 ) -> torch.Tensor:
     """See `select_tokens`.
 
@@ -31,7 +33,7 @@ def select_tokens_triton(
         out = block_ids.new_empty(block_ids.shape[0], k)
     if block_ids.numel() == 0:
         return out.fill_(-1)
-    block_ids = block_ids.contiguous()
+    block_ids, block_slots = block_ids.contiguous(), block_slots.contiguous()
     refine_into(
         index_q,
         index_weights,
@@ -45,4 +47,5 @@ def select_tokens_triton(
         host,
         write_all=True,
     )
-    return topk_positions_triton(logits, block_ids, block_tokens, k, out)
+    named = block_slots if as_rows else block_ids
+    return topk_positions_triton(logits, block_ids, named, block_tokens, k, out)

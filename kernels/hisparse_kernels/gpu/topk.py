@@ -18,7 +18,7 @@ def topk_triton(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -
     if out is None:
         out = logits.new_empty((rows, k), dtype=torch.int32)
     if rows and grows_a_tree(num_columns, k):
-        topk_by_tree(logits, k, None, 1, out)
+        topk_by_tree(logits, k, None, None, 1, out)
     elif rows:
         options = row_options(rows, num_columns, k)
         if rows < _MANY_ROWS:
@@ -28,20 +28,27 @@ def topk_triton(logits: torch.Tensor, k: int, out: torch.Tensor | None = None) -
 
 
 def topk_positions_triton(
-    logits: torch.Tensor, block_ids: torch.Tensor, block_tokens: int, k: int, out: torch.Tensor
+    logits: torch.Tensor,
+    block_ids: torch.Tensor,
+    named: torch.Tensor,
+    block_tokens: int,
+    k: int,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    """`candidate_positions` of `topk` in one launch; logits and ids are contiguous.
+    """`candidate_positions` of `topk` and `named` in one launch; all inputs are contiguous.
 
-    Of a row whose first block is -1 no logits are read: it has no blocks.
+    `named` [rows, m] int32 are the blocks' ids, or what else names them: their slots. Of a row
+    whose first id is -1 no logits are read: it has no blocks.
     """
     rows, num_columns = logits.shape
     if rows and grows_a_tree(num_columns, k):
-        topk_by_tree(logits, k, block_ids, block_tokens, out)
+        topk_by_tree(logits, k, block_ids, named, block_tokens, out)
     elif rows:
         _topk_positions_kernel[(rows,)](
             logits,
             num_columns,
             block_ids,
+            named,
             block_ids.shape[1],
             k,
             out,
@@ -115,6 +122,7 @@ def _topk_positions_kernel(
     logits_ptr,
     num_columns,
     ids_ptr,
+    named_ptr,
     num_entries,
     k,
     out_ptr,
@@ -135,7 +143,7 @@ def _topk_positions_kernel(
             num_columns,
             -1,
             k,
-            ids_ptr + row * num_entries,
+            named_ptr + row * num_entries,
             out_ptr + row * k,
             False,
             BLOCK_TOKENS,

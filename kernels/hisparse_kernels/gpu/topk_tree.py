@@ -23,10 +23,11 @@ def topk_by_tree(
     logits: torch.Tensor,
     k: int,
     block_ids: torch.Tensor | None,
+    named: torch.Tensor | None,
     block_tokens: int,
     out: torch.Tensor,
 ) -> None:
-    """`topk` of at least one row, and with `block_ids` the `candidate_positions` of that.
+    """`topk` of at least one row, and with `block_ids` and `named` as `topk_positions_triton`.
 
     A level reads runs of 8192 columns and keeps the k best of each: as many programs as runs. What
     they keep, a part of k / 8192 of the logits, is allocated. `grows_a_tree` must hold.
@@ -36,9 +37,9 @@ def topk_by_tree(
     while entries > _RUN:
         runs = triton.cdiv(entries, _RUN)
         level = out.new_empty(rows, runs * k)
-        _best_of_runs(logits, kept, entries, k, None, 1, level)
+        _best_of_runs(logits, kept, entries, k, None, None, 1, level)
         kept, entries = level, runs * k
-    _best_of_runs(logits, kept, entries, k, block_ids, block_tokens, out)
+    _best_of_runs(logits, kept, entries, k, block_ids, named, block_tokens, out)
 
 
 def _best_of_runs(
@@ -47,6 +48,7 @@ def _best_of_runs(
     entries: int,
     k: int,
     block_ids: torch.Tensor | None,
+    named: torch.Tensor | None,
     block_tokens: int,
     out: torch.Tensor,
 ) -> None:
@@ -57,6 +59,7 @@ def _best_of_runs(
         columns,
         entries,
         block_ids,
+        named,
         0 if block_ids is None else block_ids.shape[1],
         k,
         out,
@@ -77,6 +80,7 @@ def _best_of_runs_kernel(
     columns_ptr,
     num_entries,
     ids_ptr,
+    named_ptr,
     num_ids,
     k,
     out_ptr,
@@ -89,11 +93,12 @@ def _best_of_runs_kernel(
     out_ptr += (row * tl.num_programs(1) + run) * k
     logits_ptr += row * row_stride
     entry = run * BLOCK + tile_columns(BLOCK, WARPS)
-    inside = entry < num_entries
+    end = num_entries
     if ids_ptr is not None:
-        ids_ptr += row * num_ids
         # of a row without blocks nobody has written the logits
-        inside &= tl.load(ids_ptr) >= 0
+        end = tl.where(tl.load(ids_ptr + row * num_ids) < 0, 0, num_entries)
+        named_ptr += row * num_ids
+    inside = entry < end
     if columns_ptr is None:
         column = entry
         column_ptr = logits_ptr + column.to(tl.int64) * column_stride
@@ -104,5 +109,5 @@ def _best_of_runs_kernel(
         column_ptr = logits_ptr + column.to(tl.int64) * column_stride
         scores = load_in_place(column_ptr, inside, float("-inf"))
     bound, need, kept = kth_score(scores, None, k, None)
-    write_taken(scores, value_of(ids_ptr, column, inside, BLOCK_TOKENS), bound, need, out_ptr)
+    write_taken(scores, value_of(named_ptr, column, inside, BLOCK_TOKENS), bound, need, out_ptr)
     pad_columns(kept, k, out_ptr, BLOCK)

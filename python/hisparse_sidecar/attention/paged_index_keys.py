@@ -6,10 +6,12 @@ import torch
 
 from hisparse_kernels.backends import Ops
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
+from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_kernels.pooled_rows import PooledTable
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.select_blocks import COUNTED_ROWS
 from hisparse_kernels.window_slots import WindowSlots
+from hisparse_sidecar.config import require
 from hisparse_sidecar.index_key_choices import ResidentKeyChoices
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 
@@ -21,6 +23,8 @@ class PlannedRows:
     Attributes:
         row_seq: [max_rows] int32, sequence of each row; -1 = padding row.
         row_pos: [max_rows] int32, last position that the row sees; -1 = padding row.
+        row_block: [max_rows] int32, block of that position; -1 = padding row.
+        row_end: [max_rows] int32, 1 more than that position.
         page_table: [num_seqs, max_pages] int32, -1 beyond a sequence's end.
         table_base: [num_seqs] int64, the sequence's first entry of `page_table`.
         no_base: [num_seqs] int64 of 0.
@@ -29,6 +33,8 @@ class PlannedRows:
 
     row_seq: torch.Tensor
     row_pos: torch.Tensor
+    row_block: torch.Tensor
+    row_end: torch.Tensor
     page_table: torch.Tensor
     table_base: torch.Tensor
     no_base: torch.Tensor
@@ -37,11 +43,33 @@ class PlannedRows:
     @staticmethod
     def empty(max_rows: int, num_seqs: int, max_pages: int, device: torch.device) -> "PlannedRows":
         """Room for so many, all of it padding."""
-        row_seq, row_pos = torch.full((2, max_rows), -1, dtype=torch.int32, device=device)
+        seq, pos, block, end = torch.full((4, max_rows), -1, dtype=torch.int32, device=device)
         table = torch.full((num_seqs, max_pages), -1, dtype=torch.int32, device=device)
         bases = torch.arange(num_seqs, dtype=torch.int64, device=device) * max_pages
         arrivals = torch.zeros(COUNTED_ROWS, dtype=torch.int32, device=device)
-        return PlannedRows(row_seq, row_pos, table, bases, torch.zeros_like(bases), arrivals)
+        return PlannedRows(seq, pos, block, end, table, bases, torch.zeros_like(bases), arrivals)
+
+    def lay_out(self, ops: Ops, batch: PagedBatch, max_tokens: int, block_tokens: int) -> None:
+        """Writes the rows and pages of a batch, of which every layer's selection then reads.
+
+        Args:
+            ops: the ops to use.
+            batch: the batch.
+            max_tokens: most tokens of a sequence; rows that see more become padding.
+            block_tokens: tokens of one block.
+        """
+        ops.lay_out_batch(batch, max_tokens, self.row_seq, self.row_pos, self.page_table)
+        torch.div(self.row_pos, block_tokens, rounding_mode="floor", out=self.row_block)
+        torch.add(self.row_pos, 1, out=self.row_end)
+
+    def query(
+        self, index_q: torch.Tensor, index_weights: torch.Tensor, topk: int
+    ) -> SelectionQuery:
+        """The query of the first rows, as many as `index_q` [rows, index_heads, 128] has."""
+        rows = len(index_q)
+        lists = self.row_seq[:rows], self.row_pos[:rows]
+        ends = self.row_block[:rows], self.row_end[:rows]
+        return SelectionQuery(index_q, index_weights, *lists, topk, *ends)
 
     def of(self, num_seqs: int) -> "PlannedRows":
         """The same memory for so many sequences, of those that there is room for."""
@@ -94,11 +122,21 @@ class PagedIndexKeys(ResidentKeyChoices):
 
     def best_tokens(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
         """See `selection.IndexKeys`."""
+        return self._select_tokens(query, blocks, topk, as_rows=False)
+
+    def best_rows(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
+        """`best_tokens` as rows (page * 64 + place), of blocks of one page."""
+        require(self._has_slots, f"blocks are {self.block_tokens} tokens, rows need {PAGE_TOKENS}")
+        return self._select_tokens(query, blocks, topk, as_rows=True)
+
+    def _select_tokens(
+        self, query: SelectionQuery, blocks: KeptBlocks, topk: int, *, as_rows: bool
+    ) -> torch.Tensor:
         logits = self._empty_logits(query, blocks.ids)
         lists = *self._blocks(query, blocks), query.row_pos
         how = self.block_tokens, topk, self._layout, logits
-        host = self._pages(query)
-        return self._ops.select_tokens(query.index_q, query.index_weights, *lists, *how, host=host)
+        queries, host = (query.index_q, query.index_weights), self._pages(query)
+        return self._ops.select_tokens(*queries, *lists, *how, host=host, as_rows=as_rows)
 
     def token_logits(self, query: SelectionQuery, block_ids: torch.Tensor) -> torch.Tensor:
         """See `selection.IndexKeys`."""

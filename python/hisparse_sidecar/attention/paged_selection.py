@@ -71,12 +71,11 @@ class PagedSelection:
         max_rows: int,
         pooled_table: torch.Tensor | None,
     ) -> None:
-        """Writes the plan's rows and pages, in one launch."""
+        """Writes the plan's rows and pages."""
         assert self.planned is not None
         assert contract.max_seq_len is not None
         self._num_rows, self._pooled_table = max_rows, pooled_table
-        places = self.planned.row_seq, self.planned.row_pos, self.planned.page_table
-        self._ops.lay_out_batch(batch, contract.max_seq_len, *places)
+        self.planned.lay_out(self._ops, batch, contract.max_seq_len, contract.block_tokens)
 
     def select(
         self,
@@ -126,8 +125,7 @@ class PagedSelection:
         require(rows <= self._num_rows, message)
         contract.selection.check_for(contract.model(max(heads, 1)), contract.block_tokens)
         assert self.planned is not None
-        lists = self.planned.row_seq[:rows], self.planned.row_pos[:rows]
-        return SelectionQuery(index_q, index_weights, *lists, contract.topk)
+        return self.planned.query(index_q, index_weights, contract.topk)
 
     def _pages(self, name: str, pages: torch.Tensor | None) -> tuple[IndexLayout, torch.Tensor]:
         """Layout of some pages of index rows, and the pages as [num_pages, page_bytes]."""

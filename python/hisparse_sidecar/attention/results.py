@@ -11,12 +11,16 @@ def result_places(
     query: torch.Tensor,
     out: torch.Tensor | None,
     lse: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output [rows, heads, 512] and lse [rows, heads] fp32: the caller's places, or new ones.
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Output [rows, heads, 512] and lse [rows, heads] fp32: the caller's places, or a new one.
+
+    None = the caller has none: attention allocates both.
 
     Raises:
         InvalidArgument: a place has another shape, dtype or device, or gaps.
     """
+    if out is None and lse is None:
+        return None
     shape = len(query), contract.num_heads
     if out is None:
         out = query.new_empty(*shape, contract.head_dim_ckv)

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from typing_extensions import Unpack
 
+from hisparse_kernels.flash_mla_limits import check_flash_mla
 from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_sidecar.attention.contract import FlashInferOptions, PlanContract, contract_of
 from hisparse_sidecar.attention.inputs import Tensors, one_of, packed_query, paged_rows
@@ -19,11 +20,12 @@ from hisparse_sidecar.config import (
     SelectionConfig,
     check_split_keys,
     require,
+    require_legal,
     require_one_of,
 )
 from hisparse_sidecar.errors import WrongState
 
-_BACKENDS = ("auto", "gluon_sm100", "reference", "triton")
+_BACKENDS = ("auto", "flash_mla", "gluon_sm100", "reference", "triton")
 _LOG2_E = 1.4426950408889634
 _ALIGN = 16
 
@@ -68,7 +70,10 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             kv_indices: [most pages of a plan] int32.
             kv_len_arr: [batch] int32.
             backend: "auto", "reference" (plain PyTorch) or "triton"; "gluon_sm100" is Triton with
-                attention's body for Blackwell, which has never run.
+                attention's body for Blackwell, which has never run. "flash_mla" is Triton with
+                FlashMLA for attention, on sm_90, of bf16 queries with 64 or 128 heads: faster for
+                large batches, but a row's last bits depend on the rows beside it. Its first run of
+                a number of rows waits for the device; make it before one is captured.
             block_tables: [batch, max_pages] int32, reserved for dense metadata, beside `qo_indptr`
                 and `kv_len_arr`, and in place of the others.
             pooled_table: [batch, n] int32, reserved for that argument of `plan`.
@@ -82,6 +87,9 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         self._split_keys = split_keys
         self.device = float_workspace_buffer.device
         self._ops = ops_of(cast(Backend, backend), str(self.device))
+        self._is_flash_mla = backend == "flash_mla"
+        if self._is_flash_mla:
+            require_legal(check_flash_mla, split_keys=split_keys)
         self._workspace = _as_floats(float_workspace_buffer)
         given = {
             "qo_indptr": qo_indptr,
@@ -147,7 +155,8 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             pooled_table: for HISA and MISA: [batch, n] int32, page of each 64 pooled keys.
             split_keys: keys of a split, a multiple of 64, 0 = all. A number pins the last bits: a
                 row has them in any batch. None = the wrapper's, and if that is None, too, 256 (128
-                up to 32 heads) where the rows of a run leave the GPU idle, else all.
+                up to 32 heads) where the rows of a run leave the GPU idle, else all. FlashMLA
+                splits as it does, and needs None.
             options: further options of FlashInfer; see `FlashInferOptions`.
 
         Raises:
@@ -164,6 +173,15 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             (topk, max_seq_len, block_tokens, split_keys),
             tuple(options.items()),
         )
+        if self._is_flash_mla:
+            require_legal(
+                check_flash_mla,
+                layout=contract.layout,
+                num_heads=num_heads,
+                query_dtype=q_data_type,
+                topk=topk if contract.selects else None,
+                split_keys=split_keys,
+            )
         if metadata is None:
             require(not contract.selects, "metadata is None, a selection needs metadata")
             self._plan = contract, None
@@ -284,7 +302,7 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         number = sum(one is not None for one in (topk_indices, row_ids, index_q))
         message = f"run has {number} of topk_indices, row_ids and index_q, needs one"
         require(number == 1, message)
-        results = result_places(contract, packed, out, lse)
+        places = result_places(contract, packed, out, lse)
         if index_q is not None:
             require(valid_counts is None, "run has valid_counts, a selection needs none")
             topk_indices = self.select(
@@ -297,8 +315,8 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             lists = located_lists(self._ops, batch, cache, len(packed), topk_indices, valid_counts)
         else:
             lists = given_lists(packed, row_ids, valid_counts)
-        split = contract.split_for(len(packed), lists[0].shape[1], self._workspace.numel())
-        self._ops.sparse_mla(
+        split = self._split_for(contract, lists[0])
+        results = self._ops.sparse_mla(
             packed,
             cache.rows,
             lists[0],
@@ -307,12 +325,19 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             sink=sinks,
             valid_counts=lists[1],
             split_keys=split,
-            out=results,
+            out=places,
             workspace=None if split is None else self._workspace,
         )
         if base == 2:
             results[1].mul_(_LOG2_E)
         return results if return_lse else results[0]
+
+    def _split_for(self, contract: PlanContract, lists: torch.Tensor) -> int | None:
+        rows, topk = lists.shape
+        if self._is_flash_mla:
+            require_legal(check_flash_mla, layout=contract.layout, topk=topk)
+            return None
+        return contract.split_for(rows, topk, self._workspace.numel())
 
     def _planned(self) -> tuple[PlanContract, PagedBatch | None]:
         if self._plan is None:

@@ -42,7 +42,7 @@ _FLAGS = {
         _Flag("kv_layout", str, "fp8_ds_mla, bf16, fp8 or fp32"),
         _Flag("index_layout", str, "fp8 or fp32"),
         _Flag("device", str, "where the device tier lives: cpu, cuda or cuda:N"),
-        _Flag("backend", str, "auto, reference, triton or gluon_sm100"),
+        _Flag("backend", str, "auto, reference, triton, gluon_sm100 or flash_mla"),
         _Flag("split_keys", int, "keys of a split of decode attention (256 or 128; 0: no splits)"),
         _Flag("huge_pages", bool, "ask for huge pages under the host pool"),
         _Flag("numa_node", int, "bind the host pool to this NUMA node"),

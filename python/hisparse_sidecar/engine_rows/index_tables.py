@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import SlotRanges
 from hisparse_sidecar.engine_rows.index_part import IndexPart, pages_of
 from hisparse_sidecar.engine_rows.index_windows import IndexWindows
+from hisparse_sidecar.engine_rows.planned_tables import Array, Arrays
 
-_RANGES = {
-    "slot_base": "window_base",
-    "slot_count": "window_count",
-    "table_base": "block_table_base",
-}
+_RANGES = ("window_base", "window_count", "block_table_base")
+_BEGUN = ("begun_slots", "begun_blocks", "begun_entries", "begun_numbers")
 _Tensors = Mapping[str, torch.Tensor]
 
 
@@ -31,66 +30,68 @@ class IndexTables:
     """
 
     def __init__(
-        self, part: IndexPart, max_sequences: int, max_pages: int, device: torch.device
+        self,
+        part: IndexPart,
+        planned: _Tensors,
+        max_sequences: int,
+        max_pages: int,
+        device: torch.device,
     ) -> None:
+        """Tables of padding.
+
+        Args:
+            part: where windows lie.
+            planned: `index_blanks` and `row_pos` of `PlannedTables`.
+            max_sequences: of a step.
+            max_pages: most host pages of a sequence.
+            device: where the tables lie.
+        """
+
         def filled(value: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.full(shape or (max_sequences,), value, dtype=dtype, device=device)
 
-        self._part = part
-        self.row_pos, self._planned_pos = filled(-1, torch.int32), filled(-1, torch.int32)
-        self.row_block, self._planned_block = filled(-1, torch.int32), filled(-1, torch.int32)
-        self.index_rows, self._planned_rows = filled(0, torch.int64), filled(0, torch.int64)
-        self.windows = SlotRanges(*(filled(0, torch.int64) for _ in range(3)))
+        self._part, self._planned = part, planned
+        self.row_pos, self.row_block = filled(-1, torch.int32), filled(-1, torch.int32)
+        self.index_rows = filled(0, torch.int64)
+        self.windows = SlotRanges(*(planned[name] for name in _RANGES))
         self.pooled_table = filled(0, torch.int32, max_sequences, pages_of(max_pages))
-        self.pooled_base, self.state_rows = filled(0, torch.int64), filled(0, torch.int64)
+        self.pooled_base, self.state_rows = planned["pooled_base"], planned["state_row"]
         self._nowhere = filled(-1, torch.int32, 1)
         self._no_row = torch.arange(max_sequences, dtype=torch.int64, device=device) % PAGE_TOKENS
 
-    def planned(self, plan: _Tensors) -> dict[str, torch.Tensor]:
-        """What goes to the device beside a step's tables `plan`, which are on the CPU."""
-        pos, count = plan["row_pos"], len(plan["window_base"])
-        block = torch.div(pos, PAGE_TOKENS, rounding_mode="floor")
-        rows = torch.zeros(len(pos), dtype=torch.int64)
-        number = plan["window_count"] - 1
-        slot = self._part.first_page + plan["window_base"] + number
-        rows[:count] = slot * PAGE_TOKENS + pos[:count] % PAGE_TOKENS
-        tables = {"index_rows": rows, "row_block": block.contiguous()}
-        begins = ((pos[:count] % PAGE_TOKENS == 0) & (pos[:count] > 0)).nonzero()[:, 0]
-        if len(begins):
-            tables["begun_slots"] = slot[begins]
-            tables["begun_blocks"] = block[begins]
-            tables["begun_entries"] = plan["block_table_base"][begins] + block[begins]
-            tables["begun_numbers"] = number[begins]
+    def planned(self, plan: Arrays) -> dict[str, Array]:
+        """What goes to the device of a step's tables `plan`, and follows from them."""
+        count = len(plan["window_base"])
+        pos, slot_base = plan["row_pos"][:count], plan["window_base"] + self._part.first_page
+        block, number = pos // PAGE_TOKENS, plan["window_count"] - 1
+        tables = {name: plan[name] for name in (*_RANGES, "pooled_base", "state_row")}
+        tables |= {"window_base": slot_base, "row_block": block}
+        tables["index_rows"] = (slot_base + number) * PAGE_TOKENS + pos % PAGE_TOKENS
+        begins = (pos % PAGE_TOKENS == 0) & (pos > 0)
+        tables["begun_slots"] = (slot_base + number)[begins]
+        tables["begun_blocks"] = block[begins]
+        tables["begun_entries"] = (plan["block_table_base"] + block)[begins]
+        tables["begun_numbers"] = number[begins]
         return tables
 
-    def load(self, found: _Tensors, beside: _Tensors, windows: IndexWindows) -> None:
-        """Brings tables to their place.
+    def load(self, numbers: Arrays, pooled: torch.Tensor, windows: IndexWindows) -> None:
+        """Brings what is not loaded with the step's numbers to its place.
 
         Args:
-            found: the step's, on the device.
-            beside: what `planned` gave, on the device.
+            numbers: what `planned` gave; on the device they are loaded.
+            pooled: [sequences, pages] int32, pages of pooled keys, on the device.
             windows: where pages begin.
         """
-        self._planned_pos.copy_(found["row_pos"])
-        self._planned_block.copy_(beside["row_block"])
-        self._planned_rows.copy_(beside["index_rows"])
-        count = len(found["window_base"])
-        for name, planned in _RANGES.items():
-            getattr(self.windows, name)[:count] = found[planned]
-        self.windows.slot_base[:count] += self._part.first_page
-        pooled = found["pooled_table"]
-        self.pooled_table[:count, : pooled.shape[1]] = pooled
-        self.pooled_base[:count] = found["pooled_base"]
-        self.state_rows[:count] = found["state_row"]
-        if "begun_slots" in beside:
-            names = ("slots", "blocks", "entries", "numbers")
-            windows.begin_pages(*(beside[f"begun_{name}"] for name in names))
+        self.pooled_table[: len(pooled), : pooled.shape[1]] = pooled
+        begun = len(numbers["begun_slots"])
+        if begun:
+            windows.begin_pages(*(self._planned[name][:begun] for name in _BEGUN))
 
     def begin(self, is_real: torch.Tensor) -> None:
         """Makes all rows but `is_real` [max_sequences] bool padding; nothing is allocated."""
-        torch.where(is_real, self._planned_pos, self._nowhere, out=self.row_pos)
-        torch.where(is_real, self._planned_block, self._nowhere, out=self.row_block)
-        torch.where(is_real, self._planned_rows, self._no_row, out=self.index_rows)
+        torch.where(is_real, self._planned["row_pos"], self._nowhere, out=self.row_pos)
+        torch.where(is_real, self._planned["row_block"], self._nowhere, out=self.row_block)
+        torch.where(is_real, self._planned["index_rows"], self._no_row, out=self.index_rows)
 
     def windows_of(self, rows: int) -> SlotRanges:
         """Of the first `rows` sequences."""
@@ -98,3 +99,14 @@ class IndexTables:
         return SlotRanges(
             windows.slot_base[:rows], windows.slot_count[:rows], windows.table_base[:rows]
         )
+
+
+def index_blanks(rows: int) -> dict[str, Array]:
+    """What the host plans of a step's index side, blank."""
+    of_sequences = (*_RANGES, "pooled_base", "state_row")
+    begun = ("begun_slots", "begun_entries", "begun_numbers")
+    return {
+        "row_block": np.full(rows, -1, np.int32),
+        **{name: np.zeros(rows, np.int64) for name in ("index_rows", *of_sequences, *begun)},
+        "begun_blocks": np.zeros(rows, np.int32),
+    }

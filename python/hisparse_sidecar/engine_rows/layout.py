@@ -87,6 +87,11 @@ class EngineRowsConfig:
         """Of each group the first layer, which selects for it."""
         return tuple(self.groups.index(group) for group in range(self.num_groups))
 
+    def layers_of(self, group: int) -> range:
+        """Numbers of the layers of a group."""
+        first = self.groups.index(group)
+        return range(first, first + self.groups.count(group))
+
     def host_layout(self) -> HostLayout:
         """Where the rows lie in the host pool."""
         anchors, index_row_bytes = 0, _UNUSED_INDEX_ROW_BYTES

@@ -7,13 +7,10 @@ import torch
 
 from hisparse_kernels.backends import Ops
 from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_kernels.resolve import MissPlan
-from hisparse_kernels.swap_in import FreshRows
 from hisparse_sidecar._core import Manager, PageLease, Stats
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.config import require
 from hisparse_sidecar.engine_rows.cached_rows import CachedRows
-from hisparse_sidecar.engine_rows.counters import StepCounters
 from hisparse_sidecar.engine_rows.host_pool import open_host_pool
 from hisparse_sidecar.engine_rows.hot_states import HotStates
 from hisparse_sidecar.engine_rows.index_integrity import check_index
@@ -21,6 +18,7 @@ from hisparse_sidecar.engine_rows.index_tier import EngineIndexTier
 from hisparse_sidecar.engine_rows.integrity import check_rows
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig, check_memory
 from hisparse_sidecar.engine_rows.prompt_rows import PlannedRows, copy_prompt
+from hisparse_sidecar.engine_rows.row_fetches import RowFetches
 from hisparse_sidecar.engine_rows.step_tables import FixedTables
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.ranks.place import RankPlace
@@ -39,12 +37,14 @@ class EngineRowTier:
     between a step and the next one, and before a page is given up that a step has read, the engine
     has all ranks wait for each other, as it does wherever it sums what their heads give.
 
-    A decode step: `append`, `load_step`, then in each layer, when the engine has written the new
-    rows to `new_rows`, `swap_in`. What `load_step` and `swap_in` launch is ordered by the stream
-    that is current; `swap_in` neither allocates nor waits, so a graph can hold it.
+    A decode step: `append`, `load_step`, then in each layer `fetch` as soon as its selection is
+    known, where it has one, and when the engine has written the new rows to `new_rows`, `swap_in`.
+    What they launch is ordered by the stream that is current; in a layer nothing is allocated or
+    waited for, so a graph can hold it.
 
     Attributes:
         counters: what the steps found in the hot buffers.
+        fetches: of the rows that the running step selects.
         index: the index side; None where index keys are the engine's affair.
         cached: pages that outlive their sequence.
     """
@@ -83,9 +83,11 @@ class EngineRowTier:
         self._hot = HotStates(
             config.num_groups, slots, capacity.table_tokens, config.hot_slots, self.device
         )
-        self._tables = FixedTables(config, self.device, writes_host=self._ranks.writes)
-        self.counters = StepCounters(config.num_groups, config.max_sequences, self.device)
-        self._misses, self._slots = _tables_of(config, self.device)
+        writes_host = self._ranks.writes
+        self._tables = FixedTables(config, self.device, writes_host=writes_host)
+        moved = self._rows, self._host, self._hot, self._tables, ops
+        self.fetches = RowFetches(config, *moved, writes_host=writes_host)
+        self.counters = self.fetches.counters
         self.index: EngineIndexTier | None = None
         if config.index is not None:
             self.index = EngineIndexTier(config, index_pages, self._host, self._tables, ops)
@@ -212,12 +214,26 @@ class EngineRowTier:
         if self._planned is not None:
             windows = None if self.index is None else self.index.windows
             self._tables.load(self._planned, self._steps, windows)
+            self.fetches.forget()
             self._planned = None
 
     @runs_on_its_device
     def begin_step(self, num_real_rows: torch.Tensor) -> None:
         """Makes rows from `num_real_rows` [1] int32 on padding, before the index side is used."""
         self._tables.begin(num_real_rows)
+
+    @runs_on_its_device
+    def fetch(self, layer: int, topk_indices: torch.Tensor, num_real_rows: torch.Tensor) -> None:
+        """Begins to copy selected rows in, beside the current stream; `swap_in` waits for them.
+
+        The engine may call it as soon as it knows the selection, before it writes its new rows.
+
+        Args:
+            layer: number of a layer that selects.
+            topk_indices: as `swap_in`'s, and the same tensor, held until then.
+            num_real_rows: as `swap_in`'s.
+        """
+        self.fetches.begin(layer, topk_indices, num_real_rows)
 
     @runs_on_its_device
     def swap_in(
@@ -238,30 +254,7 @@ class EngineRowTier:
             [rows, topk] int32, rows of the engine's memory, -1 where there is no position; valid
             until the next layer that selects.
         """
-        rows, config = topk_indices.shape[0], self.config
-        tables, memory, host = self._tables, self._rows[layer], self._host.kv_rows[layer]
-        group = config.groups[layer]
-        selects = layer == 0 or group != config.groups[layer - 1]
-        if layer == 0:
-            tables.begin(num_real_rows)
-            self.counters.begin()
-        new = memory[config.first_row : config.first_row + rows]
-        if self._ranks.writes:
-            self._ops.spill(new, tables.host_row_ids[:rows], host)
-        item, dst, slots = *self._misses[:, :rows], self._slots[:rows]
-        plan = MissPlan(item, dst, *self.counters.of_plan(group, rows))
-        if selects:
-            state, ranges = self._hot.of_group[group], tables.ranges_of(rows)
-            where = tables.row_seq[:rows], state, ranges, tables.stamps
-            self._ops.resolve(topk_indices, *where, plan, slots)
-        num_fresh = self.counters.num_fresh(group, rows) if selects else None
-        own = tables.first_pos[:rows], tables.first_row[:rows], num_fresh
-        fresh = FreshRows(memory, *own)
-        self._ops.swap_in(host, tables.page_table[:rows], plan, memory, fresh)
-        if layer == len(config.groups) - 1:
-            self.counters.add()
-            tables.end()
-        return slots
+        return self.fetches.end(layer, topk_indices, num_real_rows)
 
     # -- ranks --------------------------------------------------------------------------------
 
@@ -324,9 +317,3 @@ class EngineRowTier:
             self.close_sequence(sequence)
         self._ranks.leave()
         self._host.close()
-
-
-def _tables_of(config: EngineRowsConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Items and destinations of a miss plan [2, rows, topk], and slots [rows, topk], int32."""
-    made = torch.zeros(3, config.max_sequences, config.topk, dtype=torch.int32, device=device)
-    return made[:2], made[2]

@@ -208,6 +208,14 @@ class IndexKeys(Protocol):
         ...
 
 
+class LocatedIndexKeys(IndexKeys, Protocol):
+    """Index keys at rows of memory that the caller knows: a list can be given as these rows."""
+
+    def best_rows(self, query: SelectionQuery, blocks: KeptBlocks, topk: int) -> torch.Tensor:
+        """`best_tokens` as the rows where they lie, [rows, topk] int32, in the same order."""
+        ...
+
+
 class Selector(Protocol):
     """Chooses the tokens that each row attends to. Stateless: one object serves all layers."""
 

@@ -1,15 +1,11 @@
 """How a servicer reaches the sidecar: who calls, in which thread, and whose turn it is."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
-from hisparse_sidecar.errors import HostPoolFull
-from hisparse_sidecar.sequence_options import AdmittedSequence
 from hisparse_sidecar.server.clients import Client
-from hisparse_sidecar.server.fair_share import FairShare
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.server.liveness import Liveness
 from hisparse_sidecar.server.shared_sidecar import SharedSidecar, StepTaken
@@ -17,31 +13,7 @@ from hisparse_sidecar.server.worker import Worker
 from hisparse_sidecar.wire.errors import Draining, Unauthenticated
 from hisparse_sidecar.wire.names import CLIENT_KEY
 
-_Prepared = TypeVar("_Prepared")
 _Result = TypeVar("_Result")
-_MAX_TRIES = 3
-_OPENINGS_EACH = 16  # of a tenant, or a client, that wait for lower tiers at a time
-
-
-def _nothing(*_: object) -> None:
-    """What is to be done about a result that holds nothing."""
-
-
-@dataclass(frozen=True)
-class Halves(Generic[_Prepared, _Result]):
-    """A call in two halves, of which the first may wait for lower tiers.
-
-    Attributes:
-        prepare: runs in a thread of its own, whatever step is open, for so many seconds at most.
-        finish: what to run then in the worker thread, of the caller and what was prepared.
-        release: given what was prepared in the end.
-        undo: as for `Gate.call`.
-    """
-
-    prepare: Callable[[float], _Prepared]
-    finish: Callable[[Client | None, _Prepared], _Result]
-    release: Callable[[_Prepared], object] = _nothing
-    undo: Callable[[Client | None, _Result], object] = _nothing
 
 
 class StepEnds:
@@ -71,19 +43,26 @@ class Gate:
         self,
         shared: SharedSidecar,
         worker: Worker,
-        openers: Worker,
         step_ends: StepEnds,
         liveness: Liveness,
     ) -> None:
         self.shared = shared
         self.worker = worker
-        self._openings = FairShare(openers, _OPENINGS_EACH)
         self.liveness = liveness
         self._step_ends = step_ends
         self.draining = asyncio.Event()
         self.streams_end = asyncio.Event()
         self.closed = asyncio.Event()
         self.num_calls = 0  # that run, or wait for their turn
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Inside, a call runs or waits for its turn: a drain lets it end."""
+        self.num_calls += 1
+        try:
+            yield
+        finally:
+            self.num_calls -= 1
 
     async def call(
         self,
@@ -110,82 +89,6 @@ class Gate:
 
         with self.liveness.calling(token):
             return await self._in_turn(make, unmake)
-
-    async def open_call(
-        self,
-        context: Context,
-        tenant: str,
-        admit: Callable[[], AdmittedSequence],
-        adopt: Callable[[Client | None, AdmittedSequence], _Result],
-        undo: Callable[[Client | None, _Result], object],
-    ) -> _Result:
-        """As `call`, of what `admit()` gives, which may wait for lower tiers beside other calls.
-
-        Args:
-            context: as for `call`.
-            tenant: whose share of the threads it takes; "" = the calling client's.
-            admit: runs in a thread of its own, whatever step is open.
-            adopt: what to run then in the worker thread.
-            undo: as for `call`; what was admitted and not adopted is discarded.
-        """
-        self.shared.clients.find(client_token(context))  # who is nobody has nothing admitted
-        self.num_calls += 1
-        try:
-            with self.liveness.calling(client_token(context)):
-                party = tenant or client_token(context)
-                admitted = await self._openings.run(party, admit, self._discard)
-            try:
-                return await self.call(context, lambda caller: adopt(caller, admitted), undo)
-            except BaseException:
-                self._discard(admitted)
-                raise
-        finally:
-            self.num_calls -= 1
-
-    async def call_in_halves(
-        self, context: Context, sequence: int, halves: "Halves[_Prepared, _Result]"
-    ) -> _Result:
-        """As `call`, of a call on a sequence that may wait for lower tiers beside other calls.
-
-        Where others take the room that was made, it is made again, while there is time.
-
-        Args:
-            context: as for `call`.
-            sequence: the caller's; before that is known, nothing is done for it.
-            halves: what to do.
-        """
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self.shared.sidecar.config.tiers.load_seconds
-        self.num_calls += 1
-        try:
-            await self.call(context, lambda caller: self.shared.check_owner(caller, sequence))
-            num_tries = 0
-            while True:
-                num_tries += 1
-                try:
-                    return await self._both(context, halves, max(0.0, end - loop.time()))
-                except HostPoolFull:
-                    if num_tries == _MAX_TRIES or loop.time() >= end:
-                        raise
-        finally:
-            self.num_calls -= 1
-
-    async def _both(
-        self, context: Context, halves: "Halves[_Prepared, _Result]", seconds: float
-    ) -> _Result:
-        with self.liveness.calling(client_token(context)):
-            prepared = await self._openings.run(
-                client_token(context), lambda: halves.prepare(seconds), halves.release
-            )
-        try:
-            return await self.call(
-                context, lambda caller: halves.finish(caller, prepared), halves.undo
-            )
-        finally:
-            halves.release(prepared)
-
-    def _discard(self, admitted: AdmittedSequence) -> None:
-        self.worker.submit(lambda: self.shared.sidecar.discard(admitted))
 
     async def client_call(
         self,
@@ -257,16 +160,13 @@ class Gate:
     ) -> _Result:
         if self.closed.is_set():
             raise Draining("the server is draining: 0 sequences and regions are left")
-        self.num_calls += 1
-        try:
+        with self.counting():
             while True:
                 ended = self._step_ends.next()
                 try:
                     return await self.worker.run(make, undo=unmake)
                 except StepTaken:
                     await ended.wait()
-        finally:
-            self.num_calls -= 1
 
 
 def client_token(context: Context) -> str | None:

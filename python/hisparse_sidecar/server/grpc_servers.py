@@ -21,6 +21,7 @@ from hisparse_sidecar._proto.hisparse.v1 import (
 )
 from hisparse_sidecar.engine_stats import PublishedStats
 from hisparse_sidecar.errors import HisparseError
+from hisparse_sidecar.server.admissions import Admissions
 from hisparse_sidecar.server.gate import Gate
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.server.options import Limits, TcpOptions
@@ -66,12 +67,13 @@ class Servicers:
     def __init__(
         self,
         gate: Gate,
+        admissions: Admissions,
         server_info: sidecar_pb2.GetServerInfoResponse,
         limits: Limits,
         read_engines: Callable[[], Sequence[PublishedStats]],
     ) -> None:
         self._region = RegionServicer(gate)
-        self._sequence = SequenceServicer(gate)
+        self._sequence = SequenceServicer(gate, admissions)
         self._step = StepServicer(gate, limits.max_unread_seconds)
         self._sidecar = SidecarServicer(gate, server_info, read_engines)
         self._health = HealthServicer(gate)

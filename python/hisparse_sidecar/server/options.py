@@ -31,6 +31,8 @@ class Limits:
         max_step_idle_seconds: an open step without a call is aborted after this.
         max_silent_seconds: a client without a call or a sign of life is ended after this.
         retry_seconds: after which a call that was refused for want of room may try again.
+        refusals_per_second: answers to a tenant that goes on asking for more than its share.
+        max_refusal_seconds: such an answer waits for its turn no longer than this.
         drain_seconds: from the signal to end until calls still running are cancelled.
     """
 
@@ -46,10 +48,13 @@ class Limits:
     max_step_idle_seconds: float = 60.0
     max_silent_seconds: float = 120.0
     retry_seconds: float = 0.25
+    refusals_per_second: float = 32.0
+    max_refusal_seconds: float = 5.0
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in (one.name for one in fields(self) if one.name.endswith("_seconds")):
+        ends = ("_seconds", "_per_second")
+        for name in (one.name for one in fields(self) if one.name.endswith(ends)):
             found = getattr(self, name)
             if not 0.0 < found < math.inf and (name, found) != ("drain_seconds", 0.0):
                 raise InvalidArgument(f"{name} is {found:g}, needs > 0 and finite")

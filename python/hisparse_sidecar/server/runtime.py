@@ -12,11 +12,13 @@ import grpc.aio
 from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.engine_stats import PublishedStats
 from hisparse_sidecar.errors import HisparseError
+from hisparse_sidecar.server.admissions import Admissions
 from hisparse_sidecar.server.clients import Clients
 from hisparse_sidecar.server.gate import Gate, StepEnds
 from hisparse_sidecar.server.grpc_servers import Servicers, tcp_server, unix_server
 from hisparse_sidecar.server.liveness import Liveness
 from hisparse_sidecar.server.options import ServerOptions
+from hisparse_sidecar.server.refusal_pace import Pace, RefusalPace
 from hisparse_sidecar.server.server_info import server_info
 from hisparse_sidecar.server.shared_sidecar import SharedSidecar
 from hisparse_sidecar.server.side_socket import SideSocket
@@ -87,9 +89,11 @@ class ServerRuntime:
         for tenant, pages in self._options.quota_pages.items():
             self._shared.add_tenant(tenant, pages)
         liveness = Liveness(limits.max_silent_seconds)
-        self._gate = Gate(self._shared, self._worker, self._openers, step_ends, liveness)
+        self._gate = Gate(self._shared, self._worker, step_ends, liveness)
+        pace = Pace(limits.refusals_per_second, max_seconds=limits.max_refusal_seconds)
+        self._admissions = Admissions(self._gate, self._openers, RefusalPace(pace))
         told = server_info(self._config, limits)
-        self._servicers = Servicers(self._gate, told, limits, self._read_engines)
+        self._servicers = Servicers(self._gate, self._admissions, told, limits, self._read_engines)
         await self._servicers.set_serving(False)
         self._bind()
         for server in self._servers:
@@ -134,6 +138,7 @@ class ServerRuntime:
         deadline = asyncio.get_running_loop().time() + seconds
         await self._servicers.set_serving(False)
         self._gate.draining.set()
+        self._admissions.refusals.end()
         await self._wait_while(self._shared.has_open_step, deadline)
         self._gate.streams_end.set()
         await self._wait_while(lambda: self._gate.num_calls > 0, deadline)

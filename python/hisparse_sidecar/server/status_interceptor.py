@@ -35,6 +35,7 @@ class StatusInterceptor(Interceptor):
         inner: Any = handler  # the stubs give every handler the types of every kind
         coding = (inner.request_deserializer, inner.response_serializer)
         if inner.unary_unary is not None:
+            # gRPC serializes no response of a call whose status is an error
             return grpc.unary_unary_rpc_method_handler(self._unary(inner.unary_unary), *coding)
         return grpc.stream_stream_rpc_method_handler(self._stream(inner.stream_stream), *coding)
 
@@ -44,9 +45,10 @@ class StatusInterceptor(Interceptor):
                 return await asyncio.wait_for(method(request, context), self._max_call_seconds)
             except asyncio.TimeoutError:
                 limit = f"the call took {self._max_call_seconds:g} s, the most that it may"
-                await self._abort(context, DeadlineExceeded(limit))
+                self._refuse(context, DeadlineExceeded(limit))
             except Exception as error:
-                await self._abort(context, error)
+                self._refuse(context, error)
+            return None
 
         return call
 
@@ -59,10 +61,23 @@ class StatusInterceptor(Interceptor):
 
         return call
 
+    def _refuse(self, context: Context, error: Exception) -> None:
+        # an answer as any other: to abort would raise and catch once more, of each refused call
+        code, message, metadata = self._status(error)
+        context.set_code(code)
+        context.set_details(message)
+        context.set_trailing_metadata(metadata)
+
     async def _abort(self, context: Context, error: Exception) -> NoReturn:
+        code, message, metadata = self._status(error)
+        await context.abort(code, message, metadata)
+        raise AssertionError("abort returned")
+
+    def _status(
+        self, error: Exception
+    ) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
         code, name, message = status_of(error)
         if code is grpc.StatusCode.INTERNAL:
             _LOG.error("a call failed", exc_info=error)
         details = encode_retry_info(error, code, message, self._retry_seconds)
-        await context.abort(code, message, ((ERROR_KEY, name), *details))
-        raise AssertionError("abort returned")
+        return code, message, ((ERROR_KEY, name), *details)

@@ -171,16 +171,19 @@ class IndexWorld(Engine):
         self.coordinator.wait_for_pending_backup()
         self.coordinator.num_real_reqs.fill_(len(self.running))
         made = decode_rows_pass(self, [(r.row, r.kv.kv_allocated_len) for r in self.running])
-        lists = []
-        for layer in range(LAYERS):
-            if layer not in self.anchors:
-                lists.append(lists[-1])
-                continue
-            self.write(made, [layer])
-            lists.append(made.select(self, layer))
-            if selection is not None:
-                assert lists[-1].tolist() == expected(self, made, layer, selection)
-        self.forward(slots, lists)
+        lists: list[torch.Tensor] = []
+
+        def select(layer: int) -> torch.Tensor:
+            if layer in self.anchors:
+                self.write(made, [layer])
+                lists.append(made.select(self, layer))
+                assert set(self.coordinator.tier.fetches.ahead) == {len(lists) - 1}
+                if selection is not None:
+                    assert lists[-1].tolist() == expected(self, made, layer, selection)
+            return lists[-1]
+
+        self.forward(slots, select)
+        assert not self.coordinator.tier.fetches.ahead
         for req in self.running:
             req.output_ids.append(1)
         return made

@@ -1,6 +1,6 @@
 """SGLang's pool, allocator and table on the CPU, driven as its scheduler drives a coordinator."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -182,13 +182,16 @@ class Engine:
         return rows, lens, torch.tensor([req.slots[-1] for req in self.running])
 
     def forward(
-        self, slots: torch.Tensor, lists: Sequence[torch.Tensor] | None = None, padding: int = 0
+        self,
+        slots: torch.Tensor,
+        select: Callable[[int], torch.Tensor] | None = None,
+        padding: int = 0,
     ) -> None:
         """A pass over all layers that looks whether every selected row is the one it should be.
 
         Args:
             slots: of the new tokens.
-            lists: for each layer [requests, TOPK] int32; default: random ones.
+            select: gives [requests, TOPK] int32 of a layer; default: random ones.
             padding: rows of a captured graph that no request fills.
         """
         rows, lens, _ = self.batch()
@@ -200,9 +203,12 @@ class Engine:
         at = self.pool.translate_loc_to_hisparse_device(slots)
         fill = torch.zeros(padding, dtype=torch.int64)
         for layer, memory in enumerate(self.memory):
+            chosen = self.lists(lens.tolist()) if select is None else select(layer)
             memory[at] = torch.cat([made[layer] for made in new])
-            chosen = self.lists(lens.tolist()) if lists is None else lists[layer]
-            padded = torch.cat([chosen, torch.zeros(padding, chosen.shape[1], dtype=torch.int32)])
+            padded = chosen
+            if padding:
+                some = torch.zeros(padding, chosen.shape[1], dtype=torch.int32)
+                padded = torch.cat([chosen, some])
             args = torch.cat([rows, fill]), torch.cat([lens, fill + 1]), padded
             found = self.coordinator.swap_in_selected_pages(*args, layer)
             self.check(layer, chosen, found)

@@ -1,6 +1,9 @@
 """Index offload from the command line on: how SGLang sizes its pool, and what the start refuses."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +13,9 @@ import pytest
 import torch
 
 from hisparse_sidecar.engines.sglang import offload
+from hisparse_sidecar.engines.sglang.beside_pool import written_rows_of
 from hisparse_sidecar.engines.sglang.index_sizes import IndexSizes
-from hisparse_sidecar.engines.sglang.pool_hooks import hook_pool
+from hisparse_sidecar.engines.sglang.pool_hooks import POOL_TARGETS, hook_pool
 from hisparse_sidecar.engines.sglang.settings import read_settings
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from tests.engines.sglang.index_offload_world import OFFLOAD, OPTIONS, IndexWorld, pool_hooks
@@ -148,6 +152,17 @@ def test_the_start_says_where_index_keys_are(
     made.destroy()
 
 
+def test_the_start_lets_the_pools_writer_find_rows_once_a_pass(
+    start: tuple[Any, dict[str, Any]],
+) -> None:
+    arguments, given = start
+    pool = given["token_to_kv_pool_allocator"].get_kvcache()
+    assert written_rows_of(pool) is None
+    made = offload.create_coordinator(arguments, **given)
+    assert written_rows_of(pool) is not None
+    made.destroy()
+
+
 def test_a_pool_that_was_made_without_us_fails_the_start(
     sglang: None, room: None, tmp_path: Path
 ) -> None:
@@ -196,3 +211,10 @@ def test_selections_that_scan_every_key_are_refused(source: str) -> None:
     text = json.dumps({"offload_index_keys": True, "index_source": source})
     with pytest.raises(InvalidArgument, match=f"index_source is {source}, which scans every key"):
         read_settings(text)
+
+
+def test_a_schedulers_pool_is_hooked_though_it_imports_its_maker_later(sglang: None) -> None:
+    command = [sys.executable, "-m", "tests.engines.sglang.fresh_scheduler"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout.split() == [target.name for target in POOL_TARGETS], ended.stderr[-2000:]

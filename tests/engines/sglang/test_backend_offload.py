@@ -68,7 +68,7 @@ def test_the_newest_rows_are_hot_from_the_first_step(make: Callable[..., Engine]
     assert int((state.slot_item >= 0).sum()) == HOT
     slots = engine.prepare()
     newest = torch.arange(301 - TOPK, 301, dtype=torch.int32)[None]
-    engine.forward(slots, [newest] * 3)
+    engine.forward(slots, ([newest] * 3).__getitem__)
     counts = tier.counters.read()
     assert [(one.items, one.misses, one.refused) for one in counts] == [(TOPK, 0, 0)] * 3
 
@@ -230,7 +230,7 @@ def test_layers_that_share_a_selection_share_its_slots(make: Callable[..., Engin
         slots = engine.prepare()
         shared = engine.lists([engine.running[0].kv.kv_allocated_len])
         own = engine.lists([engine.running[0].kv.kv_allocated_len])
-        engine.forward(slots, [shared, shared, own])
+        engine.forward(slots, [shared, shared, own].__getitem__)
     assert len(engine.coordinator.tier._hot.of_group) == 2
     engine.coordinator.check_integrity()
 

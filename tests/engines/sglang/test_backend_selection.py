@@ -28,6 +28,7 @@ from tests.engines.sglang.world import (
     make_world,
     server_args,
 )
+from tests.launches import Launches
 
 SELECTIONS = {
     "flat": SelectionConfig("flat"),
@@ -89,6 +90,29 @@ def test_every_row_selects_what_its_sequence_selects_alone(
     assert world.backend.hisparse.counts.as_dict() == {
         f"{'ragged' if kind == 'extend' else 'paged'}: selected": 2
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "launched"),
+    [
+        ("hisa", ["select_blocks", "select_tokens"]),
+        ("flat", ["paged_index_logits", "topk", "locate_rows"]),
+    ],
+)
+def test_a_layer_after_the_first_launches_what_selects_alone(
+    name: str, launched: list[str], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = Launches()
+    monkeypatch.setattr("hisparse_sidecar.engines.sglang.backend.ops_of", lambda *_: launches.ops())
+    world = make(OPTIONS[name])
+    made = decode_pass(world, TOKENS)
+    made.select(world, 0)
+
+    with launches:
+        launches.names.clear()
+        made.select(world, 1)
+
+    assert launches.names == launched
 
 
 def test_hisa_that_keeps_every_page_is_flat(make: Make) -> None:

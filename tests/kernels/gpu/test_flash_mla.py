@@ -19,14 +19,6 @@ LAYOUTS = pytest.mark.parametrize("layout", ["fp8_ds_mla", "bf16"])
 HEADS = pytest.mark.parametrize("heads", [64, 128])
 
 
-@pytest.fixture
-def needs_flash_mla() -> None:
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("FlashMLA is called on compute capability 9.0 alone")
-    if not pytest.importorskip("flash_mla").has_legacy():
-        pytest.skip("this flash_mla has no kernels for sm_90")
-
-
 def of_few_rows(rows: int, heads: int, topk: int) -> Attention:
     """A pool of which every row is listed often."""
     case = attention(rows, heads, topk, share_none=0.1)

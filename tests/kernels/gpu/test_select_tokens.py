@@ -10,7 +10,7 @@ from hisparse_kernels.gpu.select_tokens import select_tokens_triton
 from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
 from hisparse_kernels.layouts import IndexLayout, index_layout
 from hisparse_kernels.refine_logits import HostBlocks
-from hisparse_kernels.select_tokens import select_tokens_ref
+from hisparse_kernels.select_tokens import select_tokens, select_tokens_ref
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
 from tests.kernels.gpu.refining import F8, F32, LENGTHS, PATHS, chosen_blocks, int32
 
@@ -90,6 +90,47 @@ def test_blocks_outside_the_window_are_read_from_the_host(device: str) -> None:
     found = selected(parted, 128, 300, layout, host=host)
 
     assert_bits_equal(found, selected(whole, 128, 300, layout))
+
+
+@pytest.mark.parametrize("k", [77, 1000])
+@pytest.mark.parametrize("ops", ["kernel", "reference"])
+def test_rows_are_those_of_the_tokens_in_the_window(ops: str, k: int, device: str) -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys(LENGTHS, layout, block_tokens=128)
+    inputs = inputs_of(stored, F8, 128, 64)
+    slots, ids = inputs[3:5]
+    ids[3, 3] = -1  # a list with a padded tail
+    columns = torch.full((len(ids), ids.shape[1] * 128), torch.nan)
+
+    def found(*, as_rows: bool) -> torch.Tensor:
+        if ops == "kernel":
+            return selected(tuple(on(device, *inputs)), 128, k, layout, as_rows=as_rows).cpu()
+        return select_tokens_ref(*inputs, 128, k, layout, columns.clone(), as_rows=as_rows)
+
+    expected = [
+        [row_of(position, slots[row], ids[row]) for position in listed]
+        for row, listed in enumerate(found(as_rows=False).tolist())
+    ]
+    assert found(as_rows=True).tolist() == expected
+    assert expected != found(as_rows=False).tolist()
+
+
+def row_of(position: int, slots: torch.Tensor, ids: torch.Tensor) -> int:
+    if position < 0:
+        return -1
+    place = ids.tolist().index(position // 128)
+    return int(slots[place]) * 128 + position % 128
+
+
+def test_rows_of_tokens_on_the_host_are_refused() -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys(LENGTHS, layout)
+    inputs = inputs_of(stored, F8, 64, 64)
+    host = HostBlocks(stored.index_pages, stored.page_table, ROW_SEQ)
+    logits = logits_of(len(ROW_SEQ), inputs[4].shape[1] * 64, "cpu")
+
+    with pytest.raises(ValueError, match="as_rows is True with a host"):
+        select_tokens(*inputs, 64, 5, layout, logits, host=host, as_rows=True)
 
 
 def test_no_blocks_have_no_tokens(device: str) -> None:

@@ -4,7 +4,7 @@ import torch
 from accuracy import assert_bits_equal
 from cases import PAGE_EDGES
 from hisparse_kernels.gpu.spill import spill_triton
-from hisparse_kernels.spill import spill_ref
+from hisparse_kernels.spill import HotPlaces, spill_ref
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
 
 ROW_BYTES = pytest.mark.parametrize("row_bytes", [132, 528, 656, 1152, 2304])
@@ -59,6 +59,47 @@ def test_padding_rows_alone_change_nothing(device: str) -> None:
     assert_bits_equal(target.cpu(), host)
 
 
+def hot_places(count: int, row_bytes: int, table: torch.dtype) -> HotPlaces:
+    """Items of sequences of 50 positions and 8 slots each, a third of which have no slot."""
+    seq, item = torch.arange(count), torch.randint(0, 50, (count,)).int()
+    slot_table = torch.full((50 * count,), -1, dtype=table)
+    slot_table[seq * 50 + item] = torch.randint(0, 8, (count,)).to(table)
+    slot_table[(seq * 50 + item)[::3]] = -1
+    rows = random_rows(8 * count + 5, row_bytes, seed=2)
+    bases = seq * 50, 5 + seq * 8
+    return HotPlaces(rows, item, slot_table, *bases, torch.full((count,), 7, dtype=torch.int32))
+
+
+@ROW_BYTES
+@pytest.mark.parametrize("table", [torch.int16, torch.int32])
+@pytest.mark.parametrize("count", [1, 13, 65])
+def test_rows_are_placed_in_the_slots_of_their_items(
+    row_bytes: int, table: torch.dtype, count: int, device: str
+) -> None:
+    torch.manual_seed(count)
+    rows, expected = random_rows(count, row_bytes), random_rows(2 * 64, row_bytes, seed=1)
+    host, dst = expected.clone().to(device), torch.randperm(2 * 64)[:count]
+    dst[::7] = -1
+    hot = hot_places(count, row_bytes, table)
+    found = HotPlaces(*(value.to(device, copy=True) for value in vars(hot).values()))
+    before = hot.rows.clone()
+    spill_ref(rows, dst, expected, hot)
+
+    spill_triton(rows.to(device), dst.to(device), host, found)
+
+    assert_bits_equal(host.cpu(), expected)
+    assert_bits_equal(found.rows.cpu(), hot.rows)
+    assert hot.num_placed is not None
+    assert found.num_placed is not None
+    assert_bits_equal(found.num_placed.cpu(), hot.num_placed)
+    num_changed = int((hot.rows != before).any(1).sum())
+    assert (
+        int(hot.num_placed.sum())
+        == num_changed
+        == int(((dst >= 0) & (torch.arange(count) % 3 > 0)).sum())
+    )
+
+
 @pytest.mark.gpu
 @ROW_BYTES
 def test_rows_past_two_to_the_31_bytes_arrive(row_bytes: int) -> None:
@@ -100,3 +141,23 @@ def test_a_graph_spills_new_rows_to_new_places() -> None:
 
     spill_ref(*wanted, expected)
     assert_bits_equal(host.cpu(), expected)
+
+
+def test_rows_of_a_rank_that_does_not_write_are_placed_as_those_of_one_that_does(
+    device: str,
+) -> None:
+    torch.manual_seed(3)
+    rows, dst = random_rows(13, 656), torch.randperm(64)[:13]
+    dst[::7] = -1
+    hot = hot_places(13, 656, torch.int16)
+    found = HotPlaces(*(value.to(device, copy=True) for value in vars(hot).values()))
+    before = hot.rows.clone()
+    spill_ref(rows, dst, None, hot)
+    assert not torch.equal(hot.rows, before)
+
+    spill_triton(rows.to(device), dst.to(device), None, found)
+
+    assert_bits_equal(found.rows.cpu(), hot.rows)
+    assert found.num_placed is not None
+    assert hot.num_placed is not None
+    assert_bits_equal(found.num_placed.cpu(), hot.num_placed)

@@ -5,7 +5,11 @@ import torch
 
 from accuracy import assert_bits_equal
 from cases import on
-from hisparse_kernels.gpu.topk import candidate_positions_triton, topk_triton
+from hisparse_kernels.gpu.topk import (
+    candidate_positions_triton,
+    topk_positions_triton,
+    topk_triton,
+)
 from hisparse_kernels.topk import candidate_positions_ref, topk_ref
 from tests.kernels.gpu.graphs import assert_allocates_nothing, replay
 
@@ -125,6 +129,21 @@ def test_positions_of_columns_are_the_references(
     assert found is out
     assert_bits_equal(found.cpu(), expected)
     assert_bits_equal(in_place.cpu(), expected)
+
+
+@pytest.mark.parametrize("m", [3, 70])  # in one program, and as a tree
+def test_columns_take_the_names_of_their_blocks(m: int, device: str) -> None:
+    logits, k = rows_of("random", 2, m * 128), 90
+    blocks, named = torch.arange(m).int().expand(2, -1), torch.randint(0, 999, (2, m)).int()
+    blocks = blocks.clone()
+    blocks[1] = -1  # so nobody has written its logits, whatever its names are
+    expected = candidate_positions_ref(topk_ref(logits[:1], k), named[:1], 128)
+
+    out = poisoned(2, k, device)
+    found = topk_positions_triton(*on(device, logits, blocks, named), 128, k, out)
+
+    assert_bits_equal(found[:1].cpu(), expected)
+    assert found[1].tolist() == [-1] * k
 
 
 def test_columns_and_blocks_are_read_by_their_strides(device: str) -> None:

@@ -49,7 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="NAME",
         help="cpu, cuda or cuda:N (cuda if there is one)",
     )
-    backends = "auto, reference, triton or gluon_sm100 (%(default)s)"
+    backends = "auto, reference, triton, gluon_sm100 or flash_mla (%(default)s)"
     add("--backend", default="auto", metavar="NAME", help=backends)
     add("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)

@@ -90,7 +90,8 @@ def selection_of(model_runner: Any, settings: SglangSettings) -> BackendSelectio
         pages = pool.index_k_with_scale_buffer
         pooled = PooledPages(ops, LAYOUT, pages, pool.start_layer)
         keep_beside(pool, pooled, offloaded)
-    return BackendSelection(ops, settings, pooled, None, offloaded)
+    fetch = getattr(model_runner.hisparse_coordinator, "fetch", None)  # SGLang's own has none
+    return BackendSelection(ops, settings, pooled, None, offloaded, fetch)
 
 
 def _offloaded_keys(

@@ -228,6 +228,15 @@ class HiSparseCoordinator:
         """Before a forward pass, on its stream: brings the step's tables to their place."""
         self.tier.load_step()
 
+    def fetch(self, layer_id: int, positions: torch.Tensor) -> None:
+        """Begins to copy in what a decode pass has selected, while SGLang makes queries and rows.
+
+        Args:
+            layer_id: number of a layer that selects.
+            positions: [rows, top_k] int32, which SGLang gives to `swap_in_selected_pages` later.
+        """
+        self.tier.fetch(layer_id - self._first_layer, positions, self.num_real_reqs)
+
     def swap_in_selected_pages(
         self,
         req_pool_indices: torch.Tensor,

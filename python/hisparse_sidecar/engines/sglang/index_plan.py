@@ -9,7 +9,8 @@ from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_kernels.pooled_rows import PooledRows
 from hisparse_sidecar.attention.paged_index_keys import PagedIndexKeys, PlannedRows
-from hisparse_sidecar.selection.contract import SelectionQuery, Selector
+from hisparse_sidecar.selection.contract import Selector
+from hisparse_sidecar.selection.hisa import HisaSelector
 from hisparse_sidecar.selection.row_groups import select_in_groups
 
 _MAX_LOGITS_BYTES = 1 << 28
@@ -29,7 +30,7 @@ class LayerKeys:
 
 
 class IndexPlan:
-    """Made once a forward pass, in one launch and a few fills; every layer then selects by it.
+    """Made once a forward pass, in a few launches and fills; every layer then selects by it.
 
     Attributes:
         num_rows: query rows; those of a query beyond it are the engine's padding.
@@ -54,12 +55,12 @@ class IndexPlan:
         """
         self._ops, self._layout, self.num_rows = ops, layout, num_rows
         self._slots = batch if slots is None else slots
+        self._has_slots = self._slots is batch
         num_seqs, found = batch.kv_pages.shape
         width = max(1, -(-found // PAGE_TOKENS)) * PAGE_TOKENS  # a multiple, see `PooledRows`
         self._num_tokens = found * PAGE_TOKENS
         self._rows = PlannedRows.empty(num_rows, num_seqs, width, batch.kv_lens.device)
-        places = self._rows.row_seq, self._rows.row_pos, self._rows.page_table
-        ops.lay_out_batch(batch, self._num_tokens, *places)
+        self._rows.lay_out(ops, batch, self._num_tokens, PAGE_TOKENS)
 
     def select(
         self,
@@ -78,14 +79,38 @@ class IndexPlan:
             keys: of the layer.
             topk: tokens of a row.
         """
-        rows = self._rows
-        query = SelectionQuery(index_q, index_weights, rows.row_seq, rows.row_pos, topk)
-        pooled = keys.pooled, PooledRows(rows.page_table)
-        where = PAGE_TOKENS, pooled, keys.pages, rows, self._num_tokens
-        return select_in_groups(
-            selector, query, PagedIndexKeys(self._ops, self._layout, *where), _MAX_LOGITS_BYTES
-        )
+        query = self._rows.query(index_q, index_weights, topk)
+        return select_in_groups(selector, query, self._keys(keys), _MAX_LOGITS_BYTES)
 
-    def slots(self, positions: torch.Tensor, num_pages: int) -> torch.Tensor:
-        """[num_rows, topk] int32, the engine's slot (page * 64 + place) of each position."""
+    def select_slots(
+        self,
+        selector: Selector,
+        index_q: torch.Tensor,
+        index_weights: torch.Tensor,
+        keys: LayerKeys,
+        topk: int,
+        num_pages: int,
+    ) -> torch.Tensor:
+        """What `select` finds as the engine's slots: page * 64 + place.
+
+        Where index keys lie at these slots, HISA names them by itself; else positions are located.
+
+        Args:
+            selector: who chooses.
+            index_q: see `select`.
+            index_weights: see `select`.
+            keys: of the layer.
+            topk: tokens of a row.
+            num_pages: pages that the engine's slots name.
+        """
+        if self._has_slots and isinstance(selector, HisaSelector):
+            query, of_layer = self._rows.query(index_q, index_weights, topk), self._keys(keys)
+            bound = _MAX_LOGITS_BYTES
+            return select_in_groups(selector, query, of_layer, bound, selector.select_rows)
+        positions = self.select(selector, index_q, index_weights, keys, topk)
         return self._ops.locate_rows(positions, self._slots, num_pages, PAGE_TOKENS)
+
+    def _keys(self, keys: LayerKeys) -> PagedIndexKeys:
+        pooled = keys.pooled, PooledRows(self._rows.page_table)
+        where = PAGE_TOKENS, pooled, keys.pages, self._rows, self._num_tokens
+        return PagedIndexKeys(self._ops, self._layout, *where)

@@ -11,6 +11,7 @@ from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.engines.sglang.beside import keep_coordinator
+from hisparse_sidecar.engines.sglang.beside_pool import keep_written_rows
 from hisparse_sidecar.engines.sglang.calls import CallCounts
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
 from hisparse_sidecar.engines.sglang.install import Function, install, replace_once
@@ -101,6 +102,7 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
         listeners=_listeners(server_args),
     )
     keep_coordinator(made.token_to_kv_pool_allocator, made)
+    keep_written_rows(made.token_to_kv_pool_allocator.get_kvcache())
     try:
         if settings.offload_index_keys:
             check_pool(server_args, settings, made.token_to_kv_pool_allocator.get_kvcache())

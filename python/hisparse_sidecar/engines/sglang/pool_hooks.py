@@ -6,8 +6,9 @@ name, when plug-ins are loaded. Without index offload they change nothing.
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
@@ -52,7 +53,9 @@ def hook_pool(is_asked_for: Callable[[Any], bool]) -> None:
         is_asked_for: of SGLang's `ServerArgs`, whether our backend decodes with HiSparse.
     """
     for module, path, hook_of in _HOOKS:
-        owner: Any = sys.modules.get(_SRT + module)
+        owner: Any = None
+        with suppress(ImportError):
+            owner = import_module(_SRT + module)  # SGLang imports some of them when it uses them
         *names, name = path.split(".")
         for part in names:
             owner = getattr(owner, part, None)

@@ -1,7 +1,8 @@
 """Selection of one attention backend: whether a call is ours, and the list in SGLang's form."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -15,10 +16,13 @@ from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
 from hisparse_sidecar.engines.sglang.settings import SglangSettings
 from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.selection.contract import Selector
 from hisparse_sidecar.selection.registry import selector_for
 from hisparse_sidecar.tensor_checks import check_tensor
 
 LAYOUT = index_layout("fp8")
+Fetch: TypeAlias = Callable[[int, torch.Tensor], None]
+_Asked = tuple[Selector, torch.Tensor, torch.Tensor, LayerKeys, int]  # see `IndexPlan.select`
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class BackendSelection:
         pooled: PooledPages | None,
         uncovered: str | None,
         offloaded: OffloadedKeys | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
         """A selection over one pool.
 
@@ -86,10 +91,12 @@ class BackendSelection:
             pooled: pooled keys of the pool; None where `uncovered`.
             uncovered: why no call of this process can be ours; None = some can.
             offloaded: see the attribute; then every decode call is ours.
+            fetch: is given layer and lists of decode passes as soon as they are known; None = KV
+                rows stay.
         """
         require((pooled is None) == (uncovered is not None), "pooled keys, or why there are none")
         self._ops, self._settings, self._pooled = ops, settings, pooled
-        self._uncovered, self.offloaded = uncovered, offloaded
+        self._uncovered, self.offloaded, self._fetch = uncovered, offloaded, fetch
         self._selector = selector_for(settings.selection)
         self._last: tuple[object, int, IndexPlan] | None = None
         self.counts = CallCounts()
@@ -104,6 +111,12 @@ class BackendSelection:
         Raises:
             WrongState: index keys do not stay, and the call is one that only SGLang's way covers.
         """
+        lists = self._lists(call)
+        if lists is not None and len(lists) and self._fetch and _is_of_decode(call):
+            self._fetch(call.layer, lists)
+        return lists
+
+    def _lists(self, call: IndexerCall) -> torch.Tensor | None:
         if self.offloaded is not None and call.kind == "paged":
             return self._select_offloaded(call, self.offloaded)
         reason = self._uncovered or _uncovered_call(call, self._settings.min_tokens)
@@ -114,10 +127,9 @@ class BackendSelection:
         pages = call.pool.get_index_k_with_scale_buffer(call.layer)
         keys = LayerKeys(pages, self._pooled.of_layer(call.layer))
         query, weights = _inputs(call)
-        plan, topk = self._plan(call), call.indexer.index_topk
-        positions = plan.select(self._selector, query, weights, keys, topk)
+        asked = self._selector, query, weights, keys, call.indexer.index_topk
         num_pages = len(pages) if self.offloaded is None else self.offloaded.num_slot_pages
-        return _padded(_in_engine_form(call, plan, positions, num_pages), len(call.query))
+        return _padded(_in_engine_form(call, self._plan(call), asked, num_pages), len(call.query))
 
     def _select_offloaded(self, call: IndexerCall, offloaded: OffloadedKeys) -> torch.Tensor:
         """Lists of a decode call, whose keys only we know the place of."""
@@ -156,6 +168,10 @@ class BackendSelection:
         return plan
 
 
+def _is_of_decode(call: IndexerCall) -> bool:
+    return call.kind == "paged" and bool(call.forward_batch.forward_mode.is_decode_or_idle())
+
+
 def _uncovered_call(call: IndexerCall, min_tokens: int) -> str | None:
     """Why a call is not ours, by what the host knows; None = it is."""
     reason = _uncovered_model(call)
@@ -187,15 +203,17 @@ def _inputs(call: IndexerCall) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _in_engine_form(
-    call: IndexerCall, plan: IndexPlan, positions: torch.Tensor, num_pages: int
+    call: IndexerCall, plan: IndexPlan, asked: _Asked, num_pages: int
 ) -> torch.Tensor:
     metadata = call.metadata
+    is_ragged = metadata.topk_transform_method.name == "RAGGED"
+    if not (metadata.force_unfused_topk or is_ragged):
+        return plan.select_slots(*asked, num_pages)
+    positions = plan.select(*asked)
     if metadata.force_unfused_topk:
         return positions
-    if metadata.topk_transform_method.name == "RAGGED":
-        offset = metadata.attn_metadata.topk_indices_offset[: len(positions), None]
-        return torch.where(positions >= 0, positions + offset, -1).int()
-    return plan.slots(positions, num_pages)
+    offset = metadata.attn_metadata.topk_indices_offset[: len(positions), None]
+    return torch.where(positions >= 0, positions + offset, -1).int()
 
 
 def _padded(lists: torch.Tensor, rows: int) -> torch.Tensor:

@@ -141,6 +141,25 @@ TARGETS = (
         "Indexer._fused_k_prepare_and_store",
         "(self, key_raw, positions, forward_batch, layer_id, act_quant, out_cache_loc=)",
     ),
+    _replaced(
+        _SRT + "mem_cache.hisparse_memory_pool",
+        "HiSparseDSATokenToKVPool.set_mla_kv_buffer",
+        "(self, layer, loc, cache_k_nope, cache_k_rope)",
+        "(self, layer, loc_info, cache_k_nope, cache_k_rope)",
+    ),
+    Target(
+        _SRT + "mem_cache.hisparse_memory_pool",
+        "HiSparseDSATokenToKVPool.translate_loc_to_hisparse_device",
+        ("(self, compressed_indices)",),
+    ),
+    Target(
+        _POOL,
+        "MLATokenToKVPool.set_mla_kv_buffer",
+        (
+            "(self, layer, loc, cache_k_nope, cache_k_rope)",
+            "(self, layer, loc_info, cache_k_nope, cache_k_rope, layer_id_override=)",
+        ),
+    ),
     _replaced(_POOL, "DSATokenToKVPool.move_kv_cache", "(self, tgt_loc, src_loc)"),
     _replaced(
         _POOL,

@@ -1,4 +1,4 @@
-"""Hooks of SGLang's writers of index keys: pooled keys are kept up, and keys go where they lie.
+"""Hooks of SGLang's writers: pooled keys are kept up, index keys and KV rows go where they lie.
 
 Each hook has its target's parameters, which `check_targets` has compared before.
 """
@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 
-from hisparse_sidecar.engines.sglang.beside_pool import offloaded_keys_of, pooled_pages_of
+from hisparse_sidecar.engines.sglang.beside_pool import (
+    offloaded_keys_of,
+    pooled_pages_of,
+    written_rows_of,
+)
 from hisparse_sidecar.engines.sglang.install import Function
 
 
@@ -76,6 +80,28 @@ def _write(
         pooled.rows_written(layer, forward_batch.out_cache_loc if row_ids is None else row_ids)
 
 
+def _set_mla_kv_buffer(original: Function) -> Function:
+    from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
+
+    @functools.wraps(original)
+    def hook(
+        self: Any,  # noqa: ANN401
+        layer: Any,  # noqa: ANN401
+        loc: Any,  # noqa: ANN401
+        *keys: torch.Tensor,
+        **named: torch.Tensor,
+    ) -> None:
+        written = written_rows_of(self)
+        if written is None:
+            original(self, layer, loc, *keys, **named)
+            return
+        slots = loc if isinstance(loc, torch.Tensor) else loc.loc  # 0.5.23: or a `KVWriteLoc`
+        rows = written.of(layer.layer_id, slots, self.translate_loc_to_hisparse_device)
+        DSATokenToKVPool.set_mla_kv_buffer(self, layer, rows, *keys, **named)
+
+    return hook
+
+
 def _move_kv_cache(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any, tgt_loc: torch.Tensor, src_loc: torch.Tensor) -> None:  # noqa: ANN401
@@ -109,6 +135,7 @@ def _written_in_all_layers(pool: object, row_ids: torch.Tensor) -> None:
 WRITER_HOOKS: dict[str, Callable[[Function], Function]] = {
     "Indexer._store_index_k_cache": _store_index_k_cache,
     "Indexer._fused_k_prepare_and_store": _fused_k_prepare_and_store,
+    "HiSparseDSATokenToKVPool.set_mla_kv_buffer": _set_mla_kv_buffer,
     "DSATokenToKVPool.move_kv_cache": _move_kv_cache,
     "DSATokenToKVPool.load_cpu_copy": _load_cpu_copy,
 }

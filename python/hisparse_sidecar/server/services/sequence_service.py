@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from hisparse_sidecar._core import Returning
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sequence_pb2_grpc
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.sequence_options import AdmittedSequence, OpenedPrompt, OpenOptions
+from hisparse_sidecar.sequence_options import AdmittedSequence, OpenOptions
+from hisparse_sidecar.server.admissions import Admissions, Halves, Opening
 from hisparse_sidecar.server.clients import Client
-from hisparse_sidecar.server.gate import Gate, Halves
+from hisparse_sidecar.server.gate import Gate
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.stats import TierBytes
 from hisparse_sidecar.wire.selections import decode_selection
@@ -19,8 +20,8 @@ from hisparse_sidecar.wire.stats import encode_tier_bytes
 class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
     """See sequence.proto."""
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gate, admissions: Admissions) -> None:
+        self._gate, self._admissions = gate, admissions
         self._shared = gate.shared
 
     async def OpenSequence(
@@ -37,17 +38,8 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
                 return sidecar.admit_prompt(token_ids, new, tenant=request.tenant, **options)
             return sidecar.admit(request.prompt_tokens, new, **options)
 
-        def undo(caller: Client | None, opened: OpenedPrompt) -> None:
-            self._shared.close_sequence(caller, opened.sequence)
-
-        if token_ids or self._shared.has_lower_tiers:  # which may have to be waited for
-            opened = await self._gate.open_call(
-                context, request.tenant, admit, self._shared.adopt, undo
-            )
-        else:
-            opened = await self._gate.call(
-                context, lambda caller: self._shared.adopt(caller, admit()), undo
-            )
+        opening = Opening(request.tenant, len(token_ids), request.ByteSize(), admit)
+        opened = await self._admissions.open(context, opening)
         return sequence_pb2.OpenSequenceResponse(
             sequence_id=opened.sequence, cached_tokens=opened.cached_tokens
         )
@@ -66,7 +58,7 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
             return self._shared.fork_at_once(caller, source, length, new)
 
         halves = Halves(make_room, fork, undo=self._shared.close_sequence)
-        child = await self._gate.call_in_halves(context, source, halves)
+        child = await self._admissions.in_halves(context, source, halves)
         return sequence_pb2.ForkSequenceResponse(sequence_id=child)
 
     async def TruncateSequence(
@@ -107,7 +99,7 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
             return sidecar.bring_back(sequence, seconds)
 
         halves = Halves(bring_back, self._shared.finish_resume, release=sidecar.let_go)
-        length = await self._gate.call_in_halves(context, sequence, halves)
+        length = await self._admissions.in_halves(context, sequence, halves)
         return sequence_pb2.ResumeSequenceResponse(length_tokens=length)
 
     async def CloseSequence(

@@ -35,7 +35,9 @@ server looks every quarter of the limit. Clients send ALIVE every third of it.
 Every service answers with the status of the first cause, its message with the number found
 and the number needed, and the trailing metadata `hisparse-error`: the name of the exception
 that the same call raises in process. A refused call changes nothing. RESOURCE_EXHAUSTED for want
-of room also says when to try again (error_details.proto).
+of room also says when to try again (error_details.proto). Who goes on asking although the share
+of its tenant is full is refused one call after the other: the answer may wait for its turn, but
+for no more than half of the time to the call's deadline.
 
   INVALID_ARGUMENT     InvalidArgument, ValueError
   RESOURCE_EXHAUSTED   HostPoolFull, DeviceArenaFull, LimitExceeded, TierFull

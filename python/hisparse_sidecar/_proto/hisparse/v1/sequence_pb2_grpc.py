@@ -76,9 +76,9 @@ class SequenceServiceServicer(object):
 
     def OpenSequence(self, request, context):
         """Admits a sequence: reserves everything that prompt_tokens + max_new_tokens will need, or
-        refuses at once. Without token_ids the sequence starts empty, and steps append to it. With them
-        it starts with what some tier holds of this prompt for the tenant: cached_tokens, from which on
-        steps append the rest.
+        refuses and reserves nothing. Without token_ids the sequence starts empty, and steps append to
+        it. With them it starts with what some tier holds of this prompt for the tenant: cached_tokens,
+        from which on steps append the rest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,7 +115,7 @@ class SequenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResumeSequence(self, request, context):
-        """Admits a preempted sequence again, or refuses at once and leaves it preempted.
+        """Admits a preempted sequence again, or refuses and leaves it preempted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,9 +36,9 @@ class SequenceServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SequenceServiceAsyncStub: ...
     OpenSequence: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.OpenSequenceRequest, _sequence_pb2.OpenSequenceResponse]
     """Admits a sequence: reserves everything that prompt_tokens + max_new_tokens will need, or
-    refuses at once. Without token_ids the sequence starts empty, and steps append to it. With them
-    it starts with what some tier holds of this prompt for the tenant: cached_tokens, from which on
-    steps append the rest.
+    refuses and reserves nothing. Without token_ids the sequence starts empty, and steps append to
+    it. With them it starts with what some tier holds of this prompt for the tenant: cached_tokens,
+    from which on steps append the rest.
     """
     ForkSequence: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ForkSequenceRequest, _sequence_pb2.ForkSequenceResponse]
     """Opens a sequence that starts with the first length_tokens tokens of another and shares
@@ -53,7 +53,7 @@ class SequenceServiceStub:
     tiers below. Until it is resumed it takes no step. Not while it is in an open step.
     """
     ResumeSequence: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.ResumeSequenceRequest, _sequence_pb2.ResumeSequenceResponse]
-    """Admits a preempted sequence again, or refuses at once and leaves it preempted."""
+    """Admits a preempted sequence again, or refuses and leaves it preempted."""
     CloseSequence: _grpc.UnaryUnaryMultiCallable[_sequence_pb2.CloseSequenceRequest, _sequence_pb2.CloseSequenceResponse]
     """Frees everything. Not while the sequence is in an open step. The id is never used again."""
 
@@ -62,9 +62,9 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenSequence: _aio.UnaryUnaryMultiCallable[_sequence_pb2.OpenSequenceRequest, _sequence_pb2.OpenSequenceResponse]  # type: ignore[assignment]
     """Admits a sequence: reserves everything that prompt_tokens + max_new_tokens will need, or
-    refuses at once. Without token_ids the sequence starts empty, and steps append to it. With them
-    it starts with what some tier holds of this prompt for the tenant: cached_tokens, from which on
-    steps append the rest.
+    refuses and reserves nothing. Without token_ids the sequence starts empty, and steps append to
+    it. With them it starts with what some tier holds of this prompt for the tenant: cached_tokens,
+    from which on steps append the rest.
     """
     ForkSequence: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ForkSequenceRequest, _sequence_pb2.ForkSequenceResponse]  # type: ignore[assignment]
     """Opens a sequence that starts with the first length_tokens tokens of another and shares
@@ -79,7 +79,7 @@ class SequenceServiceAsyncStub(SequenceServiceStub):
     tiers below. Until it is resumed it takes no step. Not while it is in an open step.
     """
     ResumeSequence: _aio.UnaryUnaryMultiCallable[_sequence_pb2.ResumeSequenceRequest, _sequence_pb2.ResumeSequenceResponse]  # type: ignore[assignment]
-    """Admits a preempted sequence again, or refuses at once and leaves it preempted."""
+    """Admits a preempted sequence again, or refuses and leaves it preempted."""
     CloseSequence: _aio.UnaryUnaryMultiCallable[_sequence_pb2.CloseSequenceRequest, _sequence_pb2.CloseSequenceResponse]  # type: ignore[assignment]
     """Frees everything. Not while the sequence is in an open step. The id is never used again."""
 
@@ -91,9 +91,9 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.OpenSequenceResponse, _abc.Awaitable[_sequence_pb2.OpenSequenceResponse]]:
         """Admits a sequence: reserves everything that prompt_tokens + max_new_tokens will need, or
-        refuses at once. Without token_ids the sequence starts empty, and steps append to it. With them
-        it starts with what some tier holds of this prompt for the tenant: cached_tokens, from which on
-        steps append the rest.
+        refuses and reserves nothing. Without token_ids the sequence starts empty, and steps append to
+        it. With them it starts with what some tier holds of this prompt for the tenant: cached_tokens,
+        from which on steps append the rest.
         """
 
     @_abc_1.abstractmethod
@@ -138,7 +138,7 @@ class SequenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sequence_pb2.ResumeSequenceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sequence_pb2.ResumeSequenceResponse, _abc.Awaitable[_sequence_pb2.ResumeSequenceResponse]]:
-        """Admits a preempted sequence again, or refuses at once and leaves it preempted."""
+        """Admits a preempted sequence again, or refuses and leaves it preempted."""
 
     @_abc_1.abstractmethod
     def CloseSequence(
