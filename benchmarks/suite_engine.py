@@ -6,7 +6,8 @@ selection, which is served twice. SGLang's own `dsa` asserts a top-k of 2048, an
 Several engines share the GPU then.
 Loads: 8 layers of DeepSeek-V3.2 and GLM-5 with random weights; requests that share all but the last
 64 tokens of their context decode at once. Each setup runs in an engine
-of its own, with CUDA graphs. A start takes about a minute: `--cases` chooses.
+of its own, with CUDA graphs; one of several ranks only where there are as many GPUs. A start takes
+about a minute: `--cases` chooses.
 """
 
 import re
@@ -18,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+
+import torch
 
 from benchmarks.engine import setups
 from benchmarks.engine.models import SHAPES, TINY_DSA, write_shape
@@ -40,6 +43,7 @@ _NEEDLE_SETUPS = (
     setups.HISA_OFFLOAD,
     setups.INDEX_OFFLOAD,
     setups.CACHED_OFFLOAD,
+    setups.RANKS_OFFLOAD,
     setups.BF16_OFFLOAD,
     setups.RETRACTED_OFFLOAD,
 )
@@ -94,6 +98,7 @@ def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
     cases = {
         f"{len(asked)} needles, {setup.name if setup else _REFERENCE}": setup
         for setup in (None, *_NEEDLE_SETUPS)
+        if _has_gpus_for(setup)
     }
     wanted = {case: setup for case, setup in cases.items() if stopwatch.wants(case)}
     known: dict[str, list[list[int]]] = {}
@@ -116,6 +121,10 @@ def _served(case: str, setup: Setup | None, work: Work) -> Served:
     used = _for_trained(setup or setups.FLAT)
     arguments = used.arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
     return serve(case, arguments, work, "child" if setup else "reference", used.environment)
+
+
+def _has_gpus_for(setup: Setup | None) -> bool:
+    return setup is None or torch.cuda.device_count() >= setup.num_ranks
 
 
 def _for_trained(setup: Setup) -> Setup:

@@ -18,6 +18,7 @@ class Setup:
         caches: then our prefix cache is beside them.
         changes: further keyword arguments of `sglang.Engine`.
         environment: variables of its processes.
+        num_ranks: GPUs, by tensor parallel.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Setup:
     caches: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    num_ranks: int = 1
 
     def arguments(self, model: Path, **usual: Any) -> dict[str, Any]:  # noqa: ANN401
         """Keyword arguments of `sglang.Engine`, JSON-able; `usual` are the work's."""
@@ -50,6 +52,8 @@ class Setup:
             arguments |= {"enable_hisparse": True, "disable_radix_cache": True}
         if self.caches:
             arguments |= {"radix_cache_backend": "hisparse"}
+        if self.num_ranks > 1:
+            arguments |= {"tp_size": self.num_ranks}
         if self.settings is not None:
             arguments["hisparse_config"] = json.dumps(self.settings)
         return arguments
@@ -92,3 +96,4 @@ RETRACTED_OFFLOAD = replace(
     name="hisparse, hisa, offload, half retracted now and then",
     environment={"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"},
 )
+RANKS_OFFLOAD = replace(HISA_OFFLOAD, name="hisparse, hisa, offload, 2 ranks", num_ranks=2)

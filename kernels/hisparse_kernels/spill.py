@@ -42,7 +42,7 @@ class HotPlaces:
 def spill(
     rows: torch.Tensor,
     dst_row_ids: torch.Tensor,
-    host_rows: torch.Tensor,
+    host_rows: torch.Tensor | None,
     hot: HotPlaces | None = None,
 ) -> None:
     """Copies rows to the host, in place.
@@ -50,13 +50,14 @@ def spill(
     Args:
         rows: [n, row_bytes] uint8, stored KV rows.
         dst_row_ids: [n] int64, row of `host_rows` for each, distinct; -1 = skip.
-        host_rows: [num_pages * 64, row_bytes] uint8, written.
+        host_rows: [num_pages * 64, row_bytes] uint8, written; None = another process writes them.
         hot: their places on the device, distinct; None = there are none.
     """
     shapes = Shapes()
     shapes.check("rows", rows, "n row_bytes", torch.uint8)
     shapes.check("dst_row_ids", dst_row_ids, "n", torch.int64)
-    shapes.check_packed("host_rows", host_rows, "num_host_rows row_bytes", torch.uint8)
+    if host_rows is not None:
+        shapes.check_packed("host_rows", host_rows, "num_host_rows row_bytes", torch.uint8)
     if hot is not None:
         hot.check(shapes)
     if rows.is_cuda:
@@ -70,11 +71,12 @@ def spill(
 def spill_ref(
     rows: torch.Tensor,
     dst_row_ids: torch.Tensor,
-    host_rows: torch.Tensor,
+    host_rows: torch.Tensor | None,
     hot: HotPlaces | None = None,
 ) -> None:
     kept = dst_row_ids >= 0
-    host_rows.index_copy_(0, dst_row_ids[kept], rows[kept])
+    if host_rows is not None:
+        host_rows.index_copy_(0, dst_row_ids[kept], rows[kept])
     if hot is None:
         return
     entry = torch.where(kept, hot.table_base + hot.item, 0)

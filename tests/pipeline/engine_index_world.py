@@ -17,6 +17,7 @@ from hisparse_sidecar import SelectionConfig
 from hisparse_sidecar.backends import find_device, ops_of
 from hisparse_sidecar.engine_rows import EngineRowsConfig, EngineRowTier
 from hisparse_sidecar.engine_rows.index_part import INDEX_LAYOUT, IndexPart
+from hisparse_sidecar.ranks import RankPlace
 from hisparse_sidecar.selection import SelectionQuery, selector_for
 from hisparse_sidecar.tuning.resident_keys import ResidentKeys, store_keys
 from tests.pipeline import world
@@ -53,7 +54,7 @@ SELECTIONS = {
 class IndexEngine:
     """Memory of an engine and the tier over it; its indexer's calls in the order of a pass."""
 
-    def __init__(self, config: EngineRowsConfig = CONFIG) -> None:
+    def __init__(self, config: EngineRowsConfig = CONFIG, place: RankPlace | None = None) -> None:
         assert config.index is not None
         self.config, self.device = config, find_device(world.PLACE.device)
         self.ops = ops_of(world.PLACE.backend, world.PLACE.device)
@@ -62,7 +63,7 @@ class IndexEngine:
         self.memory = [self._bytes(prompt_rows, config.row_bytes) for _ in config.groups]
         ends = [config.index.end_page if layer in config.anchors else 0 for layer in range(3)]
         self.pages = [self._bytes(end, INDEX_LAYOUT.page_bytes) for end in ends]
-        self.tier = EngineRowTier(config, self.memory, self.ops, self.pages)
+        self.tier = EngineRowTier(config, self.memory, self.ops, self.pages, place)
         assert self.tier.index is not None
         self.index = self.tier.index
         self.num_real = torch.zeros(1, dtype=torch.int32, device=self.device)

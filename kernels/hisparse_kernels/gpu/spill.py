@@ -13,7 +13,7 @@ _TILE_BYTES = 8192
 def spill_triton(
     rows: torch.Tensor,
     dst_row_ids: torch.Tensor,
-    host_rows: torch.Tensor,
+    host_rows: torch.Tensor | None,
     hot: HotPlaces | None = None,
 ) -> None:
     """See `hisparse_kernels.spill.spill`."""
@@ -66,7 +66,8 @@ def _spill_kernel(
     dst = tl.load(dst_ptr + row, mask=word < num_words, other=-1)  # int64
     kept = dst >= 0
     source = tl.load(rows_ptr.to(tl.pointer_type(WORD)) + word, mask=kept)
-    tl.store(host_ptr.to(tl.pointer_type(WORD)) + dst * ROW_WORDS + column, source, mask=kept)
+    if host_ptr is not None:
+        tl.store(host_ptr.to(tl.pointer_type(WORD)) + dst * ROW_WORDS + column, source, mask=kept)
     if hot_ptr is not None:
         entry = tl.load(table_base_ptr + row, mask=kept, other=0)
         entry += tl.load(item_ptr + row, mask=kept, other=0)

@@ -11,6 +11,7 @@ from hisparse_kernels.resolve import MissPlan
 from hisparse_sidecar._core import Manager, PageLease
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.config import require
+from hisparse_sidecar.ranks.pool_share import PoolShare
 from hisparse_sidecar.uploads import upload
 
 _ROWS_AT_A_TIME = 32768
@@ -28,6 +29,7 @@ class CachedRows:
     def __init__(
         self,
         manager: Manager,
+        ranks: PoolShare,
         ops: Ops,
         memory: Sequence[torch.Tensor],
         host_rows: Sequence[torch.Tensor],
@@ -36,11 +38,12 @@ class CachedRows:
 
         Args:
             manager: of the host pages.
+            ranks: who reads and writes them.
             ops: of the device.
             memory: for each layer the engine's memory [all rows, row_bytes] uint8.
             host_rows: for each layer the host pool's rows.
         """
-        self._manager, self._ops = manager, ops
+        self._manager, self._ranks, self._ops = manager, ranks, ops
         self._memory, self._host_rows = memory, host_rows
         self.device = memory[0].device
 
@@ -70,8 +73,11 @@ class CachedRows:
 
         Raises:
             InvalidArgument: there are not 64 rows for each page.
+            DeadlinePassed, TierDown, WrongState: of ranks; see `PoolShare.compare`.
         """
-        pages = torch.tensor([*chain.from_iterable(one.pages for one in leases)], dtype=torch.int32)
+        numbers = [*chain.from_iterable(one.pages for one in leases)]
+        self._ranks.compare("load", lambda: numbers)
+        pages = torch.tensor(numbers, dtype=torch.int32)
         found, needed = rows.numel(), pages.numel() * PAGE_TOKENS
         require(found == needed, f"{found} rows for {pages.numel()} pages, needs {needed}")
         counts = [len(part) for part in rows.split(_ROWS_AT_A_TIME)]

@@ -145,7 +145,12 @@ class EngineIndexTier:
             rows: rows of the pass, padding included.
         """
         index, seq = self._tables.index, self._tables.row_seq[:rows]
-        which = index.index_rows[:rows], self._tables.host_row_ids[:rows], seq, index.row_pos[:rows]
+        which = (
+            index.index_rows[:rows],
+            self._tables.written_row_ids[:rows],
+            seq,
+            index.row_pos[:rows],
+        )
         self._append(group, *which, index.state_rows[:rows], index.pooled_base[:rows])
 
     def _append(

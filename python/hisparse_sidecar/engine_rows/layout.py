@@ -1,6 +1,9 @@
 """How the part of an engine's memory that is ours is divided, and how large its tables are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import DeviceCapacity, HostLayout
@@ -110,3 +113,15 @@ class EngineRowsConfig:
             pooled_keys=(blocks // PAGE_TOKENS + sequences) * PAGE_TOKENS,
             sequences=sequences,
         )
+
+
+def check_memory(config: EngineRowsConfig, rows: Sequence[torch.Tensor]) -> None:
+    """Raises InvalidArgument unless an engine's memory, [all rows, row_bytes] a layer, fits."""
+    found, needed = len(rows), len(config.groups)
+    require(found == needed, f"rows of {found} layers, the configuration has {needed}")
+    end = config.first_row + config.num_rows
+    for tensor in rows:
+        shape = f"rows are {tuple(tensor.shape)} {tensor.dtype}"
+        fits = tensor.dim() == 2 and tensor.shape[1] == config.row_bytes
+        fits = fits and tensor.shape[0] >= end and tensor.dtype == torch.uint8
+        require(fits, f"{shape}, needs ({end} or more, {config.row_bytes}) torch.uint8")

@@ -15,10 +15,29 @@ if TYPE_CHECKING:
 _ROWS_AT_A_TIME = 32768
 
 
-def host_rows_of(plan: "StepTables", device: torch.device) -> torch.Tensor:
-    """[rows] int64 on `device`, host row of each row of a plan."""
-    planned = table_views(torch.frombuffer(plan[0], dtype=torch.uint8), plan[1])
-    return upload({"host_row_ids": planned["host_row_ids"]}, device)["host_row_ids"]
+class PlannedRows:
+    """Where the rows of a plan lie on the host."""
+
+    def __init__(self, plan: "StepTables") -> None:
+        self._plan = plan
+
+    def host_rows(self) -> list[int]:
+        """Host row of each row; -1 = padding row."""
+        found: list[int] = self._table("host_row_ids").tolist()
+        return found
+
+    def pages(self) -> list[int]:
+        """Host pages of the plan's sequences, one sequence after the other."""
+        found: list[int] = self._table("page_table").flatten().tolist()
+        return found
+
+    def uploaded(self, device: torch.device) -> torch.Tensor:
+        """[rows] int64 on `device`, as `host_rows`."""
+        return upload({"host_row_ids": self._table("host_row_ids")}, device)["host_row_ids"]
+
+    def _table(self, name: str) -> torch.Tensor:
+        content, tables = self._plan
+        return table_views(torch.frombuffer(content, dtype=torch.uint8), tables)[name]
 
 
 def copy_prompt(

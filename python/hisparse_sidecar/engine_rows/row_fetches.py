@@ -33,6 +33,8 @@ class RowFetches:
         hot: HotStates,
         tables: FixedTables,
         ops: Ops,
+        *,
+        writes_host: bool = True,
     ) -> None:
         """Fetches of no step yet.
 
@@ -43,7 +45,9 @@ class RowFetches:
             hot: what the hot slots hold.
             tables: of the running step.
             ops: of the device.
+            writes_host: False = another rank writes new rows to the host.
         """
+        self._writes_host = writes_host
         self._config, self._ops, self._hot, self._tables = config, ops, hot, tables
         self._rows, self._host, device = list(rows), host, rows[0].device
         self._side = SideStream(device, goes_first=True)
@@ -121,7 +125,8 @@ class RowFetches:
         where = tables.first_pos[:rows], table, ranges.table_base, ranges.slot_base
         own = memory[config.first_row : config.first_row + rows]
         hot = HotPlaces(memory, *where, num_placed)
-        self._ops.spill(own, tables.host_row_ids[:rows], self._host.kv_rows[layer], hot)
+        host = self._host.kv_rows[layer] if self._writes_host else None
+        self._ops.spill(own, tables.host_row_ids[:rows], host, hot)
 
 
 def _place_of(tensor: torch.Tensor) -> tuple[int, ...]:

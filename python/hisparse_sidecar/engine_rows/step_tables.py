@@ -31,6 +31,7 @@ class FixedTables:
     Attributes:
         row_seq: [max_sequences] int32, i in row i of a step; -1 = padding row.
         host_row_ids: [max_sequences] int64, host row of each new row; -1 = padding row.
+        written_row_ids: the same where this rank writes the host pool; else all are -1.
         first_pos: [max_sequences] int32, position of each new row; -1 = padding row.
         first_row: [max_sequences] int32, row of the engine's memory that holds it.
         ranges: [max_sequences] each, hot slots and slot table of each sequence.
@@ -38,7 +39,9 @@ class FixedTables:
         stamps: [2] int32, of what the step selects.
     """
 
-    def __init__(self, config: EngineRowsConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: EngineRowsConfig, device: torch.device, *, writes_host: bool = True
+    ) -> None:
         rows, pages = config.max_sequences, config.max_pages
 
         def filled(value: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -51,6 +54,7 @@ class FixedTables:
         self._hot_row, self._planned = config.hot_row, PlannedTables(blanks, room, device)
         planned = self._planned.tables
         self.row_seq, self.host_row_ids = filled(-1, torch.int32), filled(-1, torch.int64)
+        self.written_row_ids = self.host_row_ids if writes_host else filled(-1, torch.int64)
         self.first_pos, self.stamps = planned["row_pos"], planned["stamps"]
         numbers = torch.arange(rows, dtype=torch.int32, device=device)
         self.first_row = numbers + config.first_row

@@ -11,16 +11,18 @@ from hisparse_sidecar._core import Manager, PageLease, Stats
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.config import require
 from hisparse_sidecar.engine_rows.cached_rows import CachedRows
+from hisparse_sidecar.engine_rows.host_pool import open_host_pool
 from hisparse_sidecar.engine_rows.hot_states import HotStates
 from hisparse_sidecar.engine_rows.index_integrity import check_index
 from hisparse_sidecar.engine_rows.index_tier import EngineIndexTier
 from hisparse_sidecar.engine_rows.integrity import check_rows
-from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
-from hisparse_sidecar.engine_rows.prompt_rows import copy_prompt, host_rows_of
+from hisparse_sidecar.engine_rows.layout import EngineRowsConfig, check_memory
+from hisparse_sidecar.engine_rows.prompt_rows import PlannedRows, copy_prompt
 from hisparse_sidecar.engine_rows.row_fetches import RowFetches
 from hisparse_sidecar.engine_rows.step_tables import FixedTables
 from hisparse_sidecar.errors import WrongState
-from hisparse_sidecar.host_memory import HostMemory
+from hisparse_sidecar.ranks.place import RankPlace
+from hisparse_sidecar.ranks.pool_share import Numbers, SolePool
 from hisparse_sidecar.step import MAX_STEPS, stream_stamp
 
 if TYPE_CHECKING:
@@ -28,7 +30,12 @@ if TYPE_CHECKING:
 
 
 class EngineRowTier:
-    """Owns the host pool and the hot buffers; the engine selects and attends.
+    """Owns the hot buffers and the host pool, or a share of it; the engine selects and attends.
+
+    Ranks that share a host pool make the same calls, `append`, `load` of `cached` and all that
+    opens and closes in the same order. Rank 0 writes the host's rows, the others read them: so
+    between a step and the next one, and before a page is given up that a step has read, the engine
+    has all ranks wait for each other, as it does wherever it sums what their heads give.
 
     A decode step: `append`, `load_step`, then in each layer `fetch` as soon as its selection is
     known, where it has one, and when the engine has written the new rows to `new_rows`, `swap_in`.
@@ -48,41 +55,38 @@ class EngineRowTier:
         rows: Sequence[torch.Tensor],
         ops: Ops,
         index_pages: Sequence[torch.Tensor] = (),
+        place: RankPlace | None = None,
     ) -> None:
-        """Makes the host pool, pinned on CUDA until `close`.
+        """Makes the host pool, pinned on CUDA until `close`, or takes its share of one.
 
         Args:
             config: sizes.
             rows: for each layer the engine's memory [all rows, row_bytes] uint8.
             ops: of the device that `rows` are on.
             index_pages: see `EngineIndexTier`, where the configuration has an index part.
+            place: which of the ranks of a host that share the pool this is; None = it is alone.
 
         Raises:
             InvalidArgument: `rows` are not as the configuration says.
             RegionError: the host pool is not to be had.
+            DeadlinePassed, TierDown, WrongState: the ranks did not come together.
         """
-        found, needed = len(rows), len(config.groups)
-        require(found == needed, f"rows of {found} layers, the configuration has {needed}")
-        end = config.first_row + config.num_rows
-        for tensor in rows:
-            shape = f"rows are {tuple(tensor.shape)} {tensor.dtype}"
-            fits = tensor.dim() == 2 and tensor.shape[1] == config.row_bytes
-            fits = fits and tensor.shape[0] >= end and tensor.dtype == torch.uint8
-            require(fits, f"{shape}, needs ({end} or more, {config.row_bytes}) torch.uint8")
+        check_memory(config, rows)
         self.config, self.device = config, rows[0].device
         self._rows, self._ops = list(rows), ops
         layout, capacity = config.host_layout(), config.capacity()
-        self._host = HostMemory(
-            layout, self.device, huge_pages=config.huge_pages, numa_node=config.numa_node
-        )
+        self._host, self._ranks = open_host_pool(config, self.device, place)
         self._manager = Manager(self._host.region, layout, capacity, block_tokens=PAGE_TOKENS)
-        self.cached = CachedRows(self._manager, ops, self._rows, self._host.kv_rows)
+        kept = self._manager, self._ranks, ops, self._rows
+        self.cached = CachedRows(*kept, self._host.kv_rows)
         slots = config.first_row + config.num_rows
         self._hot = HotStates(
             config.num_groups, slots, capacity.table_tokens, config.hot_slots, self.device
         )
-        self._tables = FixedTables(config, self.device)
-        self.fetches = RowFetches(config, self._rows, self._host, self._hot, self._tables, ops)
+        writes_host = self._ranks.writes
+        self._tables = FixedTables(config, self.device, writes_host=writes_host)
+        moved = self._rows, self._host, self._hot, self._tables, ops
+        self.fetches = RowFetches(config, *moved, writes_host=writes_host)
         self.counters = self.fetches.counters
         self.index: EngineIndexTier | None = None
         if config.index is not None:
@@ -143,13 +147,18 @@ class EngineRowTier:
 
         Raises:
             InvalidArgument: more tokens than it was admitted for, or none behind the prefix.
+            DeadlinePassed, TierDown, WrongState: of ranks; see `PoolShare.compare`.
         """
         count, ranges = rows.numel(), self._manager.ranges(sequence)
         own = rows[self._manager.length(sequence) :]
         self._manager.append_rows([(sequence, own.numel())])
-        plan = self._manager.plan_step([(sequence, own.numel())], own.numel())
-        row_ids = host_rows_of(plan, rows.device)
-        copy_prompt(self._ops, row_ids, own, self._rows, self._host.kv_rows)
+        planned = PlannedRows(self._manager.plan_step([(sequence, own.numel())], own.numel()))
+        self._compare("prompt", [sequence, count], planned.pages)
+        row_ids = planned.uploaded(rows.device)
+        if self._ranks.writes:
+            copy_prompt(self._ops, row_ids, own, self._rows, self._host.kv_rows)
+        else:
+            row_ids = torch.full_like(row_ids, -1)  # nothing is written here, only folded
         held = [rows, row_ids]
         if self.index is not None:
             held += self.index.take_prompt(ranges, row_ids, rows)
@@ -185,6 +194,7 @@ class EngineRowTier:
             InvalidArgument: too many sequences, or one is beyond what it was admitted for.
             UnknownSequence, StaleHandle: no such sequence; none has grown.
             WrongState: there were too many steps.
+            DeadlinePassed, TierDown, WrongState: of ranks; see `PoolShare.compare`.
         """
         found, most = len(sequences), self.config.max_sequences
         require(0 < found <= most, f"{found} sequences in a step, needs 1 to {most}")
@@ -192,7 +202,9 @@ class EngineRowTier:
             raise WrongState(f"{self._steps} steps have begun, LRU stamps last for {MAX_STEPS}")
         rows = [(sequence, 1) for sequence in sequences]
         starts = self._manager.append_rows(rows)
-        self._planned = self._manager.plan_step(rows, most)
+        self._planned = plan = self._manager.plan_step(rows, most)
+        host_rows = PlannedRows(plan).host_rows
+        self._compare("step", [*sequences, *starts], lambda: host_rows()[:found])
         self._steps += 1
         return starts
 
@@ -244,6 +256,33 @@ class EngineRowTier:
         """
         return self.fetches.end(layer, topk_indices, num_real_rows)
 
+    # -- ranks --------------------------------------------------------------------------------
+
+    @property
+    def writes_host(self) -> bool:
+        """Whether rows of the host pool are written here, and not by another rank."""
+        return self._ranks.writes
+
+    @property
+    def num_compared(self) -> int:
+        """Decisions that were compared with other ranks: at the same call the same on each."""
+        return self._ranks.number
+
+    def end_reads(self) -> None:
+        """Where ranks share the pool, waits until all have read what they were asked to read.
+
+        Raises:
+            DeadlinePassed, TierDown: a rank is late, or has gone.
+        """
+        if not isinstance(self._ranks, SolePool):
+            self._host.on_cpu()
+            self._ranks.end_reads()
+
+    def _compare(self, what: str, known: Sequence[int], rest: Numbers) -> None:
+        """The free pages beside it: who has lost or kept one differs at once."""
+        stats = self._manager.stats
+        self._ranks.compare(what, lambda: [stats().host_pages_free, *known, *rest()])
+
     # -- what is held -------------------------------------------------------------------------
 
     @property
@@ -260,7 +299,7 @@ class EngineRowTier:
         return self._hot.bytes_of(stats.slots_used, stats.table_tokens_used)
 
     def check_integrity(self) -> None:
-        """Raises HisparseError that names the first invariant found broken."""
+        """Raises HisparseError that names the first broken invariant; no rank is in a step."""
         self._manager.check_integrity()
         host = self._host.on_cpu()
         for sequence in sorted(self._open):
@@ -276,4 +315,5 @@ class EngineRowTier:
         """
         for sequence in list(self._open):
             self.close_sequence(sequence)
+        self._ranks.leave()
         self._host.close()

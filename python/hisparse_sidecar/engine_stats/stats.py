@@ -47,7 +47,8 @@ class EngineStats:
         rank: the process's among those that serve one model.
         core: the core's counts of sequences, pages and arenas.
         groups: traffic of each group of layers with one selection, in layer order.
-        held: bytes of all requests that decode; in the host pool with cached prefixes.
+        held: bytes of all requests that decode; in the host pool with cached prefixes. Of ranks
+            that share a host pool the one that writes it tells of its bytes, and of those spilled.
         steps: decode steps begun.
         refused: sequences of a step and group that got no slots: a bug where not 0.
         requests: by how far they are.

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hisparse_sidecar.engines.sglang import coordinator as coordinator_module
 from hisparse_sidecar.engines.sglang import offload, plugin
 from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
 from hisparse_sidecar.engines.sglang.requests import (
@@ -75,6 +77,33 @@ def test_with_our_backend_the_name_makes_ours(
     assert isinstance(made, HiSparseCoordinator)
     assert made.prompt_rows == 2560 - 256
     made.destroy()
+
+
+@pytest.mark.parametrize(
+    ("config", "have_same_rows", "is_shared"),
+    [({}, True, True), ({"share_host_pool": False}, True, False), ({}, False, False)],
+)
+def test_ranks_share_a_host_pool_where_their_rows_are_the_same(
+    config: dict[str, Any],
+    have_same_rows: bool,
+    is_shared: bool,
+    given: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    @contextmanager
+    def place(group: Any, *, is_wanted: bool) -> Iterator[None]:
+        seen.append((group, is_wanted))
+        yield None
+
+    monkeypatch.setattr(coordinator_module, "shared_place", place)
+    arguments = server_args(tmp_path, *OFFLOAD, "--hisparse-config", json.dumps(config))
+    assert offload.has_same_rows(arguments)
+    monkeypatch.setattr(offload, "has_same_rows", lambda server_args: have_same_rows)
+    offload.create_coordinator(arguments, **given).destroy()
+    assert seen == [(None, is_shared)]
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hisparse_sidecar.engines.sglang.rank_agreement import has_same_rows
 
 RANK = """
 import json, sys
 import torch.distributed as dist
-from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
+from hisparse_sidecar.engines.sglang.rank_agreement import agree
 
 rank, path, numbers = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-coordinator = HiSparseCoordinator.__new__(HiSparseCoordinator)
-coordinator._tp_group = dist.group.WORLD
-print(json.dumps(coordinator._agreed(numbers)))
+print(json.dumps(agree(dist.group.WORLD, numbers, 5)))
 dist.destroy_process_group()
 """
 
@@ -30,3 +33,8 @@ def test_ranks_take_the_least_count_and_end_what_is_late_on_any(tmp_path: Path) 
         for rank, own in enumerate(numbers)
     ]
     assert [json.loads(rank.communicate(timeout=120)[0]) for rank in started] == [[2, 1, 0, 0]] * 2
+
+
+@pytest.mark.parametrize(("ranks", "same"), [(1, True), (2, False)])
+def test_ranks_that_divide_prompts_have_other_rows(ranks: int, same: bool) -> None:
+    assert has_same_rows(SimpleNamespace(attn_cp_size=ranks)) == same

@@ -29,6 +29,13 @@ def test_index_keys_stay_unless_asked_for_and_windows_hold_half_as_many_again() 
     assert read_settings('{"offload_index_keys": true, "window_pages": 300}').pages_of_window == 300
 
 
+def test_ranks_share_a_host_pool_unless_told_otherwise() -> None:
+    assert read_settings(None).share_host_pool
+    assert not read_settings('{"share_host_pool": false}').share_host_pool
+    with pytest.raises(InvalidArgument, match="share_host_pool is 1, needs true or false"):
+        read_settings('{"share_host_pool": 1}')
+
+
 def test_sglangs_own_keys_pass() -> None:
     text = '{"top_k": 2048, "device_buffer_size": 4096, "host_to_device_ratio": 5}'
     assert read_settings(text) == read_settings(None)

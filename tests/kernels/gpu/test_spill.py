@@ -141,3 +141,23 @@ def test_a_graph_spills_new_rows_to_new_places() -> None:
 
     spill_ref(*wanted, expected)
     assert_bits_equal(host.cpu(), expected)
+
+
+def test_rows_of_a_rank_that_does_not_write_are_placed_as_those_of_one_that_does(
+    device: str,
+) -> None:
+    torch.manual_seed(3)
+    rows, dst = random_rows(13, 656), torch.randperm(64)[:13]
+    dst[::7] = -1
+    hot = hot_places(13, 656, torch.int16)
+    found = HotPlaces(*(value.to(device, copy=True) for value in vars(hot).values()))
+    before = hot.rows.clone()
+    spill_ref(rows, dst, None, hot)
+    assert not torch.equal(hot.rows, before)
+
+    spill_triton(rows.to(device), dst.to(device), None, found)
+
+    assert_bits_equal(found.rows.cpu(), hot.rows)
+    assert found.num_placed is not None
+    assert hot.num_placed is not None
+    assert_bits_equal(found.num_placed.cpu(), hot.num_placed)

@@ -14,6 +14,7 @@ from hisparse_sidecar.engines.sglang.no_prefixes import NoPrefixes
 from hisparse_sidecar.engines.sglang.offload_stats import Listener, StatsReporter, stats_of
 from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pool_part import PoolPart, part_size
+from hisparse_sidecar.engines.sglang.rank_agreement import agree, shared_place
 from hisparse_sidecar.engines.sglang.requests import (
     end_as_unavailable,
     most_tokens,
@@ -61,6 +62,7 @@ class HiSparseCoordinator:
         *,
         hot_share: float = 0.5,
         window_pages: int | None = None,
+        share_host_pool: bool = True,
         listeners: Sequence[Listener] = (),
     ) -> None:
         """Takes its part of the pool and makes the host pool.
@@ -79,11 +81,13 @@ class HiSparseCoordinator:
             hot_share: most of the pool's rows that hot buffers may take.
             window_pages: pages of index keys on the device, of a request and anchor layer, in a
                 pool that was made for it (`pool_hooks`); None = index keys stay at SGLang's slots.
+            share_host_pool: ranks of `tp_group` have one host pool, where they are on one host.
             listeners: who is told now and then what offload holds and has done.
 
         Raises:
             InvalidArgument: the settings do not fit; says what was found and needed.
             RegionError: the host pool is not to be had.
+            DeadlinePassed, TierDown, WrongState: the ranks of a pool did not come together.
         """
         allocator = token_to_kv_pool_allocator
         pool = allocator.get_kvcache()
@@ -97,16 +101,18 @@ class HiSparseCoordinator:
         rows = part_size(self._device_rows, num_requests, device_buffer_size, hot_share)
         most = most_tokens(req_to_token_pool.max_context_len, allocator.size_full)
         self._part = PoolPart(device_pages, rows)
-        self.tier = make_tier(
-            allocator,
-            self._part,
-            layer_groups(len(pool.kv_buffer), shared_index_layers),
-            topk=top_k,
-            hot_slots=device_buffer_size,
-            num_requests=num_requests,
-            most_tokens=most,
-            window_pages=window_pages,
-        )
+        with shared_place(tp_group, is_wanted=share_host_pool) as place:
+            self.tier = make_tier(
+                allocator,
+                self._part,
+                layer_groups(len(pool.kv_buffer), shared_index_layers),
+                topk=top_k,
+                hot_slots=device_buffer_size,
+                num_requests=num_requests,
+                most_tokens=most,
+                window_pages=window_pages,
+                place=place,
+            )
         self.num_real_reqs = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._queue = StagingQueue(self.tier, self._rows_of, most, self._open_for)
         self._first_layer = first = pool.start_layer or 0
@@ -145,14 +151,22 @@ class HiSparseCoordinator:
         return bool(self._queue.requests)
 
     def collect_ready_reqs(self) -> list[Any]:
-        """Takes the requests out of the queue that may decode; their pages of the pool are free."""
+        """Takes the requests out of the queue that may decode; their pages of the pool are free.
+
+        A prompt's rows are on the host on all ranks then: where they share the pool, rank 0 has
+        copied them, and the others see its event by the agreement.
+
+        Raises:
+            WrongState: the ranks have taken other decisions.
+        """
         self._reporter.tick()
         self.prefixes.end_left_loads()
         if not self._queue.requests:
             return []
         requests = [staged.req for staged in self._queue.requests]
         self._queue.copy_where_room()
-        num_ready, *are_in_time = self._agreed([self._queue.num_ready(), *in_time(requests)])
+        ready = self._queue.num_ready(), *in_time(requests)
+        num_ready, *are_in_time = agree(self._tp_group, ready, self.tier.num_compared)
         for req, is_in_time in zip(requests, are_in_time, strict=False):  # none without a limit
             if not is_in_time:
                 end_as_unavailable(req, RUNNING_TIMEOUT)
@@ -183,15 +197,6 @@ class HiSparseCoordinator:
         table = self.req_to_token_pool.req_to_token
         slots: torch.Tensor = table[table_row_of(req), : prefilled_tokens(req)].long()
         return slots
-
-    def _agreed(self, numbers: Sequence[int]) -> list[int]:
-        """The least of each number over all ranks."""
-        group = self._tp_group
-        if group is None or torch.distributed.get_world_size(group=group) == 1:
-            return list(numbers)
-        least = torch.tensor(numbers, dtype=torch.int64)
-        torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN, group=group)
-        return [int(number) for number in least]
 
     # -- decode -------------------------------------------------------------------------------
 

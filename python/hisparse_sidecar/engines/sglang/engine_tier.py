@@ -11,9 +11,10 @@ from hisparse_sidecar.engine_rows import EngineRowsConfig, EngineRowTier
 from hisparse_sidecar.engine_rows.index_part import IndexPart
 from hisparse_sidecar.engines.sglang.pool_part import PoolPart
 from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.ranks import RankPlace
 
 
-def make_tier(
+def make_tier(  # noqa: PLR0913  (what the coordinator knows)
     allocator: Any,  # noqa: ANN401
     part: PoolPart,
     groups: Sequence[int],
@@ -23,6 +24,7 @@ def make_tier(
     num_requests: int,
     most_tokens: int,
     window_pages: int | None,
+    place: RankPlace | None = None,
 ) -> EngineRowTier:
     """The tier in a part of SGLang's pool.
 
@@ -35,11 +37,13 @@ def make_tier(
         num_requests: requests that may run.
         most_tokens: of one request.
         window_pages: see `IndexPart`; None = index keys stay at SGLang's slots.
+        place: which of the ranks that share the host pool this is; None = it is alone.
 
     Raises:
         InvalidArgument: the sizes do not fit; says what was found and needed.
         RegionError: the host pool is not to be had.
-        WrongState: our part is not the pool's first pages.
+        DeadlinePassed, TierDown: the ranks did not come together.
+        WrongState: our part is not the pool's first pages, or a rank's socket is in use.
     """
     pool = allocator.get_kvcache()
     memory = [layer.view(torch.uint8).flatten(1) for layer in pool.kv_buffer]
@@ -51,7 +55,8 @@ def make_tier(
         groups=tuple(groups),
         row_bytes=memory[0].shape[1],
         topk=topk,
-        # as many tokens as SGLang has slots, and the spare ones of each request
+        # as many tokens as SGLang has slots, and the spare ones of each request; ranks that share
+        # the pool have the same requests, so it is as large as that of one
         host_pages=allocator.size_full // PAGE_TOKENS + num_requests,
         max_sequences=num_requests,
         max_tokens=most_tokens,
@@ -60,7 +65,8 @@ def make_tier(
         num_rows=part.num_rows,
         index=index,
     )
-    return EngineRowTier(config, memory, ops_of("auto", str(memory[0].device)), index_pages)
+    ops = ops_of("auto", str(memory[0].device))
+    return EngineRowTier(config, memory, ops, index_pages, place)
 
 
 def _index_part(

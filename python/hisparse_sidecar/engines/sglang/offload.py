@@ -26,6 +26,7 @@ from hisparse_sidecar.engines.sglang.prefix_cache import (
     check_prefix_options,
     register_prefix_cache,
 )
+from hisparse_sidecar.engines.sglang.rank_agreement import has_same_rows
 from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS, most_prompt_tokens
 from hisparse_sidecar.engines.sglang.settings import read_settings
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, SCHEDULER_TARGETS, check_targets
@@ -80,6 +81,7 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     Raises:
         InvalidArgument: this SGLang is not one that we know, or an option does not fit.
         RegionError: the host pool is not to be had.
+        DeadlinePassed, TierDown: the ranks that share it did not come together.
         WrongState: SGLang's scheduler is not as we know it.
     """
     check_sglang(installed_versions().sglang)
@@ -96,6 +98,7 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
         **named,
         hot_share=settings.hot_share,
         window_pages=window_pages,
+        share_host_pool=settings.share_host_pool and has_same_rows(server_args),
         listeners=_listeners(server_args),
     )
     keep_coordinator(made.token_to_kv_pool_allocator, made)
@@ -128,9 +131,9 @@ def _say_sizes(made: HiSparseCoordinator) -> None:
     host_gib = config.host_layout().num_bytes / 2**30
     _LOG.info(
         "hisparse: %d rows of the pool for hot buffers of %d, %d for prompts; "
-        "a host pool of %d tokens, %.1f GiB",
+        "%s host pool of %d tokens, %.1f GiB",
         *(config.num_rows, config.hot_slots, made.prompt_rows),
-        *(config.host_pages * PAGE_TOKENS, host_gib),
+        *("a" if made.tier.writes_host else "rank 0's", config.host_pages * PAGE_TOKENS, host_gib),
     )
     if config.index is not None:
         part, groups = config.index, config.num_groups

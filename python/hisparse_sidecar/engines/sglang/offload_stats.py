@@ -167,22 +167,24 @@ def stats_of(coordinator: Coordinator, counts: Sequence[GroupCounts]) -> EngineS
     tier, staged = coordinator.tier, coordinator.ack_staging_queue
     core, config = tier.stats(), tier.config
     copying = sum(one.sequence != _NONE for one in staged)
+    # a pool that ranks share is told of once, by the rank that writes it
+    host_pages, spilled = core.host_pages_total - core.host_pages_free, core.appended_tokens
+    if not tier.writes_host:
+        host_pages = spilled = 0
     free = coordinator.token_to_kv_pool_allocator.hisparse_attn_allocator
     host_page_bytes = config.host_layout().num_bytes // config.host_pages
     return EngineStats(
         engine=f"sglang {installed_versions().sglang}",
         rank=coordinator.rank,
         core=core,
-        groups=tuple(
-            _traffic(config, group, one, core.appended_tokens) for group, one in enumerate(counts)
-        ),
+        groups=tuple(_traffic(config, group, one, spilled) for group, one in enumerate(counts)),
         held=TierBytes(
             hot_buffer=core.slots_used * config.row_bytes * len(config.groups),
             block_window=0,
             pooled_keys=0,
             hot_tables=tier.table_bytes(core),
             window_tables=0,
-            host=(core.host_pages_total - core.host_pages_free) * host_page_bytes,
+            host=host_pages * host_page_bytes,
         ),
         steps=tier.num_steps,
         refused=sum(one.refused for one in counts),
@@ -194,11 +196,11 @@ def stats_of(coordinator: Coordinator, counts: Sequence[GroupCounts]) -> EngineS
 
 
 def _traffic(
-    config: EngineRowsConfig, group: int, counts: GroupCounts, appended_tokens: int
+    config: EngineRowsConfig, group: int, counts: GroupCounts, spilled_tokens: int
 ) -> GroupTraffic:
     row_bytes = config.row_bytes * config.groups.count(group)
     rows = Traffic(counts.items, counts.misses, counts.misses * row_bytes)
-    return GroupTraffic(rows=rows, spilled_bytes=appended_tokens * row_bytes)
+    return GroupTraffic(rows=rows, spilled_bytes=spilled_tokens * row_bytes)
 
 
 def _calls(selections: Sequence[CallCounts]) -> tuple[SelectionCalls, ...]:

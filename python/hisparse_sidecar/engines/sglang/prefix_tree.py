@@ -101,7 +101,9 @@ class HostRadixCache(RadixCache):  # type: ignore[misc]
 
         Prefixes that others have loaded hold pages that cannot be evicted. Where nothing decodes,
         nothing would ever be free beside them: then these pages go, and their requests copy all
-        their rows when their turn comes, which are in SGLang's pool.
+        their rows when their turn comes, which are in SGLang's pool. Another rank may still be
+        loading from these pages, and no pass stands between that and what is written to them next:
+        so ranks wait for each other here.
 
         Raises:
             HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
@@ -111,6 +113,7 @@ class HostRadixCache(RadixCache):  # type: ignore[misc]
         needed = -(-(tokens + to_come) // PAGE_TOKENS) - shared
         self.make_host_room(needed)
         if needed > self._cached.num_free_pages and not tier.stats().sequences:
+            tier.end_reads()
             self.loads.give_up_others(req)
         return tier.open(tokens, to_come, leases_of(path))
 

@@ -23,6 +23,7 @@ _OWN: dict[str, tuple[tuple[type, ...], str]] = {
     "hot_share": ((int, float), "a number"),
     "offload_index_keys": ((bool,), "true or false"),
     "window_pages": ((int,), "an integer"),
+    "share_host_pool": ((bool,), "true or false"),
 }
 # as many tokens as HISA's defaults, in blocks of one page
 _DEFAULTS = {"num_kept_blocks": 128, "max_blocks": 512}
@@ -40,6 +41,7 @@ class SglangSettings:
         offload_index_keys: with HiSparse index keys of decoding requests are on the host, too.
         window_pages: then so many pages of them of a request and anchor layer are on the device,
             and its open page; None = half as many again as are kept.
+        share_host_pool: with HiSparse ranks of one host that have the same rows have one host pool.
     """
 
     selection: SelectionConfig
@@ -47,6 +49,7 @@ class SglangSettings:
     hot_share: float = 0.5
     offload_index_keys: bool = False
     window_pages: int | None = None
+    share_host_pool: bool = True
 
     def __post_init__(self) -> None:
         require(self.min_tokens >= 0, f"min_tokens is {self.min_tokens}, must be >= 0")
