@@ -341,6 +341,24 @@ def test_a_layer_neither_allocates_nor_waits(engine: Engine) -> None:
 
 
 @pytest.mark.gpu
+def test_a_step_waits_for_what_a_pass_that_ended_early_has_begun(engine: Engine) -> None:
+    first = engine.open(300)
+    engine.tier.append([first])
+    engine.tier.load_step()
+    items, *_ = engine.lists([first])
+    with engine.tier.fetches._side.beside():
+        torch.cuda._sleep(100_000_000)
+    engine.tier.fetch(0, items, engine.num_real)
+    begun = engine.tier.fetches._side.mark()
+    engine.tier.append([first])
+
+    engine.tier.load_step()
+
+    torch.cuda.current_stream().synchronize()
+    assert begun.has_passed
+
+
+@pytest.mark.gpu
 def test_a_graph_of_a_whole_step_is_replayed(engine: Engine) -> None:
     """Captured before there is a sequence, with padding, as engines do it."""
     items = [torch.zeros(3, TOPK, dtype=torch.int32, device=engine.device) for _ in range(3)]
