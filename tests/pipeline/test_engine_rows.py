@@ -1,6 +1,7 @@
 """Rows in an engine's memory: what was selected is there, byte for byte; in a graph, too."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from hisparse_sidecar.errors import (
     InvalidArgument,
     WrongState,
 )
+from hisparse_sidecar.side_stream import SideStream
 from tests.launches import Launches
 from tests.no_waiting import no_waiting
 from tests.pipeline import world
@@ -338,6 +340,64 @@ def test_a_layer_neither_allocates_nor_waits(engine: Engine) -> None:
                 engine.tier.fetch(layer, items, engine.num_real)
             engine.tier.swap_in(layer, items, engine.num_real)
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+@pytest.fixture(params=["fetch", "engine"])
+def far_apart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched, or what the engine does, is slow."""
+    beside = SideStream.beside
+
+    @contextmanager
+    def slow_beside(side: SideStream) -> Iterator[None]:
+        if request.param == "engine":
+            torch.cuda._sleep(20_000_000)
+        with beside(side):
+            if request.param == "fetch":
+                torch.cuda._sleep(20_000_000)
+            yield
+
+    monkeypatch.setattr(SideStream, "beside", slow_beside)
+
+
+@pytest.mark.gpu
+def test_rows_are_there_however_far_one_stream_is_behind_the_other(
+    engine: Engine, far_apart: None
+) -> None:
+    sequences, read = [engine.open(300), engine.open(200)], []
+    for _ in range(6):
+        engine.tier.append(sequences)
+        engine.tier.load_step()
+        engine.num_real.fill_(2)
+        new, at = engine.new_rows(sequences), engine.tier.new_rows[:2].long()
+        for layer, items in enumerate(engine.lists(sequences)):
+            if layer in CONFIG.anchors:
+                engine.tier.fetch(layer, items, engine.num_real)
+            engine.memory[layer][at] = new[layer]
+            slots = engine.tier.swap_in(layer, items, engine.num_real)
+            read.append((layer, items, engine.memory[layer][slots.clamp(min=0).long()]))
+    for layer, items, found in read:
+        for row, sequence in enumerate(sequences):
+            some = items[row] >= 0
+            wanted = engine.rows[sequence][layer][items[row][some].long()]
+            assert torch.equal(found[row][some], wanted)
+
+
+@pytest.mark.gpu
+def test_a_step_waits_for_what_a_pass_that_ended_early_has_begun(engine: Engine) -> None:
+    first = engine.open(300)
+    engine.tier.append([first])
+    engine.tier.load_step()
+    items, *_ = engine.lists([first])
+    with engine.tier.fetches._side.beside():
+        torch.cuda._sleep(100_000_000)
+    engine.tier.fetch(0, items, engine.num_real)
+    begun = engine.tier.fetches._side.mark()
+    engine.tier.append([first])
+
+    engine.tier.load_step()
+
+    torch.cuda.current_stream().synchronize()
+    assert begun.has_passed
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,23 @@ class Site:
             loop.call_soon_threadsafe(self.refusals.end)
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+@contextmanager
+def serving(folder: Path, max_call_seconds: float) -> Iterator[Site]:
     """Refusals wait for a thousand seconds there, beyond those that are answered at once."""
-    limits = Limits(refusals_per_second=1e-3, max_refusal_seconds=1000.0, max_call_seconds=2000.0)
+    limits = Limits(
+        refusals_per_second=1e-3, max_refusal_seconds=1000.0, max_call_seconds=max_call_seconds
+    )
     with (
-        SidecarServer(small_config(), tmp_path / "s", limits=limits, quota_pages=QUOTAS) as server,
+        SidecarServer(small_config(), folder / "s", limits=limits, quota_pages=QUOTAS) as server,
         SidecarClient.connect(server.socket_path, 1000.0) as client,
     ):
         yield Site(server, client)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with serving(tmp_path, 2000.0) as site:
+        yield site
 
 
 @pytest.fixture
@@ -129,6 +138,18 @@ def test_a_refusal_is_told_before_its_deadline(site: Site) -> None:
     assert (code, text) == (grpc.StatusCode.RESOURCE_EXHAUSTED, REFUSAL)
     assert metadata["hisparse-error"] == "TierFull"
     assert decode_retry_info(metadata.items()) == 0.25
+
+
+def test_a_refusal_is_told_before_the_server_ends_its_call(tmp_path: Path) -> None:
+    with serving(tmp_path, 2.0) as site:
+        site.refuse_until_they_wait()
+        assert site.refused() == REFUSAL
+
+
+def test_a_message_that_waits_counts_as_long_as_it_lies_in_memory(
+    site: Site, crowd: list["Future[str]"]
+) -> None:
+    assert site.refusals.num_bytes >= len(crowd) * 8 * len(TEXT)
 
 
 def test_forks_that_a_full_share_refuses_wait_too(site: Site) -> None:

@@ -64,8 +64,13 @@ class RowFetches:
         return tuple(self._begun)
 
     def forget(self) -> None:
-        """No group of the next step has begun."""
-        self._begun.clear()
+        """No group of the next step has begun.
+
+        What a pass that ended early has begun is done before anything is launched for that step.
+        """
+        if self._begun:
+            self._side.join()
+            self._begun.clear()
 
     def begin(self, layer: int, topk_indices: torch.Tensor, num_real_rows: torch.Tensor) -> None:
         """Looks up what a layer selects, and launches the copies of all layers of its group.

@@ -212,9 +212,9 @@ class EngineRowTier:
     def load_step(self) -> None:
         """Brings a planned step's tables to the device; once for each plan."""
         if self._planned is not None:
+            self.fetches.forget()
             windows = None if self.index is None else self.index.windows
             self._tables.load(self._planned, self._steps, windows)
-            self.fetches.forget()
             self._planned = None
 
     @runs_on_its_device

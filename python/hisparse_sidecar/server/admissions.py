@@ -33,7 +33,7 @@ class Opening:
         tenant: whose share of the threads, and of the host pool, it takes; "" = of the threads
             the calling client's.
         num_tokens: of its prompt, which are looked for.
-        num_bytes: of the call's message.
+        num_bytes: of the call's message, as sent and decoded.
         admit: gives it room, whatever step is open; may run in any thread.
     """
 

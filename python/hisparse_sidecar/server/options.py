@@ -32,7 +32,8 @@ class Limits:
         max_silent_seconds: a client without a call or a sign of life is ended after this.
         retry_seconds: after which a call that was refused for want of room may try again.
         refusals_per_second: answers to a tenant that goes on asking for more than its share.
-        max_refusal_seconds: such an answer waits for its turn no longer than this.
+        max_refusal_seconds: such an answer waits for its turn no longer than this, nor than half of
+            `max_call_seconds`.
         drain_seconds: from the signal to end until calls still running are cancelled.
     """
 
@@ -60,6 +61,11 @@ class Limits:
                 raise InvalidArgument(f"{name} is {found:g}, needs > 0 and finite")
         if self.max_clients < 1:
             raise InvalidArgument(f"max_clients is {self.max_clients}, needs >= 1")
+
+    @property
+    def longest_refusal_seconds(self) -> float:
+        """That an answer waits, so that it is told before the call is ended."""
+        return min(self.max_refusal_seconds, self.max_call_seconds / 2)
 
 
 @dataclass(frozen=True)

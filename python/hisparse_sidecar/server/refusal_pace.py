@@ -22,7 +22,7 @@ class Pace:
         max_seconds: that an answer waits.
         at_once: answers to a party that did not ask for a while.
         max_calls: that wait.
-        max_bytes: of the messages of calls that wait.
+        max_bytes: of the messages of calls that wait, as sent and decoded.
     """
 
     per_second: float
@@ -56,6 +56,11 @@ class RefusalPace:
     def num_waiting(self) -> int:
         """Calls whose answers wait."""
         return len(self._waiting)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of their messages."""
+        return self._waiting_bytes
 
     @property
     def num_parties(self) -> int:

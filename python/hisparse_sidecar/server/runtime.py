@@ -90,7 +90,7 @@ class ServerRuntime:
             self._shared.add_tenant(tenant, pages)
         liveness = Liveness(limits.max_silent_seconds)
         self._gate = Gate(self._shared, self._worker, step_ends, liveness)
-        pace = Pace(limits.refusals_per_second, max_seconds=limits.max_refusal_seconds)
+        pace = Pace(limits.refusals_per_second, max_seconds=limits.longest_refusal_seconds)
         self._admissions = Admissions(self._gate, self._openers, RefusalPace(pace))
         told = server_info(self._config, limits)
         self._servicers = Servicers(self._gate, self._admissions, told, limits, self._read_engines)

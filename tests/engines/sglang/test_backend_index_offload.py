@@ -12,7 +12,7 @@ from hisparse_kernels.index_rows import unpack_index_rows
 from hisparse_sidecar import SelectionConfig
 from tests.engines.sglang.index_offload_world import HISA, IndexWorld, pool_hooks
 from tests.engines.sglang.offload_world import LAYERS, PAGE, Request
-from tests.engines.sglang.passes import expected, extend_rows_pass, slots_of
+from tests.engines.sglang.passes import decode_rows_pass, expected, extend_rows_pass, slots_of
 from tests.engines.sglang.world import LAYOUT, TOPK, put_in_place_of_original, quantize
 
 SELECTIONS = {
@@ -178,6 +178,38 @@ def test_random_lives_end_with_nothing_held(make: Make) -> None:
     world.coordinator.pool_was_cleared()
     world.begin(300)
     world.step()
+
+
+def test_rows_of_the_lists_come_that_sglang_writes_over_ours(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0's, at the same place, as soon as ours are made."""
+    monkeypatch.setenv("SGLANG_DSA_TOPK_BROADCAST", "1")
+    world = make()
+    rows = [(req.row, req.kv.kv_allocated_len + 1) for req in world.begin(300, 200)]
+    slots, made = world.prepare(), decode_rows_pass(world, rows)
+
+    def select(layer: int) -> torch.Tensor:
+        world.write(made, [layer])
+        lists = made.select(world, layer)
+        others = torch.randperm(200, generator=world.random)[:TOPK].int()
+        return lists.copy_(others.expand_as(lists))
+
+    world.forward(slots, select)
+
+
+def test_an_idle_pass_fetches_nothing_for_its_attention_waits_for_nothing(make: Make) -> None:
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    world = make()
+    (req,) = world.begin(300)
+    world.step()
+    made = decode_rows_pass(world, [(req.row, req.kv.kv_allocated_len)])
+    made.batch.forward_mode = ForwardMode.IDLE
+
+    made.select(world, 0)
+
+    assert not world.coordinator.tier.fetches.ahead
 
 
 def test_the_buffer_is_as_large_as_the_pool_and_its_windows(make: Make) -> None:

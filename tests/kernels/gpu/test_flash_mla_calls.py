@@ -178,6 +178,23 @@ def test_a_schedule_is_made_once_for_a_shape_and_kept(module: StandIn) -> None:
     assert module.waits == 4  # for another stream may use one at once
 
 
+def test_of_two_first_calls_at_once_the_schedule_that_is_kept_stays(
+    module: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, answer = decode_case(), module.flash_mla_with_kvcache
+
+    def answer_beside_another(*args: Any, **named: Any) -> Any:
+        monkeypatch.setattr(module, "flash_mla_with_kvcache", answer)
+        attend(*case.on("cpu"))
+        return answer(*args, **named)
+
+    monkeypatch.setattr(module, "flash_mla_with_kvcache", answer_beside_another)
+    attend(*case.on("cpu"))
+    attend(*case.on("cpu"))
+
+    assert [schedule.uses for schedule in module.schedules] == [1, 2]
+
+
 def test_schedules_of_many_rows_are_not_kept(
     module: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from hisparse_sidecar.engines.sglang.beside_pool import keep_beside, pooled_page
 from hisparse_sidecar.engines.sglang.coverage import uncovered_process
 from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
-from hisparse_sidecar.engines.sglang.selection import LAYOUT, BackendSelection
+from hisparse_sidecar.engines.sglang.selection import LAYOUT, BackendSelection, Fetch
 from hisparse_sidecar.engines.sglang.settings import SglangSettings, read_settings
 
 
@@ -90,8 +90,16 @@ def selection_of(model_runner: Any, settings: SglangSettings) -> BackendSelectio
         pages = pool.index_k_with_scale_buffer
         pooled = PooledPages(ops, LAYOUT, pages, pool.start_layer)
         keep_beside(pool, pooled, offloaded)
-    fetch = getattr(model_runner.hisparse_coordinator, "fetch", None)  # SGLang's own has none
+    fetch = _fetch_of(model_runner.hisparse_coordinator)
     return BackendSelection(ops, settings, pooled, None, offloaded, fetch)
+
+
+def _fetch_of(coordinator: Any) -> Fetch | None:  # noqa: ANN401
+    """None where lists are not final when they are made: SGLang writes rank 0's over them then."""
+    from sglang.srt.environ import envs
+
+    found: Fetch | None = getattr(coordinator, "fetch", None)  # SGLang's own has none
+    return None if envs.SGLANG_DSA_TOPK_BROADCAST.get() else found
 
 
 def _offloaded_keys(

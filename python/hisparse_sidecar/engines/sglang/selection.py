@@ -92,7 +92,7 @@ class BackendSelection:
             uncovered: why no call of this process can be ours; None = some can.
             offloaded: see the attribute; then every decode call is ours.
             fetch: is given layer and lists of decode passes as soon as they are known; None = KV
-                rows stay.
+                rows stay, or the lists are not final.
         """
         require((pooled is None) == (uncovered is not None), "pooled keys, or why there are none")
         self._ops, self._settings, self._pooled = ops, settings, pooled
@@ -169,7 +169,8 @@ class BackendSelection:
 
 
 def _is_of_decode(call: IndexerCall) -> bool:
-    return call.kind == "paged" and bool(call.forward_batch.forward_mode.is_decode_or_idle())
+    """And so attends, with what it fetches: SGLang's attention does nothing of an idle pass."""
+    return call.kind == "paged" and bool(call.forward_batch.forward_mode.is_decode())
 
 
 def _uncovered_call(call: IndexerCall, min_tokens: int) -> str | None:

@@ -16,6 +16,8 @@ from hisparse_sidecar.stats import TierBytes
 from hisparse_sidecar.wire.selections import decode_selection
 from hisparse_sidecar.wire.stats import encode_tier_bytes
 
+_ID_BYTES = 8  # of a token id in a decoded message, where most take 1 to 3 bytes as sent
+
 
 class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
     """See sequence.proto."""
@@ -38,7 +40,8 @@ class SequenceServicer(sequence_pb2_grpc.SequenceServiceServicer):
                 return sidecar.admit_prompt(token_ids, new, tenant=request.tenant, **options)
             return sidecar.admit(request.prompt_tokens, new, **options)
 
-        opening = Opening(request.tenant, len(token_ids), request.ByteSize(), admit)
+        num_bytes = request.ByteSize() + _ID_BYTES * len(token_ids)
+        opening = Opening(request.tenant, len(token_ids), num_bytes, admit)
         opened = await self._admissions.open(context, opening)
         return sequence_pb2.OpenSequenceResponse(
             sequence_id=opened.sequence, cached_tokens=opened.cached_tokens
