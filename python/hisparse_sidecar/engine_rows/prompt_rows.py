@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _ROWS_AT_A_TIME = 32768
 
 
-class PlannedRows:
+class HostPlan:
     """Where the rows of a plan lie on the host."""
 
     def __init__(self, plan: "StepTables") -> None:

@@ -17,7 +17,7 @@ from hisparse_sidecar.engine_rows.index_integrity import check_index
 from hisparse_sidecar.engine_rows.index_tier import EngineIndexTier
 from hisparse_sidecar.engine_rows.integrity import check_rows
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig, check_memory
-from hisparse_sidecar.engine_rows.prompt_rows import PlannedRows, copy_prompt
+from hisparse_sidecar.engine_rows.prompt_rows import HostPlan, copy_prompt
 from hisparse_sidecar.engine_rows.row_fetches import RowFetches
 from hisparse_sidecar.engine_rows.step_tables import FixedTables
 from hisparse_sidecar.errors import WrongState
@@ -152,7 +152,7 @@ class EngineRowTier:
         count, ranges = rows.numel(), self._manager.ranges(sequence)
         own = rows[self._manager.length(sequence) :]
         self._manager.append_rows([(sequence, own.numel())])
-        planned = PlannedRows(self._manager.plan_step([(sequence, own.numel())], own.numel()))
+        planned = HostPlan(self._manager.plan_step([(sequence, own.numel())], own.numel()))
         self._compare("prompt", [sequence, count], planned.pages)
         row_ids = planned.uploaded(rows.device)
         if self._ranks.writes:
@@ -203,7 +203,7 @@ class EngineRowTier:
         rows = [(sequence, 1) for sequence in sequences]
         starts = self._manager.append_rows(rows)
         self._planned = plan = self._manager.plan_step(rows, most)
-        host_rows = PlannedRows(plan).host_rows
+        host_rows = HostPlan(plan).host_rows
         self._compare("step", [*sequences, *starts], lambda: host_rows()[:found])
         self._steps += 1
         return starts

@@ -1,4 +1,4 @@
-"""Who is connected, and which regions are whose. Used by the worker thread only."""
+"""Who is connected, and which regions are whose. The worker thread changes it; the event loop looks up."""
 
 import secrets
 from dataclasses import dataclass, field
