@@ -1,4 +1,4 @@
-"""Who is connected, and which regions are whose. The worker thread changes it; the event loop looks up."""
+"""Who is connected, and whose regions are which. The worker thread changes it, others read."""
 
 import secrets
 from dataclasses import dataclass, field
