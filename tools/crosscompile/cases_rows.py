@@ -158,15 +158,10 @@ def _spill(layout: KvLayout) -> None:
     host = kv_rows(HOST_TOKENS, layout)
     for rows in ROWS:
         spill_triton(kv_rows(rows, layout), int64(rows), host)
-        for num_placed in (int32(rows), None):
-            table = torch.empty(1 << 20, dtype=torch.int16)
+        table = torch.empty(1 << 20, dtype=torch.int16)
+        for target, num_placed in product((host, None), (int32(rows), None)):
             where = int32(rows), table, int64(rows), int64(rows), num_placed
-            spill_triton(
-                kv_rows(rows, layout),
-                int64(rows),
-                host,
-                HotPlaces(host, *where),
-            )
+            spill_triton(kv_rows(rows, layout), int64(rows), target, HotPlaces(host, *where))
 
 
 def _swap_in_blocks(layout: IndexLayout) -> None:
