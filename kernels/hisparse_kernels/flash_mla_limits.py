@@ -4,8 +4,8 @@ import torch
 
 from hisparse_kernels.layouts import KvLayout
 
-_HEADS = (64, 128)
-_LIST_ALIGN = {"fp8_ds_mla": 64, "bf16": 128}  # ids, of the kernels for decode and for prefill
+HEADS = (64, 128)
+LIST_ALIGN = {"fp8_ds_mla": 64, "bf16": 128}  # ids, of the kernels for decode and for prefill
 
 
 def check_flash_mla(
@@ -28,15 +28,15 @@ def check_flash_mla(
     Raises:
         ValueError: what was found and what is needed.
     """
-    if layout is not None and layout.name not in _LIST_ALIGN:
+    if layout is not None and layout.name not in LIST_ALIGN:
         found = f"KV rows are {layout.name}, {layout.row_bytes} B"
         raise ValueError(f"{found}, flash_mla needs fp8_ds_mla (656 B) or bf16")
-    if num_heads is not None and num_heads not in _HEADS:
+    if num_heads is not None and num_heads not in HEADS:
         raise ValueError(f"queries have {num_heads} heads, flash_mla needs 64 or 128")
     if query_dtype not in (None, torch.bfloat16):
         raise ValueError(f"queries are {query_dtype}, flash_mla needs torch.bfloat16")
     if split_keys is not None:
         raise ValueError(f"split_keys is {split_keys}, flash_mla splits by the batch: needs None")
-    if layout is not None and topk is not None and topk % _LIST_ALIGN[layout.name]:
-        needed = f"flash_mla needs a multiple of {_LIST_ALIGN[layout.name]} over {layout.name} rows"
+    if layout is not None and topk is not None and topk % LIST_ALIGN[layout.name]:
+        needed = f"flash_mla needs a multiple of {LIST_ALIGN[layout.name]} over {layout.name} rows"
         raise ValueError(f"lists have {topk} ids, {needed}")

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from hisparse_kernels.flash_mla_limits import HEADS, LIST_ALIGN
 from hisparse_kernels.gpu.listed_often import dequantised
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import KvLayout
 
 _LOG = logging.getLogger(__name__)
-_HEADS = (64, 128)
-PREFILL_KEYS = 128  # lists are of a multiple of them
+PREFILL_KEYS = LIST_ALIGN["bf16"]
 MOST_UNPACKED = 1 << 18  # fp8 rows, 300 MB in bf16: the stage of a prefill, not a pool
 _HOPPER = (9, 0)
 
@@ -126,7 +126,7 @@ def _fits(
     query: torch.Tensor, kv_rows: torch.Tensor, row_ids: torch.Tensor, layout: KvLayout
 ) -> bool:
     """Whether FlashMLA takes these tensors, and is the faster one for them."""
-    if query.dtype != torch.bfloat16 or query.shape[1] not in _HEADS or not len(query):
+    if query.dtype != torch.bfloat16 or query.shape[1] not in HEADS or not len(query):
         return False
     if row_ids.shape[1] % PREFILL_KEYS or not kv_rows.is_contiguous():
         return False
