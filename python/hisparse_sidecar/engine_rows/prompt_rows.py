@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hisparse_kernels.backends import Ops
-from hisparse_sidecar.build_step import table_views
+from hisparse_sidecar.engine_rows.planned_tables import planned_arrays
 from hisparse_sidecar.uploads import upload
 
 if TYPE_CHECKING:
@@ -19,25 +19,22 @@ class HostPlan:
     """Where the rows of a plan lie on the host."""
 
     def __init__(self, plan: "StepTables") -> None:
-        self._plan = plan
+        self._arrays = planned_arrays(plan)
 
     def host_rows(self) -> list[int]:
         """Host row of each row; -1 = padding row."""
-        found: list[int] = self._table("host_row_ids").tolist()
+        found: list[int] = self._arrays["host_row_ids"].tolist()
         return found
 
     def pages(self) -> list[int]:
         """Host pages of the plan's sequences, one sequence after the other."""
-        found: list[int] = self._table("page_table").flatten().tolist()
+        found: list[int] = self._arrays["page_table"].flatten().tolist()
         return found
 
     def uploaded(self, device: torch.device) -> torch.Tensor:
         """[rows] int64 on `device`, as `host_rows`."""
-        return upload({"host_row_ids": self._table("host_row_ids")}, device)["host_row_ids"]
-
-    def _table(self, name: str) -> torch.Tensor:
-        content, tables = self._plan
-        return table_views(torch.frombuffer(content, dtype=torch.uint8), tables)[name]
+        row_ids = torch.from_numpy(self._arrays["host_row_ids"])
+        return upload({"host_row_ids": row_ids}, device)["host_row_ids"]
 
 
 def copy_prompt(
