@@ -12,6 +12,7 @@ from hisparse_kernels.gpu.gluon.many_heads_mla_sm100 import (
     compile_many_heads_mla_sm100,
     many_heads_mla_sm100_gluon,
 )
+from hisparse_kernels.gpu.leading_ids import leading_ids_triton
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout
 from hisparse_kernels.sparse_mla import decode_split_keys, split_workspace_size
@@ -37,6 +38,7 @@ def cases() -> list[Case]:
         Case("sparse_mla, fp32, 8 heads, fp32 queries", partial(_oracle, KV_LAYOUTS["fp32"])),
         Case("sparse_mla, fp8_ds_mla, 8 heads, fp32 queries", partial(_oracle, _FP8)),
         Case("sparse_mla, fp8_ds_mla, 64 heads, sink", partial(_with_sink, _FP8)),
+        Case("leading_ids", _leading_ids),
     ]
     for layout in KV_LAYOUTS.values():
         for heads in _HEADS:
@@ -197,3 +199,8 @@ def _with_sink(layout: KvLayout) -> None:
             valid_counts=int32(rows),
             split_keys=decode_split_keys(64) if rows == 3 else None,
         )
+
+
+def _leading_ids() -> None:
+    for rows in (*_DECODE_ROWS, *_PREFILL_ROWS):
+        leading_ids_triton(int32(rows, 2048), int32(rows))

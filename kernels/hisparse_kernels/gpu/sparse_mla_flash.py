@@ -7,8 +7,6 @@ import logging
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 
 from hisparse_kernels.flash_mla_limits import check_flash_mla
 from hisparse_kernels.gpu.flash_mla import (
@@ -18,13 +16,13 @@ from hisparse_kernels.gpu.flash_mla import (
     flash_mla_module,
     placed,
 )
+from hisparse_kernels.gpu.leading_ids import leading_ids_triton
 from hisparse_kernels.gpu.listed_often import is_listed_often
 from hisparse_kernels.layouts import PAGE_TOKENS, KvLayout
 from hisparse_kernels.sparse_mla import ROW_ALIGN
 
 _LOG = logging.getLogger(__name__)
 _MOST_KEPT = 1024  # rows; attention of more takes long beside the 26 us that a schedule takes
-_BLOCK = 1024
 
 # Of device, rows, heads, ids of a list and rows of a page. None is ever dropped, for graphs may
 # read it; the sizes of each are the launches' own, so there are few.
@@ -67,7 +65,7 @@ def sparse_mla_flash(
         return _of_no_keys(query, layout, out)
     row_ids = _aligned(row_ids)
     if valid_counts is not None:
-        row_ids = _leading(row_ids, valid_counts.contiguous())
+        row_ids = leading_ids_triton(row_ids, valid_counts.contiguous())
     sink = None if sink is None else sink.contiguous()
     inputs = _aligned(query), kv_rows, row_ids
     if _goes_in_bf16(kv_rows, row_ids, layout):
@@ -142,22 +140,3 @@ def _of_no_keys(
     out[0].zero_()
     out[1].fill_(-torch.inf)
     return out
-
-
-def _leading(row_ids: torch.Tensor, valid_counts: torch.Tensor) -> torch.Tensor:
-    """Lists whose ids behind the counts are -1: the kernel for decode takes no counts here."""
-    rows, topk = row_ids.shape
-    kept = torch.empty_like(row_ids)
-    _keep_leading_kernel[rows, triton.cdiv(topk, _BLOCK)](
-        row_ids, valid_counts, kept, topk, BLOCK=_BLOCK
-    )
-    return kept
-
-
-@triton.jit
-def _keep_leading_kernel(ids_ptr, counts_ptr, kept_ptr, topk, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_kept = place < tl.minimum(tl.load(counts_ptr + row), topk)
-    ids = tl.load(ids_ptr + row * topk + place, mask=is_kept, other=-1)
-    tl.store(kept_ptr + row * topk + place, ids, mask=place < topk)
