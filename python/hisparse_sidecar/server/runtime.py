@@ -14,6 +14,7 @@ from hisparse_sidecar.engine_stats import PublishedStats
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.server.admissions import Admissions
 from hisparse_sidecar.server.clients import Clients
+from hisparse_sidecar.server.free_memory import keep_returning_memory
 from hisparse_sidecar.server.gate import Gate, StepEnds
 from hisparse_sidecar.server.grpc_servers import Servicers, tcp_server, unix_server
 from hisparse_sidecar.server.liveness import Liveness
@@ -102,6 +103,7 @@ class ServerRuntime:
         self._checks = [
             asyncio.ensure_future(self._abort_idle_steps()),
             asyncio.ensure_future(_end_silent_clients(liveness)),
+            asyncio.ensure_future(keep_returning_memory()),
         ]
         for check in self._checks:
             self._ends.callback(check.cancel)
