@@ -28,6 +28,7 @@ from hisparse_sidecar.config import Backend
 
 BATCHES, PERCENTS, HEADS = (1, 8, 64), (2, 10), (64, 128)
 WHOLE = "whole"
+_OVERLAPS = (4, 16, 32)
 _BY_FLASH_MLA: Backend = "flash_mla"
 
 
@@ -38,6 +39,7 @@ class Shape:
     Attributes:
         split_keys: as the setting of that name; None = the default.
         backend: as the setting of that name; None = the suite's.
+        overlap_rows: as the setting of that name.
     """
 
     batch: int
@@ -45,6 +47,7 @@ class Shape:
     heads: int
     split_keys: int | None = None
     backend: Backend | None = None
+    overlap_rows: int = 0
 
     @property
     def name(self) -> str:
@@ -60,8 +63,8 @@ class Shape:
 def all_cases(worlds: Worlds, peers: Peers, pool: PinnedPool) -> Iterator[Case]:
     """Batch after batch, for each has a world of its own; of a shape the whole step first.
 
-    Whole steps are run with FlashMLA for attention, too, and with the fewest misses in other splits
-    of keys, these without peers.
+    Whole steps are run with FlashMLA for attention, too, and without peers: in other splits of keys
+    (with the fewest misses), and with rows that come in beside attention (with the most).
     """
     for batch in BATCHES:
         parts = PeerParts(peers, pool)
@@ -79,14 +82,20 @@ def all_cases(worlds: Worlds, peers: Peers, pool: PinnedPool) -> Iterator[Case]:
                 shape = Shape(batch, PERCENTS[0], heads, split_keys)
                 name = f"{shape.name}, {WHOLE}, {split_name(split_keys)}"
                 yield Case(name, partial(_whole, worlds, parts, shape))
+            for overlap_rows in (rows for rows in _OVERLAPS if rows < batch):
+                shape = Shape(batch, PERCENTS[-1], heads, overlap_rows=overlap_rows)
+                name = f"{shape.name}, {WHOLE}, {overlap_rows} rows beside others"
+                yield Case(name, partial(_whole, worlds, parts, shape))
 
 
 def _whole(worlds: Worlds, parts: PeerParts, shape: Shape) -> Prepared:
     one = worlds.of(shape.batch)
-    one.set_up(shape.heads, shape.misses, shape.split_keys, shape.backend)
+    one.set_up(
+        shape.heads, shape.misses, shape.split_keys, shape.backend, overlap_rows=shape.overlap_rows
+    )
     calls = [partial(one.run_layer, layer) for layer in one.layers]
     ours = Contender(one.check, Timed(calls, one.reset))
-    if shape.split_keys is not None:
+    if shape.split_keys is not None or shape.overlap_rows:
         return Prepared(_whole_work(shape), ours)
     peers: Mapping[str, Callable[[], Contender]] = {
         SUM: partial(parts.together, shape.batch, shape.misses, shape.heads),

@@ -65,14 +65,17 @@ class World:
         misses: int,
         split_keys: int | None = None,
         backend: Backend | None = None,
+        *,
+        overlap_rows: int = 0,
     ) -> None:
         """Queries of so many heads, and hot buffers in which so many of their rows are missing.
 
-        Attention goes over splits of so many keys, and ops are those of a backend, as the settings
-        of these names say; None = the suite's backend.
+        Attention goes over splits of so many keys, ops are those of a backend, and so many rows
+        come in beside attention, as the settings of these names say; None = the suite's backend.
         """
-        sidecar, config, backend = self._sidecar, self._tiers.config, backend or _BACKEND
-        config = replace(config, split_keys=split_keys, backend=backend)
+        sidecar, backend = self._sidecar, backend or _BACKEND
+        config = replace(self._tiers.config, split_keys=split_keys, backend=backend)
+        config = replace(config, overlap_rows=overlap_rows)
         self._tiers = replace(self._tiers, config=config, ops=choose_ops(config))
         sidecar._pipeline = LayerPipeline(self._tiers, sidecar._traffic, sidecar._policy)
         self._inputs = [replace(one, query=self._queries(heads)) for one in self._inputs]

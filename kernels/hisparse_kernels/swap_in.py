@@ -41,6 +41,7 @@ def swap_in(
     plan: MissPlan,
     hot_rows: torch.Tensor,
     fresh: FreshRows | None = None,
+    max_programs: int | None = None,
 ) -> None:
     """Copies the missed KV rows into their slots, in place.
 
@@ -51,7 +52,11 @@ def swap_in(
         plan: items are token positions, destinations rows of `hot_rows`.
         hot_rows: [num_slots, row_bytes] uint8, written.
         fresh: rows that are copied from the device; None = all come from the host.
+        max_programs: of a kernel on a GPU, where others are to run beside it; one for each
+            sequence at least. None = as many as fill a GPU.
     """
+    if max_programs is not None and max_programs < 1:
+        raise ValueError(f"max_programs is {max_programs}, must be >= 1")
     shapes = Shapes()
     shapes.check_packed("host_rows", host_rows, "num_host_rows row_bytes", torch.uint8)
     _check_pages(shapes, page_table, plan)
@@ -61,9 +66,9 @@ def swap_in(
     if host_rows.is_cuda:
         from hisparse_kernels.gpu.swap_in import swap_in_triton
 
-        swap_in_triton(host_rows, page_table, plan, hot_rows, fresh)
+        swap_in_triton(host_rows, page_table, plan, hot_rows, fresh, max_programs)
         return
-    swap_in_ref(host_rows, page_table, plan, hot_rows, fresh)
+    swap_in_ref(host_rows, page_table, plan, hot_rows, fresh, max_programs)
 
 
 def swap_in_ref(
@@ -72,7 +77,9 @@ def swap_in_ref(
     plan: MissPlan,
     hot_rows: torch.Tensor,
     fresh: FreshRows | None = None,
+    max_programs: int | None = None,
 ) -> None:
+    del max_programs
     seq, item, dst = _misses(plan)
     if fresh is not None:
         offset = item - fresh.first_item[seq]

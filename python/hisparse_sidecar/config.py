@@ -211,6 +211,9 @@ class SidecarConfig:
         split_keys: keys of one split of decode attention, a multiple of 64, 0 = all of a row's. The
             last bits of outputs depend on it, and so nothing else chooses it: never the rows of a
             step. None = 256, or 128 where a row has up to 32 heads; needed by "flash_mla".
+        overlap_rows: on CUDA, decode steps of more rows than this bring in what these many rows
+            selected while the rows before them are attended to; 0 = all at once. Bits are the same,
+            unless FlashMLA attends. Not measured yet.
         selection: default selection of a sequence.
         layer_profile: file of what single layers change in the default selection; a sequence that
             asks for another one gets that in every layer.
@@ -234,6 +237,7 @@ class SidecarConfig:
     block_tokens: int = 128
     max_logits_bytes: int = 1 << 28
     split_keys: int | None = None
+    overlap_rows: int = 0
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     layer_profile: str | None = None
     huge_pages: bool = False
@@ -248,7 +252,8 @@ class SidecarConfig:
         for name in ("host_pages", "max_sequences", "max_step_rows", "window_blocks"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be >= 1")
         require(self.max_logits_bytes >= 1, f"max_logits_bytes is {self.max_logits_bytes}, needs 1")
-        require(self.warm_rows >= 0, f"warm_rows is {self.warm_rows}, must be >= 0")
+        for name in ("warm_rows", "overlap_rows"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, must be >= 0")
         check_split_keys(self.split_keys)
         self._check_device_sizes()
         require_legal(kv_layout, self.kv_layout)

@@ -7,10 +7,15 @@ import torch
 from hisparse_kernels.append_rows import IndexSide, StepRows
 from hisparse_kernels.resolve import MissPlan
 from hisparse_kernels.swap_in import FreshRows
+from hisparse_sidecar.row_groups import RowGroup, fresh_of, plan_of, row_groups
+from hisparse_sidecar.side_stream import StreamMark
 from hisparse_sidecar.stats import GroupTraffic
 from hisparse_sidecar.step import GroupStep, Step
 from hisparse_sidecar.tiers import Tiers
 from hisparse_sidecar.uploads import upload
+
+# of a copy beside attention: so few leave it multiprocessors, and 8 KB of each keep the link busy
+_BESIDE_PROGRAMS = 32
 
 
 class LayerKvRows:
@@ -58,12 +63,16 @@ class LayerKvRows:
         self._ops.spill(packed, self._step.spill_row_ids, self._host_rows)
         self._traffic.spilled_bytes += self._step.num_spilled_rows * packed.shape[1]
 
-    def swap_in(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The hot rows and the slots [rows, topk] of the selection, all resident.
+    def swap_in(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[RowGroup]]:
+        """Brings in what was selected, by groups of rows where the configuration says so.
 
         Args:
             packed: [rows, kv_row_bytes] uint8, the step's own rows: what was selected of them comes
-                from here, whoever has written it to the host.
+                from here, whoever has written it to the host. Held until the last group is ready.
+
+        Returns:
+            The hot rows, the slots [rows, topk] of the selection, and the groups, in the order in
+            which they become ready.
         """
         step, shared, num_fresh = self._step, self.shared, None
         if shared.slots is None:
@@ -72,9 +81,21 @@ class LayerKvRows:
         assert shared.slots is not None
         assert shared.plan is not None
         fresh = FreshRows(packed, step.first_pos, step.first_row, num_fresh)
-        source = self._host_rows, step.page_table
-        self._ops.swap_in(*source, shared.plan, self._hot_rows, fresh)
-        return self._hot_rows, shared.slots
+        return self._hot_rows, shared.slots, self._bring_in(shared.plan, fresh)
+
+    def _bring_in(self, plan: MissPlan, fresh: FreshRows) -> list[RowGroup]:
+        step, group_rows = self._step, self._tiers.config.overlap_rows
+        if not 0 < group_rows < step.num_rows:
+            self._ops.swap_in(self._host_rows, step.page_table, plan, self._hot_rows, fresh)
+            return [RowGroup(slice(0, step.num_rows), StreamMark(None))]
+        groups, copies = [], self._tiers.copies
+        with copies.beside():
+            for rows, some in row_groups(step.num_rows, step.num_sequences, group_rows):
+                source, own = (self._host_rows, step.page_table[some]), plan_of(plan, some)
+                target = self._hot_rows, fresh_of(fresh, some)
+                self._ops.swap_in(*source, own, *target, max_programs=_BESIDE_PROGRAMS)
+                groups.append(RowGroup(rows, copies.mark()))
+        return groups
 
     def _resolve(self, num_fresh: torch.Tensor) -> None:
         """Leaves slots and plan of the selection; `swap_in` then writes `num_fresh`."""

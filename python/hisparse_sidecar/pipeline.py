@@ -102,9 +102,7 @@ class LayerPipeline:
             index_rows.end()
             step.watch.see_largest(layer, index)
         self._select(step, layer, inputs)
-        hot_rows, slots = kv_rows.swap_in(packed)
-        split_keys = self._tiers.config.decode_split(inputs.query.shape[1])
-        return self._attend(inputs.query, hot_rows, slots, inputs.sink, split_keys)
+        return self._attend_selected(kv_rows, packed, inputs)
 
     def _prefill(
         self, step: Step, layer: int, inputs: LayerInputs, kv_rows: LayerKvRows
@@ -176,6 +174,25 @@ class LayerPipeline:
 
     # -- attention ----------------------------------------------------------------------------
 
+    def _attend_selected(
+        self, kv_rows: LayerKvRows, packed: torch.Tensor, inputs: LayerInputs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hot_rows, slots, groups = kv_rows.swap_in(packed)
+        query, split_keys = inputs.query, self._tiers.config.decode_split(inputs.query.shape[1])
+        if len(groups) == 1:
+            return self._attend(query, hot_rows, slots, inputs.sink, split_keys)
+        out, lse = self._empty_results(query)
+        for group in groups:
+            some, to = group.rows, (out[group.rows], lse[group.rows])
+            group.ready.wait()
+            self._attend(query[some], hot_rows, slots[some], inputs.sink, split_keys, to)
+        return out, lse
+
+    def _empty_results(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, heads, _ = query.shape
+        lse = query.new_empty(rows, heads, dtype=torch.float32)
+        return query.new_empty(rows, heads, self._tiers.config.kv.latent_dim), lse
+
     def _attend_staged(
         self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,9 +212,10 @@ class LayerPipeline:
         row_ids: torch.Tensor,
         sink: torch.Tensor | None,
         split_keys: int | None = None,
+        out: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         config = self._tiers.config
         scale = config.model.softmax_scale
         return self._tiers.ops.sparse_mla(
-            query, rows, row_ids, config.kv, scale, sink=sink, split_keys=split_keys
+            query, rows, row_ids, config.kv, scale, sink=sink, split_keys=split_keys, out=out
         )

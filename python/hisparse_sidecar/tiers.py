@@ -23,7 +23,12 @@ _Held = tuple[HostManager, StepRanks, LowerTiers]
 
 @dataclass(frozen=True)
 class Tiers:
-    """What every layer works on: the core's metadata, both tiers, the ops."""
+    """What every layer works on: the core's metadata, both tiers, the ops.
+
+    Attributes:
+        side: work that no layer waits for.
+        copies: rows that are swapped in beside attention to others.
+    """
 
     config: SidecarConfig
     manager: HostManager
@@ -32,6 +37,7 @@ class Tiers:
     device: DeviceTier
     ops: Ops
     side: SideStream
+    copies: SideStream
     loaded: LoadedWindows
     lower: LowerTiers
 
@@ -74,8 +80,8 @@ def build_tiers(
             held = _deciding(config, capacity, host, place, remote_tier)
         undo.pop_all()
     manager, ranks, lower = held
-    side = SideStream(device)
-    return Tiers(config, manager, ranks, host, tier, ops, side, LoadedWindows(), lower)
+    side, copies = SideStream(device), SideStream(device, goes_first=True)
+    return Tiers(config, manager, ranks, host, tier, ops, side, copies, LoadedWindows(), lower)
 
 
 def _deciding(

@@ -50,6 +50,7 @@ def test_a_configuration_survives_json() -> None:
     ("change", "message"),
     [
         ({"warm_rows": -1}, r"warm_rows is -1, must be >= 0"),
+        ({"overlap_rows": -1}, r"overlap_rows is -1, must be >= 0"),
         ({"split_keys": 96}, r"split_keys is 96, needs 0 or a multiple of 64"),
         ({"split_keys": -64}, r"split_keys is -64, needs 0 or a multiple of 64"),
         ({"hot_rows": 1}, r"unknown key hot_rows; known keys: backend, block_tokens, device, .*"),

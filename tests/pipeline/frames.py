@@ -93,10 +93,11 @@ class Member:
 class TwoLives:
     """The same calls to both; outputs of every decode step are compared, bit for bit."""
 
-    def __init__(self, config: SidecarConfig, seed: int) -> None:
+    def __init__(self, config: SidecarConfig, seed: int, overlap_rows: int = 0) -> None:
         self.choices, self.made, self.steps = random.Random(seed), 0, 0
         self.config = config
-        self.framed, self.plain = Sidecar(config), Sidecar(config)
+        self.framed = Sidecar(replace(config, overlap_rows=overlap_rows))
+        self.plain = Sidecar(config)
         self.members: list[Member] = []
         self.frame = self.framed.step_frame(ROWS, MAX_TOKENS, sequences=MOST_OPEN)
         self.inputs = [

@@ -72,6 +72,20 @@ def test_a_layer_whose_keys_are_resident_launches_its_ops_alone(
     assert found == [anchor, SHARED, anchor]
 
 
+def test_rows_come_in_and_are_attended_to_by_groups(launches: Launches) -> None:
+    config = small_config(selection=HISA, window_blocks=16, overlap_rows=2)
+    with Sidecar(config) as sidecar:
+        rows = []
+        for number in range(3):
+            rows.append(Rows(sidecar.open(100 + number, 8), 1, 10 + number))
+            prefill(sidecar, rows[-1].sequence, 100 + number, number)
+        run_step(sidecar, rows, "decode")  # fills the windows
+        found = layers_of(sidecar, launches, rows, 5)
+    groups = ["swap_in"] * 3 + ["sparse_mla"] * 3
+    anchor = ["append_rows", *SELECTS, "resolve", *groups]
+    assert found == [anchor, ["append_rows", *groups], anchor]
+
+
 def test_a_block_that_begins_is_given_a_slot_first(launches: Launches) -> None:
     with Sidecar(small_config(selection=HISA, window_blocks=16)) as sidecar:
         sequence = sidecar.open(127, 4)

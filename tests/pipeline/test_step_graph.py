@@ -41,9 +41,11 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[OpsRecording]:
     return made
 
 
-def live(config_of: SelectionConfig, steps: int, seed: int, **changes: object) -> TwoLives:
+def live(
+    config_of: SelectionConfig, steps: int, seed: int, overlap_rows: int = 0, **changes: object
+) -> TwoLives:
     """Two lives of at least so many decode steps, and what happens to sequences in between."""
-    lives = TwoLives(frame_config(config_of, **changes), seed)
+    lives = TwoLives(frame_config(config_of, **changes), seed, overlap_rows)
     while lives.steps < steps:
         lives.act()
     return lives
@@ -89,6 +91,17 @@ def test_steps_of_a_frame_have_the_bits_of_others(
 ) -> None:
     lives = live(selection, 15, seed=5, window_blocks=window_blocks)
     lives.end()
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("overlap_rows", [1, 2, 4, 5])
+def test_rows_that_come_in_by_groups_have_the_bits_of_others(
+    overlap_rows: int, recordings: list[OpsRecording]
+) -> None:
+    lives = live(HISA, 40, seed=6, overlap_rows=overlap_rows)
+
+    assert max(one.replays for one in recordings) >= 38
+    _end(lives, recordings)
 
 
 @pytest.mark.cpu_only
@@ -232,6 +245,14 @@ def test_one_captured_graph_serves_every_step_of_random_lives(
     selection: SelectionConfig, window_blocks: int
 ) -> None:
     lives = live(selection, 300, seed=2, window_blocks=window_blocks)
+    assert lives.graph._recorded is not None
+    lives.end()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlap_rows", [1, 2, 4])
+def test_one_captured_graph_brings_rows_in_beside_attention(overlap_rows: int) -> None:
+    lives = live(HISA, 300, seed=6, overlap_rows=overlap_rows)
     assert lives.graph._recorded is not None
     lives.end()
 

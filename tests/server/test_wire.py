@@ -153,6 +153,12 @@ def test_a_configuration_survives_the_wire_with_its_layer_profile() -> None:
     model = ModelShape(2, (0, 0), 4, 64, 0.125)
     for profile, split in ((None, None), ("layers.toml", 0), (None, 512)):
         config = SidecarConfig(
-            model, host_pages=8, hot_slots=128, layer_profile=profile, split_keys=split, warm_rows=3
+            model,
+            host_pages=8,
+            hot_slots=128,
+            layer_profile=profile,
+            split_keys=split,
+            warm_rows=3,
+            overlap_rows=16,
         )
         assert decode_config(encode_config(config)) == config

@@ -22,12 +22,14 @@ def swap_in_triton(
     plan: MissPlan,
     hot_rows: torch.Tensor,
     fresh: FreshRows | None = None,
+    max_programs: int | None = None,
 ) -> None:
     """See `hisparse_kernels.swap_in.swap_in`; a count of -1, of a refused sequence, is none."""
     known: tuple[torch.Tensor | None, ...] = (None,) * 4
     if fresh is not None:
         known = fresh.rows, fresh.first_item, fresh.first_row, fresh.num_missed
-    _copy(_swap_in_kernel, host_rows, page_table, plan, hot_rows, 1, *known)
+    most = max_programs or _PROGRAMS
+    _copy(_swap_in_kernel, host_rows, page_table, plan, hot_rows, 1, most, *known)
 
 
 def swap_in_blocks_triton(
@@ -39,7 +41,8 @@ def swap_in_blocks_triton(
 ) -> None:
     """See `hisparse_kernels.swap_in.swap_in_blocks`; a count of -1 is none."""
     pages_per_block = block_tokens // PAGE_TOKENS
-    _copy(_swap_in_blocks_kernel, host_pages, page_table, plan, window_pages, pages_per_block)
+    tables = host_pages, page_table, plan, window_pages
+    _copy(_swap_in_blocks_kernel, *tables, pages_per_block, _PROGRAMS)
 
 
 def _copy(
@@ -49,6 +52,7 @@ def _copy(
     plan: MissPlan,
     target: torch.Tensor,
     pages_per_block: int,
+    max_programs: int,
     *known: torch.Tensor | None,
 ) -> None:
     num_seqs, cap = plan.miss_item.shape
@@ -57,7 +61,7 @@ def _copy(
     row_bytes = source.shape[1]
     word, word_bytes = word_dtype(row_bytes)
     tiles = triton.cdiv(cap * pages_per_block * row_bytes, _TILE_BYTES)
-    programs = min(tiles, max(1, _PROGRAMS // num_seqs))
+    programs = min(tiles, max(1, max_programs // num_seqs))
     kernel[(num_seqs, programs)](
         source,
         page_table,

@@ -44,6 +44,7 @@ _FLAGS = {
         _Flag("device", str, "where the device tier lives: cpu, cuda or cuda:N"),
         _Flag("backend", str, "auto, reference, triton, gluon_sm100 or flash_mla"),
         _Flag("split_keys", int, "keys of a split of decode attention (256 or 128; 0: no splits)"),
+        _Flag("overlap_rows", int, "rows of a step to bring in beside attention to others (0)"),
         _Flag("huge_pages", bool, "ask for huge pages under the host pool"),
         _Flag("numa_node", int, "bind the host pool to this NUMA node"),
     ),

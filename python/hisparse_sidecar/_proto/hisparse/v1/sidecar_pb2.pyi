@@ -41,7 +41,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., core_version: _Optional[str] = ..., backend: _Optional[str] = ..., config: _Optional[_Union[SidecarConfig, _Mapping]] = ..., row_sizes: _Optional[_Union[RowSizes, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class SidecarConfig(_message.Message):
-    __slots__ = ("model", "host_pages", "max_sequences", "kv_layout", "index_layout", "device", "backend", "hot_slots", "window_blocks", "max_step_rows", "stage_rows", "block_tokens", "max_logits_bytes", "selection", "huge_pages", "numa_node", "layer_profile", "tiers", "split_keys", "warm_rows")
+    __slots__ = ("model", "host_pages", "max_sequences", "kv_layout", "index_layout", "device", "backend", "hot_slots", "window_blocks", "max_step_rows", "stage_rows", "block_tokens", "max_logits_bytes", "selection", "huge_pages", "numa_node", "layer_profile", "tiers", "split_keys", "warm_rows", "overlap_rows")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     HOST_PAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class SidecarConfig(_message.Message):
     TIERS_FIELD_NUMBER: _ClassVar[int]
     SPLIT_KEYS_FIELD_NUMBER: _ClassVar[int]
     WARM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_ROWS_FIELD_NUMBER: _ClassVar[int]
     model: ModelShape
     host_pages: int
     max_sequences: int
@@ -82,7 +83,8 @@ class SidecarConfig(_message.Message):
     tiers: TiersConfig
     split_keys: int
     warm_rows: int
-    def __init__(self, model: _Optional[_Union[ModelShape, _Mapping]] = ..., host_pages: _Optional[int] = ..., max_sequences: _Optional[int] = ..., kv_layout: _Optional[str] = ..., index_layout: _Optional[str] = ..., device: _Optional[str] = ..., backend: _Optional[str] = ..., hot_slots: _Optional[int] = ..., window_blocks: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., stage_rows: _Optional[int] = ..., block_tokens: _Optional[int] = ..., max_logits_bytes: _Optional[int] = ..., selection: _Optional[_Union[_selection_pb2.Selection, _Mapping]] = ..., huge_pages: bool = ..., numa_node: _Optional[int] = ..., layer_profile: _Optional[str] = ..., tiers: _Optional[_Union[TiersConfig, _Mapping]] = ..., split_keys: _Optional[int] = ..., warm_rows: _Optional[int] = ...) -> None: ...
+    overlap_rows: int
+    def __init__(self, model: _Optional[_Union[ModelShape, _Mapping]] = ..., host_pages: _Optional[int] = ..., max_sequences: _Optional[int] = ..., kv_layout: _Optional[str] = ..., index_layout: _Optional[str] = ..., device: _Optional[str] = ..., backend: _Optional[str] = ..., hot_slots: _Optional[int] = ..., window_blocks: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., stage_rows: _Optional[int] = ..., block_tokens: _Optional[int] = ..., max_logits_bytes: _Optional[int] = ..., selection: _Optional[_Union[_selection_pb2.Selection, _Mapping]] = ..., huge_pages: bool = ..., numa_node: _Optional[int] = ..., layer_profile: _Optional[str] = ..., tiers: _Optional[_Union[TiersConfig, _Mapping]] = ..., split_keys: _Optional[int] = ..., warm_rows: _Optional[int] = ..., overlap_rows: _Optional[int] = ...) -> None: ...
 
 class TiersConfig(_message.Message):
     __slots__ = ("file_directory", "file_bytes", "segment_bytes", "strict_recovery", "remote_master", "remote_segment_bytes", "secret_file", "model_name", "free_share", "io_threads", "staging_bytes", "load_seconds", "call_seconds", "probe_seconds", "recompute_tokens_per_second")
