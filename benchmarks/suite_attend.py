@@ -57,7 +57,7 @@ def _split_cases(peers: "Peers") -> "Iterator[Case]":
 
     for heads in _SPLIT_HEADS:
         for batch in _BATCHES:
-            for split_keys in other_splits(heads):
+            for split_keys in other_splits(heads, batch):
                 yield decode_case(peers, batch, heads, FP8_ROWS, split_keys)
 
 

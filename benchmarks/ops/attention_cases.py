@@ -36,6 +36,7 @@ _TOPK, _CONTEXT, _ROWS = 2048, 64 * 1024, 4096
 _LATENT_DIM, _QUERY_DIM, _SCALE = 512, 576, 576**-0.5
 _PEER_HEADS = 64
 _SHARING_ROWS = 16
+_SMALL_SPLITS, _FEW_ROWS = (64, 128), 8
 
 _Attend = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -74,9 +75,13 @@ def decode_case(
     return Case(name, partial(prepare_decode, peers, batch, heads, layout, split_keys))
 
 
-def other_splits(heads: int) -> list[int]:
-    """Values of the setting `split_keys` that are timed beside the default of so many heads."""
-    return [split for split in (256, 512, 1024, 0) if split != decode_split_keys(heads)]
+def other_splits(heads: int, batch: int) -> list[int]:
+    """Values of the setting `split_keys` that are timed beside the default of so many heads.
+
+    Small ones only of the batches that they might be for: parts of many rows fill the memory.
+    """
+    splits = (*_SMALL_SPLITS, 256, 512, 1024, 0) if batch <= _FEW_ROWS else (256, 512, 1024, 0)
+    return [split for split in splits if split != decode_split_keys(heads)]
 
 
 def split_name(split_keys: int) -> str:

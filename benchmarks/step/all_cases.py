@@ -78,7 +78,7 @@ def all_cases(worlds: Worlds, peers: Peers, pool: PinnedPool) -> Iterator[Case]:
                     prepare = partial(_stage, worlds, parts, shape, stage)
                     yield Case(f"{shape.name}, {stage}", prepare)
         for heads in HEADS:
-            for split_keys in other_splits(heads):
+            for split_keys in other_splits(heads, batch):
                 shape = Shape(batch, PERCENTS[0], heads, split_keys)
                 name = f"{shape.name}, {WHOLE}, {split_name(split_keys)}"
                 yield Case(name, partial(_whole, worlds, parts, shape))
