@@ -1,4 +1,7 @@
-"""Rows of host pages that outlive their sequence, on their way back to the engine's pages."""
+"""Rows of host pages that outlive their sequence, on their way back to the engine's pages.
+
+Where index keys are on the host, too, theirs come with them.
+"""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -11,6 +14,7 @@ from hisparse_kernels.resolve import MissPlan
 from hisparse_sidecar._core import Manager, PageLease
 from hisparse_sidecar.backends import runs_on_its_device
 from hisparse_sidecar.config import require
+from hisparse_sidecar.engine_rows.index_tier import EngineIndexTier
 from hisparse_sidecar.ranks.pool_share import PoolShare
 from hisparse_sidecar.uploads import upload
 
@@ -33,6 +37,7 @@ class CachedRows:
         ops: Ops,
         memory: Sequence[torch.Tensor],
         host_rows: Sequence[torch.Tensor],
+        index: EngineIndexTier | None = None,
     ) -> None:
         """Over the tier's own parts.
 
@@ -42,9 +47,10 @@ class CachedRows:
             ops: of the device.
             memory: for each layer the engine's memory [all rows, row_bytes] uint8.
             host_rows: for each layer the host pool's rows.
+            index: the index side; None where index keys are the engine's affair.
         """
         self._manager, self._ranks, self._ops = manager, ranks, ops
-        self._memory, self._host_rows = memory, host_rows
+        self._memory, self._host_rows, self._index = memory, host_rows, index
         self.device = memory[0].device
 
     @property
@@ -65,11 +71,13 @@ class CachedRows:
     def load(self, leases: Sequence[PageLease], rows: torch.Tensor) -> None:
         """Copies the rows of kept pages to the engine's memory, in every layer.
 
-        It is launched on the current stream, and waited for by nobody here.
+        Index rows go to the page of the engine's index pages that belongs to these rows. It is
+        launched on the current stream, and waited for by nobody here.
 
         Args:
             leases: whose pages, in order.
-            rows: [64 a page] int64, where each row goes, on the device.
+            rows: [64 a page] int64, where each row goes, on the device; with an index side whole
+                pages of the engine's memory.
 
         Raises:
             InvalidArgument: there are not 64 rows for each page.
@@ -92,3 +100,5 @@ class CachedRows:
                 count = there["counts"][number : number + 1]
                 plan = MissPlan(items[None], put[None], count, count)
                 self._ops.swap_in(source, table, plan, self._memory[layer])
+        if self._index is not None:
+            self._index.load_pages(table, rows)

@@ -104,14 +104,16 @@ class EngineIndexTier:
 
         Args:
             ranges: of the sequence, which is new.
-            host_row_ids: [prompt_tokens] int64, on the device.
+            host_row_ids: [tokens] int64, host rows of those behind its prefix, on the device. Index
+                rows of the prefix are on the host already: they are pooled, and not written.
             rows: [prompt_tokens] int64, where the engine's memory has its KV rows, on the device.
 
         Returns:
             Tensors to hold until the current stream has done what this launches.
         """
         device, count = rows.device, rows.numel()
-        index_rows = rows - self._part.row_shift
+        index_rows, prefix = rows - self._part.row_shift, count - host_row_ids.numel()
+        host_row_ids = torch.nn.functional.pad(host_row_ids, (prefix, 0), value=-1)
         pos = torch.arange(count, dtype=torch.int32, device=device)
         seq = torch.zeros_like(pos)
         state = torch.full((1,), ranges.state_row, dtype=torch.int64, device=device)
@@ -130,6 +132,22 @@ class EngineIndexTier:
         source = torch.div(index_rows[-1:], PAGE_TOKENS, rounding_mode="floor")
         for pages in self.pages:
             pages[target : target + 1] = pages.index_select(0, source)
+
+    def load_pages(self, page_table: torch.Tensor, rows: torch.Tensor) -> None:
+        """Copies whole pages of index rows from the host to where prompts have theirs.
+
+        Args:
+            page_table: [1, pages] int32, host pages, on the device.
+            rows: [64 a page] int64, where the engine's memory has their KV rows: whole pages of it.
+        """
+        first = rows[::PAGE_TOKENS] - self._part.row_shift
+        targets = torch.div(first, PAGE_TOKENS, rounding_mode="floor").int()[None]
+        items = torch.arange(targets.shape[1], dtype=torch.int32, device=rows.device)[None]
+        count = torch.full_like(items[0, :1], targets.shape[1])
+        plan = MissPlan(items, targets, count, count)
+        for group, pages in enumerate(self.pages):
+            source = self._host.index_pages[group]
+            self._ops.swap_in_blocks(source, page_table, plan, pages, PAGE_TOKENS)
 
     # -- decode steps -------------------------------------------------------------------------
 

@@ -77,8 +77,6 @@ class EngineRowTier:
         layout, capacity = config.host_layout(), config.capacity()
         self._host, self._ranks = open_host_pool(config, self.device, place)
         self._manager = Manager(self._host.region, layout, capacity, block_tokens=PAGE_TOKENS)
-        kept = self._manager, self._ranks, ops, self._rows
-        self.cached = CachedRows(*kept, self._host.kv_rows)
         slots = config.first_row + config.num_rows
         self._hot = HotStates(
             config.num_groups, slots, capacity.table_tokens, config.hot_slots, self.device
@@ -91,6 +89,8 @@ class EngineRowTier:
         self.index: EngineIndexTier | None = None
         if config.index is not None:
             self.index = EngineIndexTier(config, index_pages, self._host, self._tables, ops)
+        kept = self._manager, self._ranks, ops, self._rows
+        self.cached = CachedRows(*kept, self._host.kv_rows, self.index)
         self._open: set[int] = set()
         self._planned: StepTables | None = None
         self._steps = 0
@@ -113,15 +113,12 @@ class EngineRowTier:
             prefix: pages of `cached` that it begins with, shared and never written.
 
         Raises:
-            InvalidArgument: more than `max_tokens`; more pages than the prompt has; there is a
-                prefix, and index keys are on the host.
+            InvalidArgument: more than `max_tokens`; more pages than the prompt has.
             HostPoolFull, DeviceArenaFull: not admitted; nothing is held.
         """
         tokens, most = prompt_tokens + max_new_tokens, self.config.max_tokens
         require(tokens <= most, f"{tokens} tokens wanted, max_tokens is {most}")
         slots, index = min(self.config.hot_slots, max(tokens, 1)), self.config.index
-        message = f"a prefix of {len(prefix)} leases, with index keys on the host needs 0"
-        require(index is None or not prefix, message)
         sequence = self._manager.open_shared(
             prefix,
             prompt_tokens,
@@ -136,7 +133,8 @@ class EngineRowTier:
     def take_prompt(self, sequence: int, rows: torch.Tensor) -> list[torch.Tensor]:
         """Copies a prompt's rows to the host, and the newest of them to the hot buffer.
 
-        Rows of its prefix are on the host already and stay as they are.
+        Rows of its prefix are on the host already and stay as they are; where index keys are there,
+        too, those of the prefix are pooled from the engine's pages, as `CachedRows.load` left them.
 
         Args:
             sequence: one that has its prefix alone.

@@ -66,16 +66,25 @@ def pool_hooks() -> Iterator[None]:
             setattr(place, name, original)
 
 
+def stored_rows(keys: torch.Tensor) -> torch.Tensor:
+    """[tokens, row_bytes] uint8, index rows as SGLang's writer stores keys [tokens, 128]."""
+    codes, scales = quantize(keys)
+    return torch.cat([codes.view(torch.uint8), scales.view(torch.uint8)], dim=1)
+
+
 class IndexWorld(Engine):
     """An `Engine` whose requests have index keys, too; as `World`, a sequence is a table's row.
 
     Attributes:
         keys: [tokens, 128] fp32 by (table row, layer), the stored keys, dequantised.
+        selected: [requests, TOPK] int32, lists of the last step's layers that select.
     """
+
+    launch_options: Sequence[str] = OFFLOAD
 
     def __init__(self, folder: Path, options: dict[str, Any] | None = None, **changed: Any) -> None:
         config = json.dumps(OPTIONS | (options or {}))
-        self.arguments = server_args(folder, *OFFLOAD, "--hisparse-config", config)
+        self.arguments = server_args(folder, *self.launch_options, "--hisparse-config", config)
         settings = read_settings(config)
         sizes = {"top_k": TOPK, "device_buffer_size": 3 * HOT}
         window = settings.pages_of_window if settings.offload_index_keys else None
@@ -89,6 +98,7 @@ class IndexWorld(Engine):
         self.backend, self.indexer = make_backend(self.runner), make_indexer()
         self.keys: dict[tuple[int, int], torch.Tensor] = {}
         self.made = 0
+        self.selected: list[torch.Tensor] = []
 
     def context(self) -> AbstractContextManager[None]:
         """The forward context that SGLang's code asks for its backend and its pool."""
@@ -114,13 +124,15 @@ class IndexWorld(Engine):
         """The index keys of a pass's rows, through SGLang's writer."""
         ends = {row: pos + 1 for row, pos in made.rows}
         for layer in self.anchors if layers is None else layers:
-            of_row = {row: key_values(row, layer, end, self.made) for row, end in ends.items()}
+            of_row = {row: self.key_values(row, layer, end) for row, end in ends.items()}
             keys = torch.stack([of_row[row][pos] for row, pos in made.rows])
             with self.context():
                 self.store(made.batch, layer, keys)
-            codes, scales = quantize(keys)
-            stored = torch.cat([codes.view(torch.uint8), scales.view(torch.uint8)], dim=1)
-            self._note(layer, made.rows, unpack_index_rows(stored, LAYOUT))
+            self._note(layer, made.rows, unpack_index_rows(stored_rows(keys), LAYOUT))
+
+    def key_values(self, row: int, layer: int, tokens: int) -> torch.Tensor:
+        """[tokens, 128], index keys of a request's first tokens before they are stored."""
+        return key_values(row, layer, tokens, self.made)
 
     def _note(self, layer: int, rows: Sequence[tuple[int, int]], keys: torch.Tensor) -> None:
         for row in {row for row, _ in rows}:
@@ -167,11 +179,17 @@ class IndexWorld(Engine):
         Args:
             selection: whose lists they should be; None = nobody knows.
         """
-        slots = self.prepare()
+        made = self.run_step(self.prepare(), selection)
+        for req in self.running:
+            req.output_ids.append(1)
+        return made
+
+    def run_step(self, slots: torch.Tensor, selection: SelectionConfig | None = HISA) -> Pass:
+        """The pass of a step, whose new tokens have these slots."""
         self.coordinator.wait_for_pending_backup()
         self.coordinator.num_real_reqs.fill_(len(self.running))
         made = decode_rows_pass(self, [(r.row, r.kv.kv_allocated_len) for r in self.running])
-        lists: list[torch.Tensor] = []
+        self.selected = lists = list[torch.Tensor]()
 
         def select(layer: int) -> torch.Tensor:
             if layer in self.anchors:
@@ -184,8 +202,6 @@ class IndexWorld(Engine):
 
         self.forward(slots, select)
         assert not self.coordinator.tier.fetches.ahead
-        for req in self.running:
-            req.output_ids.append(1)
         return made
 
     def idle(self, rows: int) -> None:

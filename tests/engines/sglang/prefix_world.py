@@ -122,6 +122,8 @@ class CachingEngine(Engine):
 
     def compute(self, req: Any) -> None:
         """A prefill pass over what was let in of a request; looks at the prefix that it reads."""
+        from sglang.srt.mem_cache.common import evict_from_tree_cache
+
         begin, end = self.extent(req)
         has_row = self.row_of(req) is not None
         slots = self.prefix_slots(req)[:begin]
@@ -129,6 +131,7 @@ class CachingEngine(Engine):
         req.row = self.row_of(req)
         first = -(-begin // PAGE) * PAGE
         pages = max(0, -(-end // PAGE) * PAGE - first)
+        evict_from_tree_cache(self.tree, pages)
         new = self.allocator.logical_attn_allocator.alloc(pages)
         rows = self.allocator.hisparse_attn_allocator.alloc(pages)
         assert new is not None
@@ -273,11 +276,17 @@ class CachingEngine(Engine):
             tokens = [*before, *node.key.token_ids]
             if node.hisparse_rows.lease is not None:
                 pages = torch.tensor(node.hisparse_rows.lease.pages)
-                ids = (pages[:, None] * PAGE + torch.arange(PAGE)).flatten()
-                wanted = self.rows_for(tokens)[:, len(before) :]
-                assert all(map(torch.equal, (rows[ids] for rows in host.kv_rows), wanted))
+                self.check_pages(pages, tokens, len(before), host)
             assert torch.equal(self.index_keys[node.value], self.keys_of(tokens)[len(before) :])
             stack += [(tokens, child) for child in node.children.values()]
+
+    def check_pages(
+        self, pages: torch.Tensor, tokens: Sequence[int], first: int, host: Any
+    ) -> None:
+        """Host pages have the rows of tokens from the first on."""
+        ids = (pages[:, None] * PAGE + torch.arange(PAGE)).flatten()
+        wanted = self.rows_for(tokens)[:, first:]
+        assert all(map(torch.equal, (rows[ids] for rows in host.kv_rows), wanted))
 
     def check_only_the_tree_holds(self) -> None:
         """Behind all requests: what is not free is the tree's, and goes with it."""

@@ -1,10 +1,17 @@
 """What the ranks of `rank_processes` do: the same calls, in the order of SGLang's scheduler."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zlib import crc32
 
 from hisparse_sidecar.engines.sglang import rank_agreement
 from hisparse_sidecar.errors import HisparseError
+from tests.engines.sglang.index_offload_world import pool_hooks
 from tests.engines.sglang.offload_world import PAGE, Engine
+from tests.engines.sglang.prefix_index_world import CachingIndexWorld
 from tests.engines.sglang.prefix_world import CachingEngine, prompt
 from tests.engines.sglang.rank_processes import Place
 from tests.engines.sglang.test_backend_prefix_ends import Lives
@@ -43,12 +50,33 @@ class RankEngine(CachingEngine):
         return told
 
 
+class RankIndexWorld(RankEngine, CachingIndexWorld):
+    """The same with index keys in the host pool."""
+
+
+@contextmanager
+def index_world(place: Place, **changed: Any) -> Iterator[RankIndexWorld]:
+    """A rank's, under options of its own."""
+    with TemporaryDirectory() as folder, pool_hooks():
+        yield RankIndexWorld(place, folder=Path(folder), **changed)
+
+
 def random_lives(place: Place) -> dict[str, Any]:
     """Requests that come, find prefixes, decode, are aborted, retracted, and end."""
-    engine = RankEngine(place, ratio=2)
+    return _lived(RankEngine(place, ratio=2), turns=50)
+
+
+def random_lives_of_index_keys(place: Place) -> dict[str, Any]:
+    """The same with index keys; what was selected is told, too."""
+    with index_world(place, ratio=2, options={"host_to_device_ratio": 2}) as world:
+        told = _lived(world, turns=30)
+        return told | {"lists": crc32(str(world.lists).encode()), "num_lists": len(world.lists)}
+
+
+def _lived(engine: RankEngine, turns: int) -> dict[str, Any]:
     lives = Lives(engine, seed=7)
     deeds = lives.open, lives.open, lives.decode, lives.decode, lives.finish, lives.retract
-    for _ in range(50):
+    for _ in range(turns):
         lives.random.choice((*deeds, lives.abort))()
         lives.collect()
         lives.finish_all(at_their_end=True)

@@ -20,6 +20,7 @@ from hisparse_sidecar.engines.sglang.settings import read_settings
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from tests.engines.sglang.index_offload_world import OFFLOAD, OPTIONS, IndexWorld, pool_hooks
 from tests.engines.sglang.offload_world import DEVICE_PAGES, LAYERS, PAGE, RATIO
+from tests.engines.sglang.test_backend_prefix_start import context_of
 from tests.engines.sglang.world import make_backend, make_runner, server_args
 
 
@@ -160,6 +161,21 @@ def test_the_start_lets_the_pools_writer_find_rows_once_a_pass(
     assert written_rows_of(pool) is None
     made = offload.create_coordinator(arguments, **given)
     assert written_rows_of(pool) is not None
+    made.destroy()
+
+
+def test_the_prefix_cache_may_lie_beside_it(
+    start: tuple[Any, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.mem_cache import registry
+
+    monkeypatch.setattr(registry, "_RADIX_CACHE_REGISTRY", {})
+    _, given = start
+    arguments = arguments_of(tmp_path, "--radix-cache-backend", "hisparse")
+    made = offload.create_coordinator(arguments, **given)
+    tree = registry.create_tree_cache(context_of(arguments, given))
+    assert made.prefixes is tree
+    assert made.offloaded_keys is not None
     made.destroy()
 
 

@@ -1,6 +1,7 @@
 """SGLang's ranks share a host pool: processes with its own groups, pools, requests and tree."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ def reports(folder: Path, life: str, ranks: int, width: int) -> list[Any]:
     command = [sys.executable, "-m", "tests.engines.sglang.rank_processes"]
     ended = subprocess.run(
         [*command, life, str(ranks), str(width), str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         timeout=600,
@@ -42,6 +44,13 @@ def test_ranks_of_a_batch_read_what_the_first_one_wrote(ranks: int, tmp_path: Pa
     found = reports(tmp_path, "random_lives", ranks, ranks)
     check_groups(found, ranks)
     assert found[0]["looked_at"] > 10000
+
+
+def test_ranks_of_a_batch_read_the_index_keys_that_the_first_one_wrote(tmp_path: Path) -> None:
+    found = reports(tmp_path, "random_lives_of_index_keys", 2, 2)
+    check_groups(found, 2)
+    assert found[0]["num_lists"] > 100
+    assert found[0]["lists"] == found[1]["lists"]
 
 
 def test_pages_are_given_up_when_every_rank_has_read_them(tmp_path: Path) -> None:

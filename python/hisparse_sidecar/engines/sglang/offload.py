@@ -88,7 +88,7 @@ def create_coordinator(server_args: Any, *args: Any, **named: Any) -> HiSparseCo
     check_targets(ALL_TARGETS)
     check_offload_options(server_args)
     settings = read_settings(server_args.hisparse_config)
-    has_prefixes = check_prefix_options(server_args, settings, BACKEND_NAME)
+    has_prefixes = check_prefix_options(server_args, BACKEND_NAME)
     window_pages = None
     if settings.offload_index_keys:
         check_index_offload(server_args, BACKEND_NAME)

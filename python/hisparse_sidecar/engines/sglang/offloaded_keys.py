@@ -65,6 +65,16 @@ class OffloadedKeys:
         rows = self.index_rows(page_table.clamp(min=0).long() * PAGE_TOKENS)
         return torch.div(rows, PAGE_TOKENS, rounding_mode="floor").int()
 
+    def pages_loaded(self, slots: torch.Tensor, pooled: PooledPages) -> None:
+        """Pools the pages of a prefix that has come back from the host, index rows and all.
+
+        Args:
+            slots: [64 a page] of the prefix, whole pages, whose device rows are known.
+            pooled: pooled keys of prompts.
+        """
+        last = slots[PAGE_TOKENS - 1 :: PAGE_TOKENS]
+        pooled.rows_written_in_all_layers(self.index_rows(last))
+
     # -- writers ------------------------------------------------------------------------------
 
     def write(

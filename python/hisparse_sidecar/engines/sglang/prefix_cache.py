@@ -12,22 +12,16 @@ from hisparse_sidecar.config import require
 from hisparse_sidecar.engines.sglang.beside import coordinator_of
 from hisparse_sidecar.engines.sglang.no_prefixes import NoPrefixes
 from hisparse_sidecar.engines.sglang.prefix_targets import PREFIX_TARGETS, check_prefix_version
-from hisparse_sidecar.engines.sglang.settings import SglangSettings
 from hisparse_sidecar.engines.sglang.targets import check_targets
 from hisparse_sidecar.engines.sglang.versions import installed_versions
 from hisparse_sidecar.errors import WrongState
 
 
-def check_prefix_options(
-    server_args: Any,  # noqa: ANN401
-    settings: SglangSettings,
-    name: str,
-) -> bool:
+def check_prefix_options(server_args: Any, name: str) -> bool:  # noqa: ANN401
     """Whether the prefix cache is asked for.
 
     Args:
         server_args: SGLang's `ServerArgs`.
-        settings: of `--hisparse-config`.
         name: of our cache.
 
     Raises:
@@ -37,8 +31,6 @@ def check_prefix_options(
     require(found in (None, name), f"radix_cache_backend is {found}, offload needs {name} or none")
     if found is None:
         return False
-    message = "offload_index_keys is true, the prefix cache needs index keys at SGLang's slots"
-    require(not settings.offload_index_keys, message)
     check_prefix_version(installed_versions().sglang)
     check_targets(PREFIX_TARGETS)
     return True

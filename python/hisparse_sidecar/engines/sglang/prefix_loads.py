@@ -1,4 +1,7 @@
-"""Prefixes of requests in prefill: rows of cached nodes that lie in SGLang's pool for a while."""
+"""Prefixes of requests in prefill: rows of cached nodes that lie in SGLang's pool for a while.
+
+Index keys that were offloaded lie there with them, and are pooled by page again.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ import torch
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import PageLease
 from hisparse_sidecar.engine_rows.cached_rows import CachedRows
+from hisparse_sidecar.engines.sglang.beside_pool import offloaded_keys_of, pooled_pages_of
 from hisparse_sidecar.engines.sglang.requests import table_row_or_none
 from hisparse_sidecar.errors import HisparseError
 
@@ -118,6 +122,10 @@ class PrefixLoads:
         self._wait_for_passes()
         self._cached.load(leases_of(nodes), rows)
         self._mapping[slots] = rows.long()
+        pool = self._allocator.get_kvcache()
+        offloaded, pooled = offloaded_keys_of(pool), pooled_pages_of(pool)
+        if offloaded is not None and pooled is not None:
+            offloaded.pages_loaded(slots, pooled)
         return True
 
     def end(self, req: Any) -> None:  # noqa: ANN401
