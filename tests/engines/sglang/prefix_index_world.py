@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from hisparse_kernels.index_rows import read_index_rows, unpack_index_rows
+from hisparse_sidecar.engines.sglang.beside_pool import pooled_pages_of
 from tests.engines.sglang.index_offload_world import HISA, OFFLOAD, IndexWorld, stored_rows
 from tests.engines.sglang.offload_world import LAYERS, PAGE
 from tests.engines.sglang.passes import expected, extend_rows_pass, slots_of
 from tests.engines.sglang.prefix_world import CachingEngine, prefix_hashes
 from tests.engines.sglang.world import LAYOUT, TOPK
 
+_LARGEST_CODE = 0x7E
 _ALIKE = 40  # neighbours, so that pages differ
 
 
@@ -98,6 +100,20 @@ class CachingIndexWorld(CachingEngine, IndexWorld):
                 req.output_ids.append(self.next_token(req))
 
     # -- what is held -------------------------------------------------------------------------
+
+    def leave(self, tokens: Sequence[int], new_tokens: int = 100) -> None:
+        """A request ends, and what lay in the pool of index keys and pooled ones is gone."""
+        self.finish(*self.start_tokens(tokens, new_tokens=new_tokens))
+        self.spoil()
+
+    def spoil(self) -> None:
+        """Where nothing is in prefill, nothing in the pages of prompts is anybody's."""
+        part, pooled = self.coordinator.tier.config.index, pooled_pages_of(self.pool)
+        assert part is not None
+        assert pooled is not None
+        for layer in self.anchors:
+            self.pool.index_k_with_scale_buffer[layer][1 : part.first_page] = _LARGEST_CODE
+            pooled.of_layer(layer).fill_(_LARGEST_CODE)
 
     def check_pages(
         self, pages: torch.Tensor, tokens: Sequence[int], first: int, host: Any

@@ -45,7 +45,7 @@ def test_a_prompt_finds_index_keys_of_one_that_has_ended(make: Make) -> None:
     world.decode(30)
     answer = list(first.output_ids)
     finish_all(world)
-    world.finish(*world.start_tokens(prompt(700, 3)))  # other keys lie in these pages
+    world.spoil()
     second = world.prefill_tokens([*prompt(500), *answer[:25], 5, 6, 7])
     assert world.extent(second) == (512, 528)
     world.stage(second)
@@ -64,7 +64,7 @@ def test_layers_that_share_a_selection_have_no_index_keys_of_a_prefix(make: Make
     shares = [False, True, False]
     world = make(shared_index_layers=shares, pool_options={"skip_topk_layers": shares})
     assert world.anchors == (0, 2)
-    world.finish(*world.start_tokens(prompt(400)))
+    world.leave(prompt(400))
     world.start_tokens([*prompt(400), *prompt(100, 1)])
     world.decode(30)
     world.check_all()
@@ -73,7 +73,7 @@ def test_layers_that_share_a_selection_have_no_index_keys_of_a_prefix(make: Make
 
 def test_requests_share_a_prefix_in_prefill_and_when_they_decode(make: Make) -> None:
     world = make()
-    world.finish(*world.start_tokens(prompt(448)))
+    world.leave(prompt(448))
     both = [world.request([*prompt(448), 1]), world.request([*prompt(448)[:300], 2])]
     assert world.let_in(*both) == both
     for req in both:
@@ -96,7 +96,7 @@ def test_requests_share_a_prefix_in_prefill_and_when_they_decode(make: Make) -> 
 @pytest.mark.parametrize("chunk", [64, 192])
 def test_a_prefix_goes_on_in_chunks(chunk: int, make: Make) -> None:
     world = make()
-    world.finish(*world.start_tokens(prompt(330)))
+    world.leave(prompt(330))
     req = world.request(prompt(700))
     assert world.let_in(req, chunk=chunk) == [req]
     assert world.extent(req) == (320, 320 + chunk)
@@ -118,6 +118,7 @@ def test_a_retracted_request_finds_its_own_prompt(make: Make) -> None:
     world.retract(gone)
     world.check_all()
     world.decode(2)
+    world.spoil()
     assert world.let_in(gone) == [gone]
     assert world.extent(gone) == (576, 641)
     world.compute(gone)
@@ -130,7 +131,7 @@ def test_a_retracted_request_finds_its_own_prompt(make: Make) -> None:
 def test_an_evicted_prefix_is_computed_again(make: Make) -> None:
     world = make(ratio=1, options={"host_to_device_ratio": 1})
     for seed in range(4):
-        world.finish(*world.start_tokens(prompt(512, seed), new_tokens=30))
+        world.leave(prompt(512, seed), new_tokens=30)
     world.tree.make_host_room(world.free_tokens()[2] + 1)
     assert world.tree.total_size() == 3 * 512
     world.start_tokens(prompt(200, 9), new_tokens=30)  # in the pages that are free by now
@@ -149,7 +150,7 @@ def test_pages_that_were_given_up_come_back_with_their_index_keys(make: Make) ->
     options = {"host_to_device_ratio": 1, "hot_share": 0.15}  # one hot buffer
     world = make(ratio=1, options=options, hot_share=0.15)
     for seed in range(2):
-        world.finish(*world.start_tokens(prompt(640, seed), new_tokens=10))
+        world.leave(prompt(640, seed), new_tokens=10)
     held = world.coordinator.tier._manager.lease_pages(12)
     first = world.prefill_tokens(prompt(60, 7), new_tokens=900)
     others = [world.prefill_tokens([*prompt(640, n), 1], new_tokens=30) for n in range(2)]
@@ -172,7 +173,7 @@ def test_pages_that_were_given_up_come_back_with_their_index_keys(make: Make) ->
 
 def test_a_flushed_cache_holds_nothing(make: Make) -> None:
     world = make()
-    world.finish(*world.start_tokens(prompt(500)))
+    world.leave(prompt(500))
     world.flush()
     world.check_nothing_is_held()
     world.start_tokens(prompt(500))
@@ -183,7 +184,7 @@ def test_a_flushed_cache_holds_nothing(make: Make) -> None:
 @pytest.mark.parametrize("call", ["abort_staging_request", "retract_req", "request_finished"])
 def test_a_request_that_is_aborted_in_staging_lets_its_prefix_go(call: str, make: Make) -> None:
     world = make()
-    world.finish(*world.start_tokens(prompt(300)))
+    world.leave(prompt(300))
     both = [world.prefill_tokens([*prompt(300), token]) for token in (1, 2)]
     world.stage(*both)
     getattr(world.coordinator, call)(both[0])
@@ -196,7 +197,7 @@ def test_a_request_that_is_aborted_in_staging_lets_its_prefix_go(call: str, make
 def test_sglangs_own_selection_of_prompts_reads_the_keys_of_a_prefix(make: Make) -> None:
     world = make(options={"min_tokens": 2000})
     world.selects_prompts = False
-    world.finish(*world.start_tokens(prompt(300)))
+    world.leave(prompt(300))
     req = world.prefill_tokens([*prompt(300), 1])
     assert world.extent(req)[0] == 256
     made = extend_rows_pass(world, [(req.row, 256, 301)])
