@@ -1,8 +1,8 @@
 """SGLang's radix tree over slots whose KV rows are in host pages: the prefix cache of offload.
 
-Imported where the cache was asked for alone. A node keeps its slots, with the index keys that lie
-under them, and a lease of host pages. A match counts as a hit of the host: SGLang then asks for the
-rows by `init_load_back`, when it has found room for them in its pool.
+Imported where the cache was asked for alone. A node keeps its slots and a lease of host pages;
+index keys lie under the slots, or in the host pool. A match counts as a hit of the host: SGLang
+then asks for the rows by `init_load_back`, when it has found room for them in its pool.
 """
 
 from collections.abc import Callable, Iterator
