@@ -224,9 +224,9 @@ def test_a_plan_has_the_wrappers_splits_unless_it_says_its_own(
     asked: list[int | None] = []
     attend = wrapper._ops.sparse_mla
 
-    def note(*args: Any, **options: Any) -> Any:
-        asked.append(options["split_keys"])
-        return attend(*args, **options)
+    def note(*args: Any) -> Any:
+        asked.append(args[-1].split_keys)
+        return attend(*args)
 
     monkeypatch.setattr(wrapper, "_ops", replace(wrapper._ops, sparse_mla=note))
     for changed in ({}, {"split_keys": 0}, {}, {"split_keys": 128}):  # lists of 75 keys

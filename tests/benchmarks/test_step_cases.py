@@ -117,7 +117,7 @@ def test_a_step_attends_in_the_splits_of_its_case(
     for calls in small.of(SHAPE.batch).record():
         attend = calls[-1].again
         assert isinstance(attend, partial)
-        assert attend.keywords["split_keys"] == split_keys
+        assert attend.args[-1].split_keys == split_keys
 
 
 def test_a_step_by_flash_mla_has_the_ops_of_that_backend_and_the_same_peers(
@@ -138,7 +138,7 @@ def test_a_step_by_flash_mla_has_the_ops_of_that_backend_and_the_same_peers(
     for calls in small.of(SHAPE.batch).record():
         attend = calls[-1].again
         assert isinstance(attend, partial)
-        assert attend.keywords["split_keys"] is None
+        assert attend.args[-1].split_keys is None
     whole(small)
     assert backends == ["flash_mla", "reference"]
 

@@ -7,6 +7,7 @@ from typing_extensions import Unpack
 
 from hisparse_kernels.flash_mla_limits import check_flash_mla
 from hisparse_kernels.paged_batch import PagedBatch
+from hisparse_kernels.sparse_mla import AttentionOptions
 from hisparse_sidecar.attention.contract import FlashInferOptions, PlanContract, contract_of
 from hisparse_sidecar.attention.inputs import Tensors, one_of, packed_query, paged_rows
 from hisparse_sidecar.attention.lists import given_lists, located_lists
@@ -322,11 +323,13 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             lists[0],
             contract.layout,
             contract.sm_scale,
-            sink=sinks,
-            valid_counts=lists[1],
-            split_keys=split,
-            out=places,
-            workspace=None if split is None else self._workspace,
+            AttentionOptions(
+                sink=sinks,
+                valid_counts=lists[1],
+                split_keys=split,
+                out=places,
+                workspace=None if split is None else self._workspace,
+            ),
         )
         if base == 2:
             results[1].mul_(_LOG2_E)
