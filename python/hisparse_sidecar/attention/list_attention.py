@@ -21,14 +21,18 @@ class ListAttention:
     FlashMLA has limits of its own, and splits as it does.
     """
 
-    def __init__(self, ops: Ops, workspace: torch.Tensor, *, is_flash_mla: bool) -> None:
-        """Takes a contiguous workspace of any dtype.
+    def __init__(
+        self, ops: Ops, backend: str, workspace: torch.Tensor, split_keys: int | None
+    ) -> None:
+        """Takes a contiguous workspace of any dtype, and the splits of plans that name none.
 
         Raises:
-            InvalidArgument: it has gaps.
+            InvalidArgument: the workspace has gaps, or the backend does not split so.
         """
-        self._ops, self._workspace = ops, _as_floats(workspace)
-        self._is_flash_mla = is_flash_mla
+        self._ops, self._is_flash_mla = ops, backend == "flash_mla"
+        if self._is_flash_mla:
+            require_legal(check_flash_mla, split_keys=split_keys)
+        self._workspace = _as_floats(workspace)
 
     def check(self, contract: PlanContract) -> None:
         """Raises InvalidArgument unless the backend can do what a plan says."""
