@@ -16,7 +16,7 @@ from hisparse_kernels.gpu.group_sums import (
     sum_groups_kernel,
 )
 from hisparse_kernels.gpu.interpreter import interpreting
-from hisparse_kernels.gpu.score_keys import split_keys
+from hisparse_kernels.gpu.score_keys import codes_and_scales
 from hisparse_kernels.layouts import IndexLayout
 from hisparse_kernels.pooled_rows import PooledRows, PooledTable, pooled_pages_of
 from hisparse_kernels.route_heads import CHUNK_GROUPS, route_workspace_size
@@ -55,7 +55,7 @@ def route_heads_triton(
     queries = index_q.contiguous(), index_weights.contiguous()
     is_rows = isinstance(page_table, PooledRows)
     entries = page_table.rows if isinstance(page_table, PooledRows) else page_table
-    pooled = *split_keys(pooled_pages, layout), entries.contiguous()
+    pooled = *codes_and_scales(pooled_pages, layout), entries.contiguous()
     where = *pooled, row_seq.contiguous(), num_complete.contiguous()
     sizes = max_pages, num_chunks
     options: dict[str, object] = {

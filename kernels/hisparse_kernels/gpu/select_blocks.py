@@ -15,11 +15,11 @@ from hisparse_kernels.gpu.group_sums import pooled_entries
 from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
 from hisparse_kernels.gpu.score_keys import (
     BLOCK_KEYS,
+    codes_and_scales,
     load_keys_by_row,
     load_query,
     load_table_keys,
     score_tile,
-    split_keys,
     tile_options,
     tiles_per_program,
 )
@@ -65,7 +65,7 @@ def select_blocks_triton(
     num_tiles = triton.cdiv(num_columns, BLOCK_KEYS)
     tiles = tiles_per_program(rows, num_tiles)
     chooses = rows < COUNTED_ROWS and num_columns <= _FEW_BLOCKS
-    codes, scales = split_keys(pooled_pages, layout)
+    codes, scales = codes_and_scales(pooled_pages, layout)
     columns = num_columns if chooses else 1  # who does not choose needs one kernel for all widths
     _select_blocks_kernel[rows, triton.cdiv(num_tiles, tiles)](
         index_q.contiguous(),
