@@ -25,7 +25,12 @@ from hisparse_kernels.gpu.score_keys import (
 )
 from hisparse_kernels.gpu.select import best_columns, row_blocks
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
-from hisparse_kernels.pooled_rows import PooledRows, PooledTable, pooled_pages_of
+from hisparse_kernels.pooled_rows import (
+    PooledRows,
+    PooledTable,
+    pooled_entries_of,
+    pooled_pages_of,
+)
 from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
 
@@ -52,8 +57,6 @@ def select_blocks_triton(
     rows with many blocks, each has a program of a second launch that chooses.
     """
     rows, max_pages = len(row_seq), pooled_pages_of(pooled_table)
-    is_rows = isinstance(pooled_table, PooledRows)
-    entries = pooled_table.rows if isinstance(pooled_table, PooledRows) else pooled_table
     if out is None:
         out = newest_block.new_empty(rows, num_kept)
     if rows == 0 or max_pages == 0:
@@ -72,7 +75,7 @@ def select_blocks_triton(
         index_weights.contiguous(),
         codes,
         scales,
-        entries.contiguous(),
+        pooled_entries_of(pooled_table),
         row_seq,
         newest_block,
         scratch.logits,
@@ -84,7 +87,7 @@ def select_blocks_triton(
         out,
         *slot_arguments(slots if chooses else None),
         CHOOSES=chooses,
-        BY_ROW=is_rows,
+        BY_ROW=isinstance(pooled_table, PooledRows),
         KEPT_BLOCK=triton.next_power_of_2(num_kept),
         **row_blocks(columns, num_kept, 4, forced=True),
         **tile_options(index_q, layout),
