@@ -17,13 +17,6 @@ LAYOUT = kv_layout("fp8_ds_mla")
 NAN_CODES = (0x7F, 0xFF)
 
 
-@pytest.fixture
-def needs_wgmma() -> None:
-    found = torch.cuda.get_device_capability()
-    if found != (9, 0):
-        pytest.skip(f"the pipeline is for compute capability 9.0, found {found}")
-
-
 def stored_rows(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Rows [N, 656] of latent codes [N, 512] and scales [N, 4], with a rope of zeros."""
     rope = torch.zeros(len(codes), 128, dtype=torch.uint8)

@@ -10,15 +10,8 @@ from hisparse_kernels.layouts import kv_layout
 from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla_ref
 from tests.kernels.gpu.attention import BF16, F16, F32, SCALE, assert_matches, attention
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_wgmma")]
 LAYOUTS = ["fp8_ds_mla", "fp8", "bf16"]
-
-
-@pytest.fixture(autouse=True)
-def needs_wgmma() -> None:
-    found = torch.cuda.get_device_capability()
-    if found != (9, 0):
-        pytest.skip(f"the pipeline is for compute capability 9.0, found {found}")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
