@@ -116,8 +116,6 @@ class PagedSelection:
         selector = self._selector(contract, query)
         return select_in_groups(selector, query, keys, _MAX_LOGITS_BYTES)
 
-    # -- inputs -------------------------------------------------------------------------------
-
     def _query(
         self,
         contract: PlanContract,
@@ -172,8 +170,6 @@ class PagedSelection:
         message = f"pooled_k_cache has {found.name} rows, index_k_cache {layout.name} rows"
         require(found == layout, message)
         return pooled_pages, self._pooled_table
-
-    # -- choice -------------------------------------------------------------------------------
 
     @cached_property
     def _gate(self) -> Gate:

@@ -103,8 +103,6 @@ class SidecarClient:
         channel = grpc.secure_channel(address, credentials, _OPTIONS)
         return cls(channel, metadata, None, timeout_seconds)
 
-    # -- the server ---------------------------------------------------------------------------
-
     def server_info(self) -> sidecar_pb2.GetServerInfoResponse:
         """What the server is; see sidecar.proto."""
         message = sidecar_pb2.GetServerInfoRequest()
@@ -120,8 +118,6 @@ class SidecarClient:
         return decode_stats(
             call(lambda: self._sidecar.GetStats(message, self._timeout, self._metadata))
         )
-
-    # -- regions ------------------------------------------------------------------------------
 
     def create_region(
         self, num_bytes: int, huge_pages: bool = False
@@ -141,8 +137,6 @@ class SidecarClient:
         """Ends a region; a mapping of it stays valid until it is dropped."""
         message = request(region_pb2.CloseRegionRequest, region_id=region_id)
         call(lambda: self._regions.CloseRegion(message, self._timeout, self._metadata))
-
-    # -- sequences ----------------------------------------------------------------------------
 
     def open_sequence(
         self, prompt_tokens: int, max_new_tokens: int, **options: Unpack[OpenOptions]
@@ -222,8 +216,6 @@ class SidecarClient:
         """See `Sidecar.close_sequence`."""
         message = request(sequence_pb2.CloseSequenceRequest, sequence_id=sequence)
         call(lambda: self._sequences.CloseSequence(message, self._timeout, self._metadata))
-
-    # -- steps --------------------------------------------------------------------------------
 
     def begin_step(
         self,
