@@ -29,7 +29,7 @@ RUST_FILES := $(shell find rust \( -name tests -o -name benches \) -prune -o \( 
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-python test-rust test-slow test-full test-remote test-engines test-triton36
-.PHONY: test-gpu sanitize
+.PHONY: test-gpu test-asan sanitize
 .PHONY: crosscompile crosscompile-triton36 lint format proto bench wheels clean
 
 help:  ## list the targets
@@ -90,6 +90,10 @@ test-triton36: $(OLD)/.stamp  ## what is interpreted, with Triton 3.6 and NumPy 
 
 test-gpu: setup  ## what needs a GPU, the long ones too
 	$(PYTEST) -m gpu $(ARGS)
+
+test-asan:  ## the core's tests under AddressSanitizer; needs a nightly Rust
+	RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan cargo +nightly test --quiet \
+	    --package hisparse-core --target $$(rustc -vV | sed -n 's/^host: //p') $(ARGS)
 
 # Cases of an op's small sizes have `cuda` in their names; those of full sizes would take hours.
 sanitize: setup  ## the ops' small cases on a GPU under compute-sanitizer: memory, then races

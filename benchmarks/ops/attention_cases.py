@@ -27,6 +27,7 @@ from benchmarks.ops.timing import Timed
 from hisparse_kernels.kv_rows import unpack_kv_rows_ref
 from hisparse_kernels.layouts import KvLayout
 from hisparse_kernels.sparse_mla import (
+    AttentionOptions,
     decode_split_keys,
     sparse_mla_ref,
     split_workspace_size,
@@ -117,9 +118,7 @@ class _Inputs:
                 row_ids,
                 self.layout,
                 _SCALE,
-                split_keys=self.split_keys,
-                out=out,
-                workspace=workspace,
+                AttentionOptions(split_keys=self.split_keys, out=out, workspace=workspace),
             )
             return out
 

@@ -20,7 +20,7 @@ from benchmarks.select.random_rows import prefill_rows
 from benchmarks.select.residency import InOrder
 from benchmarks.step.dense_chunk import DenseChunk
 from hisparse_kernels.layouts import KvLayout
-from hisparse_kernels.sparse_mla import sparse_mla_ref, split_workspace_size
+from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla_ref, split_workspace_size
 
 _HEADS, _LATENT_DIM, _QUERY_DIM, _SCALE = 128, 512, 576, 576**-0.5
 
@@ -72,7 +72,9 @@ class _Attention:
 
     def run(self) -> None:
         given = self._query, self._kv, self._lists, self._layout, _SCALE
-        self._op(*given, split_keys=None, out=self._out, workspace=self._workspace)
+        self._op(
+            *given, AttentionOptions(split_keys=None, out=self._out, workspace=self._workspace)
+        )
 
     def check(self) -> None:
         self.run()

@@ -128,8 +128,6 @@ class World:
         self._sidecar._step = None  # its host state has been moved about: nothing to put back
         self._sidecar.close()
 
-    # -- how it is made -----------------------------------------------------------------------
-
     def _open(self) -> list[int]:
         """The prompt and its forks, one token short of the step before the open one."""
         length = self._start - 1
@@ -183,8 +181,6 @@ class World:
             | {"open_sums": sums.clone()}
             for state, sums in zip(device.hot, device.open_sums, strict=True)
         ]
-
-    # -- what is looked at --------------------------------------------------------------------
 
     def _recorded(self, layer: int) -> list[OpCall]:
         recorder = Recorder(self._tiers.ops)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from hisparse_kernels.index_rows import split_pages, split_rows
-from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.score_keys import KEY_ALIGN, score_keys
-from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
+from hisparse_kernels.shapes import Shapes, check_at_least
 
 _CHUNK_KEYS = 8192
 
@@ -209,8 +209,7 @@ def _check_queries(
     picked: torch.Tensor | None,
 ) -> Shapes:
     shapes = Shapes(page_bytes=layout.page_bytes, row_bytes=layout.row_bytes)
-    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
-    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    shapes.check_index_queries(index_q, index_weights)
     if picked is not None:
         shapes.check("heads", picked, "rows h", torch.int32)
         check_at_least("number of heads", picked.shape[1], 1)

@@ -35,6 +35,11 @@ def pooled_pages_of(table: PooledTable) -> int:
     return table.max_pages if isinstance(table, PooledRows) else table.shape[-1]
 
 
+def pooled_entries_of(table: PooledTable) -> torch.Tensor:
+    """What a kernel reads: the page of each 64 blocks, or the row of each block; contiguous."""
+    return (table.rows if isinstance(table, PooledRows) else table).contiguous()
+
+
 def check_pooled_table(shapes: Shapes, name: str, table: PooledTable) -> None:
     """Raises ValueError unless the table is as it must be; binds num_seqs and max_pages."""
     if not isinstance(table, PooledRows):

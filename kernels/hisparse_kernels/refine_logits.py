@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from hisparse_kernels.index_rows import split_pages
-from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.score_keys import score_keys
 from hisparse_kernels.shapes import (
-    INDEX_Q_DTYPES,
     Shapes,
     check_at_least,
     check_block_tokens,
@@ -70,8 +69,7 @@ def refine_logits(
     """
     check_block_tokens(block_tokens, PAGE_TOKENS)
     shapes = Shapes(page_bytes=layout.page_bytes, columns=block_slots.shape[-1] * block_tokens)
-    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
-    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    shapes.check_index_queries(index_q, index_weights)
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
     check_at_least("number of index_pages", len(index_pages), block_tokens // PAGE_TOKENS)
     shapes.check("block_slots", block_slots, "rows m", torch.int32)

@@ -11,7 +11,7 @@ from hisparse_kernels.pooled_rows import (
     pooled_pages_of,
 )
 from hisparse_kernels.score_keys import KEY_ALIGN, halving_sum, relu_dots
-from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
+from hisparse_kernels.shapes import Shapes, check_at_least
 from hisparse_kernels.topk import topk_ref
 
 _CHUNK_ROWS = 64
@@ -60,8 +60,7 @@ def route_heads(
         wins, so without a complete block these are the lowest heads.
     """
     shapes = Shapes(page_bytes=layout.page_bytes, num_routed=num_routed)
-    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
-    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    shapes.check_index_queries(index_q, index_weights)
     shapes.check_packed("pooled_pages", pooled_pages, "num_pooled_pages page_bytes", torch.uint8)
     check_pooled_table(shapes, "page_table", page_table)
     shapes.check("row_seq", row_seq, "rows", torch.int32)

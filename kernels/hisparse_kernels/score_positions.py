@@ -3,9 +3,9 @@
 import torch
 
 from hisparse_kernels.index_rows import split_pages
-from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.score_keys import KEY_ALIGN, score_keys
-from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
+from hisparse_kernels.shapes import Shapes, check_at_least
 
 
 def score_positions(
@@ -34,8 +34,7 @@ def score_positions(
         [rows, n] fp32; -inf for no position, for one in no page, and in padding rows.
     """
     shapes = Shapes(page_bytes=layout.page_bytes)
-    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
-    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    shapes.check_index_queries(index_q, index_weights)
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
     check_at_least("number of index_pages", len(index_pages), 1)
     shapes.check("page_table", page_table, "num_seqs max_pages", torch.int32)

@@ -6,7 +6,7 @@ import torch
 
 from hisparse_kernels.block_topm import block_topm_ref
 from hisparse_kernels.index_logits import paged_index_logits_ref
-from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.look_up_blocks import look_up_blocks_ref
 from hisparse_kernels.pooled_rows import (
     PooledTable,
@@ -14,7 +14,7 @@ from hisparse_kernels.pooled_rows import (
     in_pages,
     pooled_pages_of,
 )
-from hisparse_kernels.shapes import INDEX_Q_DTYPES, Shapes, check_at_least
+from hisparse_kernels.shapes import Shapes, check_at_least
 from hisparse_kernels.window_slots import WindowSlots
 
 COUNTED_ROWS = 256
@@ -72,8 +72,7 @@ def select_blocks(
     """
     columns = pooled_pages_of(pooled_table) * PAGE_TOKENS
     shapes = Shapes(page_bytes=layout.page_bytes, num_kept=num_kept, columns=columns)
-    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
-    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    shapes.check_index_queries(index_q, index_weights)
     shapes.check_packed("pooled_pages", pooled_pages, "num_pooled_pages page_bytes", torch.uint8)
     check_pooled_table(shapes, "pooled_table", pooled_table)
     shapes.check("row_seq", row_seq, "rows", torch.int32)

@@ -2,10 +2,9 @@
 
 import torch
 
-from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS, IndexLayout
+from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.refine_logits import HostBlocks, check_host, refine_logits_ref
 from hisparse_kernels.shapes import (
-    INDEX_Q_DTYPES,
     Shapes,
     check_at_least,
     check_block_tokens,
@@ -58,8 +57,7 @@ def select_tokens(
     check_block_tokens(block_tokens, PAGE_TOKENS)
     columns = block_ids.shape[-1] * block_tokens
     shapes = Shapes(page_bytes=layout.page_bytes, k=k, columns=columns)
-    shapes.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
-    shapes.check("index_weights", index_weights, "rows heads", torch.float32)
+    shapes.check_index_queries(index_q, index_weights)
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
     check_at_least("number of index_pages", len(index_pages), block_tokens // PAGE_TOKENS)
     shapes.check("block_slots", block_slots, "rows m", torch.int32)

@@ -2,6 +2,8 @@
 
 import torch
 
+from hisparse_kernels.layouts import INDEX_DIM
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INDEX_Q_DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 
@@ -53,6 +55,11 @@ class Shapes:
         """Like `check_packed` for a result's place; None = the op allocates it."""
         if out is not None:
             self.check_packed("out", out, dims, dtype)
+
+    def check_index_queries(self, index_q: torch.Tensor, index_weights: torch.Tensor) -> None:
+        """Checks [rows, heads, 128] queries and their [rows, heads] fp32 weights, as `check`."""
+        self.check("index_q", index_q, f"rows heads {INDEX_DIM}", *INDEX_Q_DTYPES)
+        self.check("index_weights", index_weights, "rows heads", torch.float32)
 
     def _check_size(self, name: str, dim: str, size: int) -> None:
         if dim.isdigit():

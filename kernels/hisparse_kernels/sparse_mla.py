@@ -1,5 +1,7 @@
 """Attend to selected KV rows: multi-query attention over latent rows, V = the latent part."""
 
+from dataclasses import dataclass
+
 import torch
 
 from hisparse_kernels.kv_rows import unpack_kv_rows_ref
@@ -16,17 +18,36 @@ _FEW_HEADS_SPLIT, _SPLIT = 128, 256
 SPLIT_ALIGN = 64  # keys of one tile: a split is whole tiles
 
 
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What a call of attention may ask for besides its inputs.
+
+    Attributes:
+        sink: [heads] fp32, an extra logit in the denominator alone; not part of `lse`.
+        valid_counts: [rows] int32, only so many leading ids of a row are looked at; None = all.
+        split_keys: ids of one split, a multiple of 64; splits may run side by side, and are merged
+            in ascending order. None = one goes over all ids.
+        out: the two results, contiguous, to write to and return; None = allocate.
+        workspace: [at least `split_workspace_size`] fp32, contiguous; None = allocate if needed.
+    """
+
+    sink: torch.Tensor | None = None
+    valid_counts: torch.Tensor | None = None
+    split_keys: int | None = None
+    out: tuple[torch.Tensor, torch.Tensor] | None = None
+    workspace: torch.Tensor | None = None
+
+
+NO_OPTIONS = AttentionOptions()
+
+
 def sparse_mla(
     query: torch.Tensor,
     kv_rows: torch.Tensor,
     row_ids: torch.Tensor,
     layout: KvLayout,
     softmax_scale: float,
-    sink: torch.Tensor | None = None,
-    valid_counts: torch.Tensor | None = None,
-    split_keys: int | None = None,
-    out: tuple[torch.Tensor, torch.Tensor] | None = None,
-    workspace: torch.Tensor | None = None,
+    options: AttentionOptions = NO_OPTIONS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention of each row over its own list of KV rows.
 
@@ -40,12 +61,7 @@ def sparse_mla(
         row_ids: [rows, topk] int32, distinct rows of `kv_rows`; -1, anywhere, = nothing.
         layout: how a KV row is stored.
         softmax_scale: factor of the logits.
-        sink: [heads] fp32, an extra logit in the denominator alone; not part of `lse`.
-        valid_counts: [rows] int32, only so many leading ids of a row are looked at; None = all.
-        split_keys: ids of one split, a multiple of 64; splits may run side by side, and are merged
-            in ascending order. None = one goes over all ids.
-        out: the two results, contiguous, to write to and return; None = allocate.
-        workspace: [at least `split_workspace_size`] fp32, contiguous; None = allocate if needed.
+        options: what else is asked for.
 
     Returns:
         Output [rows, heads, latent_dim] query.dtype, and lse [rows, heads] fp32, the natural log of
@@ -60,21 +76,14 @@ def sparse_mla(
     _check_row_strides(kv_rows)
     shapes.check("row_ids", row_ids, "rows topk", torch.int32)
     check_at_least("topk", row_ids.shape[1], 1)
-    if sink is not None:
-        shapes.check("sink", sink, "heads", torch.float32)
-    if valid_counts is not None:
-        shapes.check("valid_counts", valid_counts, "rows", torch.int32)
-    if out is not None:
-        shapes.check_packed("out", out[0], "rows heads latent_dim", query.dtype)
-        shapes.check_packed("lse", out[1], "rows heads", torch.float32)
-    _check_split(shapes, query, row_ids, layout, split_keys, workspace)
-    args = query, kv_rows, row_ids, layout, softmax_scale
-    options = sink, valid_counts, split_keys, out, workspace
+    _check_options(options, shapes, query.dtype)
+    _check_split(options, shapes, query, row_ids, layout)
+    args = query, kv_rows, row_ids, layout, softmax_scale, options
     if query.is_cuda:
         from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 
-        return sparse_mla_triton(*args, *options)
-    return sparse_mla_ref(*args, *options)
+        return sparse_mla_triton(*args)
+    return sparse_mla_ref(*args)
 
 
 def decode_split_keys(heads: int) -> int:
@@ -93,27 +102,29 @@ def split_workspace_size(
     return 0 if splits == 1 else splits * rows * heads * (layout.latent_dim + 2)
 
 
+def empty_results(query: torch.Tensor, layout: KvLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places for what `sparse_mla` returns."""
+    rows, heads, _ = query.shape
+    lse = query.new_empty(rows, heads, dtype=torch.float32)
+    return query.new_empty(rows, heads, layout.latent_dim), lse
+
+
 def sparse_mla_ref(
     query: torch.Tensor,
     kv_rows: torch.Tensor,
     row_ids: torch.Tensor,
     layout: KvLayout,
     softmax_scale: float,
-    sink: torch.Tensor | None = None,
-    valid_counts: torch.Tensor | None = None,
-    split_keys: int | None = None,
-    out: tuple[torch.Tensor, torch.Tensor] | None = None,
-    workspace: torch.Tensor | None = None,
+    options: AttentionOptions = NO_OPTIONS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows, heads, _ = query.shape
-    if valid_counts is not None:
+    if options.valid_counts is not None:
         rank = torch.arange(row_ids.shape[1], device=row_ids.device)
-        row_ids = row_ids.masked_fill(rank >= valid_counts[:, None], -1)
+        row_ids = row_ids.masked_fill(rank >= options.valid_counts[:, None], -1)
     row_ids = torch.nn.functional.pad(row_ids, (0, -row_ids.shape[1] % _KEY_ALIGN), value=-1)
     values, value_ids = _dequantised(kv_rows, row_ids, layout)
     gathered = values.new_empty(min(rows, _CHUNK_ROWS), row_ids.shape[1], layout.query_dim)
-    if out is None:
-        out = query.new_empty(rows, heads, layout.latent_dim), values.new_empty(rows, heads)
+    out = options.out or empty_results(query, layout)
     for start in range(0, rows, _CHUNK_ROWS):
         chunk = slice(start, start + _CHUNK_ROWS)
         ids = value_ids[chunk]
@@ -122,7 +133,7 @@ def sparse_mla_ref(
         logits = _scores(query[chunk].float(), keys, softmax_scale)
         logits.masked_fill_((row_ids[chunk] < 0)[:, None], -torch.inf)
         latent = keys[:, :, : layout.latent_dim]
-        out[0][chunk], out[1][chunk] = _attend(logits, latent, heads, sink)
+        out[0][chunk], out[1][chunk] = _attend(logits, latent, heads, options.sink)
     return out
 
 
@@ -135,14 +146,24 @@ def _check_row_strides(kv_rows: torch.Tensor) -> None:
         )
 
 
+def _check_options(options: AttentionOptions, shapes: Shapes, dtype: torch.dtype) -> None:
+    if options.sink is not None:
+        shapes.check("sink", options.sink, "heads", torch.float32)
+    if options.valid_counts is not None:
+        shapes.check("valid_counts", options.valid_counts, "rows", torch.int32)
+    if options.out is not None:
+        shapes.check_packed("out", options.out[0], "rows heads latent_dim", dtype)
+        shapes.check_packed("lse", options.out[1], "rows heads", torch.float32)
+
+
 def _check_split(
+    options: AttentionOptions,
     shapes: Shapes,
     query: torch.Tensor,
     row_ids: torch.Tensor,
     layout: KvLayout,
-    split_keys: int | None,
-    workspace: torch.Tensor | None,
 ) -> None:
+    split_keys, workspace = options.split_keys, options.workspace
     if split_keys is not None and (split_keys <= 0 or split_keys % SPLIT_ALIGN):
         raise ValueError(f"split_keys is {split_keys}, needs a multiple of {SPLIT_ALIGN}")
     if workspace is not None:

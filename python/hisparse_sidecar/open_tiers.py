@@ -5,10 +5,12 @@ from contextlib import ExitStack
 
 from hisparse_sidecar._core import FileTier, Hierarchy, Manager
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.descriptor_limit import raise_descriptor_limit
 from hisparse_sidecar.remote import MooncakeOptions, connect
 from hisparse_sidecar.tiers_config import TiersConfig
 
 _LOG = logging.getLogger(__name__)
+_MIN_SEGMENT_BYTES = 1 << 16
 
 
 class OpenTiers:
@@ -40,6 +42,7 @@ def open_tiers(
         remote_tier: takes the place of `remote_master`, see `Hierarchy`.
 
     Raises:
+        InvalidArgument: the process may not open as many files as the file tier may have.
         WrongState: another process has the file tier, or its pages are of another model.
         TierDown: the system refuses the files. A remote master that does not answer is waited for
             behind the caller's back.
@@ -66,6 +69,8 @@ def open_tiers(
 def _open_files(tiers: TiersConfig, manager: Manager) -> FileTier | None:
     if tiers.file_directory is None:
         return None
+    # smaller ones are for the tier to refuse
+    raise_descriptor_limit(tiers.file_bytes // max(tiers.segment_bytes, _MIN_SEGMENT_BYTES))
     files = FileTier(
         tiers.file_directory,
         capacity_bytes=tiers.file_bytes,

@@ -2,6 +2,7 @@
 
 import torch
 
+from hisparse_kernels.sparse_mla import AttentionOptions
 from hisparse_sidecar.block_window import BlockWindow
 from hisparse_sidecar.checks import check_inputs
 from hisparse_sidecar.config import SelectionConfig
@@ -216,6 +217,5 @@ class LayerPipeline:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         config = self._tiers.config
         scale = config.model.softmax_scale
-        return self._tiers.ops.sparse_mla(
-            query, rows, row_ids, config.kv, scale, sink=sink, split_keys=split_keys, out=out
-        )
+        options = AttentionOptions(sink=sink, split_keys=split_keys, out=out)
+        return self._tiers.ops.sparse_mla(query, rows, row_ids, config.kv, scale, options)

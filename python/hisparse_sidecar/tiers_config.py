@@ -15,6 +15,7 @@ class TiersConfig:
         file_directory: directory of the file tier, made where it is missing; None = no file tier.
         file_bytes: most bytes of its files.
         segment_bytes: bytes of one file, 65536 to 2**32; `file_bytes` has room for three or more.
+            All stay open: the process's soft limit of descriptors is raised where it is too low.
         strict_recovery: refuse to start on damaged files, instead of passing over what is damaged;
             what a crash leaves, and what no sync is known to have reached, is no damage.
         remote_master: host:port of a Mooncake master; None = no remote tier. One that does not

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from hisparse_kernels.backends import reference_ops
 from hisparse_sidecar import (
     BatchHiSparseMLAPagedAttentionWrapper,
     HisparseError,
@@ -220,15 +221,16 @@ def test_splits_that_the_workspace_cannot_hold_are_refused_if_they_were_asked_fo
 def test_a_plan_has_the_wrappers_splits_unless_it_says_its_own(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrapper = Wrapper(WORKSPACE, split_keys=64)
     asked: list[int | None] = []
-    attend = wrapper._ops.sparse_mla
+    ops = reference_ops()
 
-    def note(*args: Any, **options: Any) -> Any:
-        asked.append(options["split_keys"])
-        return attend(*args, **options)
+    def note(*args: Any) -> Any:
+        asked.append(args[-1].split_keys)
+        return ops.sparse_mla(*args)
 
-    monkeypatch.setattr(wrapper, "_ops", replace(wrapper._ops, sparse_mla=note))
+    noting = replace(ops, sparse_mla=note)
+    monkeypatch.setattr("hisparse_sidecar.attention.wrapper.ops_of", lambda backend, device: noting)
+    wrapper = Wrapper(WORKSPACE, split_keys=64)
     for changed in ({}, {"split_keys": 0}, {}, {"split_keys": 128}):  # lists of 75 keys
         wrapper.plan(**batch.plan(), **changed)
         wrapper.run(**run_inputs(batch))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hisparse_kernels.backends import reference_ops
+from hisparse_kernels.sparse_mla import AttentionOptions
 from hisparse_sidecar import BatchHiSparseMLAPagedAttentionWrapper, SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument
 from tests.attention.batches import Batch, make_batch
@@ -24,14 +25,14 @@ def flash_batch(**changed: Any) -> Batch:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[AttentionOptions]:
     """Options of each call of attention, by the reference: the backend needs a GPU."""
-    calls: list[dict[str, Any]] = []
+    calls: list[AttentionOptions] = []
     ops = reference_ops()
 
-    def attend(*inputs: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        calls.append(options)
-        return ops.sparse_mla(*inputs, **options)
+    def attend(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(inputs[-1])
+        return ops.sparse_mla(*inputs)
 
     made = replace(ops, sparse_mla=attend)
     monkeypatch.setattr("hisparse_sidecar.attention.wrapper.ops_of", lambda backend, device: made)
@@ -48,7 +49,7 @@ def test_on_the_cpu_it_is_refused() -> None:
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("split_keys", [0, 256])
 def test_splits_are_refused_when_a_wrapper_is_made(
-    split_keys: int, asked: list[dict[str, Any]]
+    split_keys: int, asked: list[AttentionOptions]
 ) -> None:
     message = f"split_keys is {split_keys}, flash_mla splits by the batch: needs None"
     with pytest.raises(InvalidArgument, match=message):
@@ -72,7 +73,7 @@ def test_splits_are_refused_when_a_wrapper_is_made(
     ],
 )
 def test_a_plan_refuses_what_flash_mla_does_not_do(
-    changed: dict[str, Any], message: str, asked: list[dict[str, Any]]
+    changed: dict[str, Any], message: str, asked: list[AttentionOptions]
 ) -> None:
     wrapper, batch = Wrapper(WORKSPACE, backend="flash_mla"), flash_batch()
     with pytest.raises(InvalidArgument, match=message):
@@ -80,7 +81,7 @@ def test_a_plan_refuses_what_flash_mla_does_not_do(
 
 
 @pytest.mark.cpu_only
-def test_a_run_refuses_lists_of_other_lengths(asked: list[dict[str, Any]]) -> None:
+def test_a_run_refuses_lists_of_other_lengths(asked: list[AttentionOptions]) -> None:
     wrapper, batch = Wrapper(WORKSPACE, backend="flash_mla"), flash_batch()
     wrapper.plan(**batch.plan())
     inputs = {"query": batch.query, "kv_cache": batch.kv_cache}
@@ -93,7 +94,7 @@ def test_a_run_refuses_lists_of_other_lengths(asked: list[dict[str, Any]]) -> No
 
 @pytest.mark.cpu_only
 def test_flash_mla_is_asked_for_no_splits_and_writes_where_it_likes(
-    asked: list[dict[str, Any]],
+    asked: list[AttentionOptions],
 ) -> None:
     wrapper, batch = Wrapper(WORKSPACE, backend="flash_mla"), flash_batch()
     wrapper.plan(**batch.plan())
@@ -103,9 +104,8 @@ def test_flash_mla_is_asked_for_no_splits_and_writes_where_it_likes(
     wrapper.run(query=batch.query, kv_cache=batch.kv_cache, **lists)
 
     (options,) = asked
-    names = "split_keys", "workspace", "out"
-    assert [options[name] for name in names] == [None, None, None]
-    assert options["valid_counts"] is counts
+    assert options == AttentionOptions(valid_counts=options.valid_counts)
+    assert options.valid_counts is counts
 
 
 @pytest.mark.gpu

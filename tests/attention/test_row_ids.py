@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hisparse_kernels.sparse_mla import sparse_mla_ref
+from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla_ref
 from hisparse_sidecar import BatchHiSparseMLAPagedAttentionWrapper
 from tests.attention.batches import SCALE, Batch, make_batch
 from tests.kernels.gpu.attention import BF16, F32, Results, assert_matches
@@ -53,7 +53,9 @@ def listed_rows(batch: Batch, topk: int, seed: int = 0) -> tuple[torch.Tensor, t
 def expected(batch: Batch, ids: torch.Tensor, counts: torch.Tensor) -> Results:
     rows = batch.kv_cache.flatten(0, 1).cpu().contiguous().view(torch.uint8)
     lists = ids.cpu(), batch.layout, SCALE
-    return sparse_mla_ref(batch.query.cpu().float(), rows, *lists, valid_counts=counts.cpu())
+    return sparse_mla_ref(
+        batch.query.cpu().float(), rows, *lists, AttentionOptions(valid_counts=counts.cpu())
+    )
 
 
 @pytest.mark.interpreted
@@ -133,7 +135,9 @@ def test_sinks_are_in_the_denominator_alone(
 
     rows = batch.kv_cache.flatten(0, 1).cpu().view(torch.uint8)
     sink = sinks.cpu() if with_sinks else None
-    wanted = sparse_mla_ref(batch.query.cpu(), rows, ids.cpu(), batch.layout, SCALE, sink)
+    wanted = sparse_mla_ref(
+        batch.query.cpu(), rows, ids.cpu(), batch.layout, SCALE, AttentionOptions(sink)
+    )
     assert_matches((out, lse), wanted, batch.layout)
 
 

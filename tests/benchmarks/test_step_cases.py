@@ -117,7 +117,7 @@ def test_a_step_attends_in_the_splits_of_its_case(
     for calls in small.of(SHAPE.batch).record():
         attend = calls[-1].again
         assert isinstance(attend, partial)
-        assert attend.keywords["split_keys"] == split_keys
+        assert attend.args[-1].split_keys == split_keys
 
 
 def test_a_step_by_flash_mla_has_the_ops_of_that_backend_and_the_same_peers(
@@ -138,7 +138,7 @@ def test_a_step_by_flash_mla_has_the_ops_of_that_backend_and_the_same_peers(
     for calls in small.of(SHAPE.batch).record():
         attend = calls[-1].again
         assert isinstance(attend, partial)
-        assert attend.keywords["split_keys"] is None
+        assert attend.args[-1].split_keys is None
     whole(small)
     assert backends == ["flash_mla", "reference"]
 
@@ -216,7 +216,8 @@ def test_sglangs_rows_pass_again_after_steps_that_evicted_what_is_checked(
 def test_each_shape_is_there_whole_and_by_stage() -> None:
     cases = all_cases.all_cases(Worlds(), NoPeers(), HostPool())  # type: ignore[arg-type]
     names = [case.name for case in cases]
-    assert len(names) == len(set(names)) == 12 * (2 + len(STAGES)) + 3 * 2 * 3
+    splits, beside = 2 * (5 + 5 + 3), 2 * (0 + 1 + 3)  # of both head counts, batch after batch
+    assert len(names) == len(set(names)) == 12 * (2 + len(STAGES)) + splits + beside
     batches = [int(re.findall(r"batch (\d+)", name)[0]) for name in names]
     assert batches == sorted(batches)  # each has a world of its own
     shape = "step batch 64, 2 % misses, L=128K, 128 heads"

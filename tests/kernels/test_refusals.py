@@ -18,14 +18,14 @@ from hisparse_kernels.index_rows import (
     write_index_rows,
 )
 from hisparse_kernels.kv_rows import pack_kv_rows, unpack_kv_rows
-from hisparse_kernels.layouts import index_layout, kv_layout
+from hisparse_kernels.layouts import KvLayout, index_layout, kv_layout
 from hisparse_kernels.pool_keys import append_index_rows, rebuild_pooled_keys, resum_open_blocks
 from hisparse_kernels.prefix_positions import prefix_positions
 from hisparse_kernels.refine_logits import refine_logits
 from hisparse_kernels.resolve import MissPlan, SlotRanges, SlotState, release_items, resolve
 from hisparse_kernels.route_heads import route_heads
 from hisparse_kernels.score_positions import score_positions
-from hisparse_kernels.sparse_mla import sparse_mla
+from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla
 from hisparse_kernels.spill import HotPlaces, spill
 from hisparse_kernels.swap_in import FreshRows, swap_in, swap_in_blocks
 from hisparse_kernels.tail_share import tail_share
@@ -70,6 +70,18 @@ INDEX_SIDE = IndexSide(
 def slots() -> dict[str, Any]:
     state = SlotState(zeros(8) - 1, zeros(8) - 1, zeros(20) - 1)
     return {"state": state, "ranges": SlotRanges(i64(1), i64(1) + 8, i64(1))}
+
+
+def attend(
+    query: torch.Tensor,
+    kv_rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    layout: KvLayout,
+    softmax_scale: float,
+    **options: Any,
+) -> object:
+    asked = AttentionOptions(**options)
+    return sparse_mla(query, kv_rows, row_ids, layout, softmax_scale, asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +197,7 @@ OPS = [
         | {"hot": HotPlaces(u8(5, 656), zeros(2), zeros(9), i64(2), i64(2), zeros(2))},
     ),
     Op(
-        sparse_mla,
+        attend,
         {"query": f32(2, 4, 576), "kv_rows": u8(9, 656), "row_ids": zeros(2, 3), "layout": KV}
         | {"softmax_scale": 0.1, "sink": f32(4), "valid_counts": zeros(2), "workspace": f32(8)},
     ),
@@ -262,12 +274,12 @@ def op_named(call: Callable[..., Any]) -> Op:
         (release_items, {"first_item": -1}, "first_item is -1, needs at least 0"),
         (release_items, {"seq": 1}, "number of sequences is 1, needs at least 2"),
         (release_items, {"seq": -1}, "seq is -1, needs at least 0"),
-        (sparse_mla, {"row_ids": zeros(2, 0)}, "topk is 0, needs at least 1"),
-        (sparse_mla, {"split_keys": 96}, "split_keys is 96, needs a multiple of 64"),
-        (sparse_mla, {"split_keys": 0}, "split_keys is 0, needs a multiple of 64"),
-        (sparse_mla, {"kv_rows": u8(9, 664)[:, :656]}, r"strides \(664, 1\), needs \(a multiple"),
+        (attend, {"row_ids": zeros(2, 0)}, "topk is 0, needs at least 1"),
+        (attend, {"split_keys": 96}, "split_keys is 96, needs a multiple of 64"),
+        (attend, {"split_keys": 0}, "split_keys is 0, needs a multiple of 64"),
+        (attend, {"kv_rows": u8(9, 664)[:, :656]}, r"strides \(664, 1\), needs \(a multiple"),
         (
-            sparse_mla,
+            attend,
             {"row_ids": zeros(2, 65), "split_keys": 64, "workspace": f32(8223)},
             "number of values in workspace is 8223, needs at least 8224",
         ),

@@ -5,7 +5,7 @@ from accuracy import Tolerance, assert_bits_equal, assert_near
 from cases import NAN_BYTE
 from hisparse_kernels.kv_rows import pack_kv_rows, unpack_kv_rows
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout, kv_layout
-from hisparse_kernels.sparse_mla import sparse_mla, split_workspace_size
+from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla, split_workspace_size
 
 LAYOUTS = pytest.mark.parametrize("layout", KV_LAYOUTS.values(), ids=KV_LAYOUTS.keys())
 SCALE = 576**-0.5
@@ -157,7 +157,7 @@ def test_a_sink_takes_its_share_of_the_denominator_only(sink_value: float) -> No
     ids[2] = -1
     sink = torch.linspace(-1, 1, 6) + sink_value
 
-    out, lse = sparse_mla(query, kv_rows, ids, layout, SCALE, sink=sink)
+    out, lse = sparse_mla(query, kv_rows, ids, layout, SCALE, AttentionOptions(sink=sink))
 
     expected_out, expected_lse = naive_mla(query, unpack_kv_rows(kv_rows, layout), ids, sink)
     assert_near(out, expected_out.float())
@@ -172,7 +172,7 @@ def test_a_row_without_a_key_gives_zero_and_minus_inf(with_sink: bool) -> None:
     ids[1, 9] = 3  # a lone key after nothing
     sink = torch.zeros(4) if with_sink else None
 
-    out, lse = sparse_mla(query, kv_rows, ids, layout, SCALE, sink=sink)
+    out, lse = sparse_mla(query, kv_rows, ids, layout, SCALE, AttentionOptions(sink=sink))
 
     assert not out[[0, 2]].any()
     assert bool((lse[[0, 2]] == -torch.inf).all())
@@ -186,7 +186,7 @@ def test_valid_counts_hide_the_ids_after_them() -> None:
     counts = torch.tensor([0, 1, 79, 80]).int()
     hidden = ids.masked_fill(torch.arange(80) >= counts[:, None], -1)
 
-    limited = sparse_mla(query, kv_rows, ids, layout, SCALE, valid_counts=counts)
+    limited = sparse_mla(query, kv_rows, ids, layout, SCALE, AttentionOptions(valid_counts=counts))
 
     for actual, expected in zip(
         limited, sparse_mla(query, kv_rows, hidden, layout, SCALE), strict=True
@@ -221,9 +221,7 @@ def test_results_go_to_the_given_tensors(split_keys: int | None) -> None:
         ids,
         layout,
         SCALE,
-        split_keys=split_keys,
-        out=out,
-        workspace=torch.full((size,), torch.nan),
+        AttentionOptions(split_keys=split_keys, out=out, workspace=torch.full((size,), torch.nan)),
     )
 
     assert written[0] is out[0]

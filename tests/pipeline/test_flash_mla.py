@@ -8,6 +8,7 @@ import torch
 
 from accuracy import TOLERANCES, assert_near
 from hisparse_kernels.backends import Ops, reference_ops
+from hisparse_kernels.sparse_mla import AttentionOptions
 from hisparse_sidecar import LayerInputs, LayerOutputs, ModelShape, Sidecar, SidecarConfig
 from hisparse_sidecar.errors import InvalidArgument
 from tests.pipeline.world import INDEX_HEADS, on_cpu, random_rows, small_config
@@ -28,14 +29,14 @@ def flash_rows(config: SidecarConfig, layer: int, rows: int, seed: int) -> Layer
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[AttentionOptions]:
     """Options of each call of attention, by the reference: the backend needs a GPU."""
-    calls: list[dict[str, Any]] = []
+    calls: list[AttentionOptions] = []
     ops = reference_ops()
 
-    def attend(*inputs: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        calls.append(options)
-        return ops.sparse_mla(*inputs, **options)
+    def attend(*inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(inputs[-1])
+        return ops.sparse_mla(*inputs)
 
     def choose(config: SidecarConfig) -> Ops:
         assert config.backend == "flash_mla"
@@ -72,7 +73,7 @@ def test_configurations_that_flash_mla_does_not_run_are_refused(
 
 
 @pytest.mark.cpu_only
-def test_queries_that_flash_mla_does_not_take_change_nothing(asked: list[dict[str, Any]]) -> None:
+def test_queries_that_flash_mla_does_not_take_change_nothing(asked: list[AttentionOptions]) -> None:
     config = flash_config(device="cpu")
     with Sidecar(config) as sidecar:
         sequence = sidecar.open(3, 1)
@@ -87,12 +88,12 @@ def test_queries_that_flash_mla_does_not_take_change_nothing(asked: list[dict[st
 
 
 @pytest.mark.cpu_only
-def test_flash_mla_is_asked_for_no_splits(asked: list[dict[str, Any]]) -> None:
+def test_flash_mla_is_asked_for_no_splits(asked: list[AttentionOptions]) -> None:
     config = flash_config(device="cpu")
     with Sidecar(config) as sidecar:
         _live(sidecar)
     assert asked
-    assert {options["split_keys"] for options in asked} == {None}
+    assert {options.split_keys for options in asked} == {None}
 
 
 @pytest.mark.gpu

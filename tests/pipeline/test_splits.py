@@ -99,9 +99,9 @@ def test_decode_attends_in_splits_and_prefill_in_one_go(
 ) -> None:
     asked: list[tuple[int, int | None]] = []
 
-    def note(attend: Any, query: torch.Tensor, *args: Any, **options: Any) -> object:
-        asked.append((len(query), options["split_keys"]))
-        return attend(query, *args, **options)
+    def note(attend: Any, query: torch.Tensor, *args: Any) -> object:
+        asked.append((len(query), args[-1].split_keys))
+        return attend(query, *args)
 
     def noting(*args: Any) -> Ops:
         ops = choose_ops(*args)

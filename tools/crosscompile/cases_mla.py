@@ -15,7 +15,7 @@ from hisparse_kernels.gpu.gluon.many_heads_mla_sm100 import (
 from hisparse_kernels.gpu.leading_ids import leading_ids_triton
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout
-from hisparse_kernels.sparse_mla import decode_split_keys, split_workspace_size
+from hisparse_kernels.sparse_mla import AttentionOptions, decode_split_keys, split_workspace_size
 from tools.crosscompile.case import Case, Expects
 from tools.crosscompile.ptx import (
     AWAIT,
@@ -134,9 +134,7 @@ def _attend(
             int32(rows, topk),
             layout,
             0.1352,
-            split_keys=split_keys,
-            out=out,
-            workspace=workspace,
+            AttentionOptions(split_keys=split_keys, out=out, workspace=workspace),
         )
 
 
@@ -195,9 +193,11 @@ def _with_sink(layout: KvLayout) -> None:
             int32(rows, 2048),
             layout,
             0.1352,
-            sink=fp32(64),
-            valid_counts=int32(rows),
-            split_keys=decode_split_keys(64) if rows == 3 else None,
+            AttentionOptions(
+                sink=fp32(64),
+                valid_counts=int32(rows),
+                split_keys=decode_split_keys(64) if rows == 3 else None,
+            ),
         )
 
 

@@ -16,6 +16,7 @@ from hisparse_kernels.flash_mla_limits import HEADS, LIST_ALIGN
 from hisparse_kernels.gpu.listed_often import dequantised
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import KvLayout
+from hisparse_kernels.sparse_mla import NO_OPTIONS, AttentionOptions
 
 _LOG = logging.getLogger(__name__)
 PREFILL_KEYS = LIST_ALIGN["bf16"]
@@ -35,25 +36,20 @@ def sparse_mla_fastest(
     row_ids: torch.Tensor,
     layout: KvLayout,
     softmax_scale: float,
-    sink: torch.Tensor | None = None,
-    valid_counts: torch.Tensor | None = None,
-    split_keys: int | None = None,
-    out: _Results | None = None,
-    workspace: torch.Tensor | None = None,
+    options: AttentionOptions = NO_OPTIONS,
 ) -> _Results:
     """See `sparse_mla`: by FlashMLA what it does, by Triton all else.
 
     FlashMLA allocates its results: `out` gets a copy of them.
     """
-    plain = sink is None and valid_counts is None and split_keys is None
+    plain = options.sink is None and options.valid_counts is None and options.split_keys is None
     flash_mla = None
     if plain and _fits(query, kv_rows, row_ids, layout):
         flash_mla = _module_or_none(query.device)
     if flash_mla is None:
-        options = sink, valid_counts, split_keys, out, workspace
-        return sparse_mla_triton(query, kv_rows, row_ids, layout, softmax_scale, *options)
+        return sparse_mla_triton(query, kv_rows, row_ids, layout, softmax_scale, options)
     inputs = query.contiguous(), kv_rows, row_ids.contiguous()
-    return attend_in_bf16(flash_mla, *inputs, layout, softmax_scale, None, out)
+    return attend_in_bf16(flash_mla, *inputs, layout, softmax_scale, None, options.out)
 
 
 def attend_in_bf16(

@@ -11,11 +11,11 @@ from hisparse_kernels.gpu.pipelines import pipeline_of
 from hisparse_kernels.gpu.row_runs import mask_rows, rows_that_see
 from hisparse_kernels.gpu.score_keys import (
     BLOCK_KEYS,
+    codes_and_scales,
     load_keys,
     load_page_keys,
     load_picked_query,
     score_tile,
-    split_keys,
     tile_options,
     tiles_per_program,
 )
@@ -63,7 +63,7 @@ def index_logits_triton(
         index_q.contiguous(),
         index_weights.contiguous(),
         None if heads is None else heads.contiguous(),
-        *split_keys(index_rows.contiguous(), layout),
+        *codes_and_scales(index_rows.contiguous(), layout),
         key_start.contiguous(),
         key_end.contiguous(),
         out,
@@ -107,7 +107,7 @@ def paged_index_logits_triton(
         index_q.contiguous(),
         index_weights.contiguous(),
         None if heads is None else heads.contiguous(),
-        *split_keys(index_pages, layout),
+        *codes_and_scales(index_pages, layout),
     )
     row_arguments = row_seq.contiguous(), row_end.contiguous(), out
     packed = packed_options(index_q, num_heads, layout)

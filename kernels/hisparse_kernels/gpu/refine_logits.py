@@ -11,7 +11,7 @@ from hisparse_kernels.gpu.pipelines import pipeline_of
 from hisparse_kernels.gpu.refine_row import refine_row
 from hisparse_kernels.gpu.score_keys import (
     BLOCK_KEYS,
-    split_keys,
+    codes_and_scales,
     tile_options,
     tiles_per_program,
 )
@@ -87,7 +87,7 @@ def refine_into(
             write_all=write_all,
         )
         return
-    codes, scales = split_keys(index_pages, layout)
+    codes, scales = codes_and_scales(index_pages, layout)
     _refine_kernel[rows, triton.cdiv(num_tiles, tiles)](
         index_q.contiguous(),
         index_weights.contiguous(),
@@ -122,7 +122,7 @@ def _host_arguments(host: HostBlocks | None, layout: IndexLayout) -> tuple[objec
     if host is None:
         return (None,) * 5
     table = host.page_table.contiguous()
-    return *split_keys(host.pages, layout), table, table.shape[1], host.row_seq.contiguous()
+    return *codes_and_scales(host.pages, layout), table, table.shape[1], host.row_seq.contiguous()
 
 
 @triton.jit(do_not_specialize=["num_entries", "num_tiles", "tiles_per_program", "max_host_pages"])

@@ -5,6 +5,8 @@ of rows with them; a mean is three bf16 values, so the products are as exact as 
 adds up a row's chunks in ascending order, and its last group, which depends on where the row ends.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -16,9 +18,14 @@ from hisparse_kernels.gpu.group_sums import (
     sum_groups_kernel,
 )
 from hisparse_kernels.gpu.interpreter import interpreting
-from hisparse_kernels.gpu.score_keys import split_keys
+from hisparse_kernels.gpu.score_keys import codes_and_scales
 from hisparse_kernels.layouts import IndexLayout
-from hisparse_kernels.pooled_rows import PooledRows, PooledTable, pooled_pages_of
+from hisparse_kernels.pooled_rows import (
+    PooledRows,
+    PooledTable,
+    pooled_entries_of,
+    pooled_pages_of,
+)
 from hisparse_kernels.route_heads import CHUNK_GROUPS, route_workspace_size
 
 _TILE_QUERIES = 128  # heads of the rows in one product: two wgmma, one tcgen05
@@ -51,55 +58,93 @@ def route_heads_triton(
     num_values = route_workspace_size(rows, heads, max_pages, group_blocks)
     if workspace is None:
         workspace = index_weights.new_empty(num_values)
-    num_chunks = num_values // (rows * heads)
-    queries = index_q.contiguous(), index_weights.contiguous()
-    is_rows = isinstance(page_table, PooledRows)
-    entries = page_table.rows if isinstance(page_table, PooledRows) else page_table
-    pooled = *split_keys(pooled_pages, layout), entries.contiguous()
-    where = *pooled, row_seq.contiguous(), num_complete.contiguous()
-    sizes = max_pages, num_chunks
-    options: dict[str, object] = {
-        "HEADS": heads,
-        "GROUP_BLOCKS": group_blocks,
-        "CHUNK_GROUPS": CHUNK_GROUPS,
-        "HAS_SCALE": layout.name == "fp8",
-        "BY_ROW": is_rows,
-        "UNROLLED": group_blocks <= _MOST_UNROLLED,
-        "enable_fp_fusion": False,  # the means must have the bits of the reference
-    }
-    if num_chunks:
-        in_fp32 = index_q.dtype == torch.float32
-        kernel = sum_groups_fp32_kernel if in_fp32 else sum_groups_kernel
-        padded_heads = max(16, triton.next_power_of_2(heads))
-        rows_each = _rows_per_program(rows, num_chunks)
-        kernel[num_chunks, triton.cdiv(rows, rows_each)](
-            queries[0],
-            *where,
-            workspace,
-            rows,
-            rows_each,
-            *sizes,
-            PADDED_HEADS=padded_heads,
-            TILE_ROWS=max(1, _TILE_QUERIES // padded_heads),
-            MOST_ROWS=_MOST_ROWS,
-            WIDEN=interpreting(),
-            num_warps=4 if in_fp32 else 8,
-            maxnreg=255,  # without a bound ptxas spills to fit more programs on an SM
-            **options,
-        )
+    call = _Call(
+        index_q=index_q.contiguous(),
+        index_weights=index_weights.contiguous(),
+        pooled=(*codes_and_scales(pooled_pages, layout), pooled_entries_of(page_table)),
+        rows=(row_seq.contiguous(), num_complete.contiguous()),
+        max_pages=max_pages,
+        workspace=workspace,
+        num_chunks=num_values // (rows * heads),
+        options={
+            "HEADS": heads,
+            "GROUP_BLOCKS": group_blocks,
+            "CHUNK_GROUPS": CHUNK_GROUPS,
+            "HAS_SCALE": layout.name == "fp8",
+            "BY_ROW": isinstance(page_table, PooledRows),
+            "UNROLLED": group_blocks <= _MOST_UNROLLED,
+            "enable_fp_fusion": False,  # the means must have the bits of the reference
+        },
+    )
+    if call.num_chunks:
+        _sum_groups(call)
+    _choose_heads(call, out)
+    return out
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call, as both kernels are launched with it; all tensors are contiguous.
+
+    Attributes:
+        pooled: codes, scales and table of the pooled keys.
+        rows: sequence and complete blocks of each row.
+        workspace: [rows, num_chunks, heads] fp32, sums of the chunks of full groups.
+        options: compile-time values of both.
+    """
+
+    index_q: torch.Tensor
+    index_weights: torch.Tensor
+    pooled: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    rows: tuple[torch.Tensor, torch.Tensor]
+    max_pages: int
+    workspace: torch.Tensor
+    num_chunks: int
+    options: dict[str, object]
+
+
+def _sum_groups(call: _Call) -> None:
+    rows, heads, _ = call.index_q.shape
+    in_fp32 = call.index_q.dtype == torch.float32
+    kernel = sum_groups_fp32_kernel if in_fp32 else sum_groups_kernel
+    padded_heads = max(16, triton.next_power_of_2(heads))
+    rows_each = _rows_per_program(rows, call.num_chunks)
+    kernel[call.num_chunks, triton.cdiv(rows, rows_each)](
+        call.index_q,
+        *call.pooled,
+        *call.rows,
+        call.workspace,
+        rows,
+        rows_each,
+        call.max_pages,
+        call.num_chunks,
+        PADDED_HEADS=padded_heads,
+        TILE_ROWS=max(1, _TILE_QUERIES // padded_heads),
+        MOST_ROWS=_MOST_ROWS,
+        WIDEN=interpreting(),
+        num_warps=4 if in_fp32 else 8,
+        maxnreg=255,  # without a bound ptxas spills to fit more programs on an SM
+        **call.options,
+    )
+
+
+def _choose_heads(call: _Call, out: torch.Tensor) -> None:
+    rows, num_routed = out.shape
     _choose_heads_kernel[(rows,)](
-        *queries,
-        *where,
-        workspace,
+        call.index_q,
+        call.index_weights,
+        *call.pooled,
+        *call.rows,
+        call.workspace,
         out,
-        *sizes,
+        call.max_pages,
+        call.num_chunks,
         num_routed,
-        PADDED_HEADS=triton.next_power_of_2(heads),
+        PADDED_HEADS=triton.next_power_of_2(call.index_q.shape[1]),
         MERGED_CHUNKS=_MERGED_CHUNKS,
         num_warps=4,
-        **options,
+        **call.options,
     )
-    return out
 
 
 def _rows_per_program(rows: int, num_chunks: int) -> int:

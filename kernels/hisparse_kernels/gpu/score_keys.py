@@ -41,7 +41,9 @@ def tile_options(
     }
 
 
-def split_keys(stored: torch.Tensor, layout: IndexLayout) -> tuple[torch.Tensor, torch.Tensor]:
+def codes_and_scales(
+    stored: torch.Tensor, layout: IndexLayout
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The same bytes as codes and as fp32 scales; of an fp32 layout twice the fp32 values."""
     scales = stored.view(torch.float32)
     return (stored.view(torch.float8_e4m3fn), scales) if layout.name == "fp8" else (scales, scales)

@@ -6,10 +6,10 @@ import triton.language as tl
 
 from hisparse_kernels.gpu.score_keys import (
     BLOCK_KEYS,
+    codes_and_scales,
     load_keys,
     load_query,
     score_tile,
-    split_keys,
     tile_options,
     tiles_per_program,
 )
@@ -39,7 +39,7 @@ def score_positions_triton(
     _positions_kernel[rows, triton.cdiv(num_tiles, tiles)](
         index_q.contiguous(),
         index_weights.contiguous(),
-        *split_keys(index_pages, layout),
+        *codes_and_scales(index_pages, layout),
         page_table.contiguous(),
         row_seq.contiguous(),
         positions.contiguous(),

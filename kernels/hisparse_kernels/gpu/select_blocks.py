@@ -15,17 +15,22 @@ from hisparse_kernels.gpu.group_sums import pooled_entries
 from hisparse_kernels.gpu.overlap import begin_overlapped, overlap_options
 from hisparse_kernels.gpu.score_keys import (
     BLOCK_KEYS,
+    codes_and_scales,
     load_keys_by_row,
     load_query,
     load_table_keys,
     score_tile,
-    split_keys,
     tile_options,
     tiles_per_program,
 )
 from hisparse_kernels.gpu.select import best_columns, row_blocks
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
-from hisparse_kernels.pooled_rows import PooledRows, PooledTable, pooled_pages_of
+from hisparse_kernels.pooled_rows import (
+    PooledRows,
+    PooledTable,
+    pooled_entries_of,
+    pooled_pages_of,
+)
 from hisparse_kernels.select_blocks import COUNTED_ROWS, BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
 
@@ -52,8 +57,6 @@ def select_blocks_triton(
     rows with many blocks, each has a program of a second launch that chooses.
     """
     rows, max_pages = len(row_seq), pooled_pages_of(pooled_table)
-    is_rows = isinstance(pooled_table, PooledRows)
-    entries = pooled_table.rows if isinstance(pooled_table, PooledRows) else pooled_table
     if out is None:
         out = newest_block.new_empty(rows, num_kept)
     if rows == 0 or max_pages == 0:
@@ -65,14 +68,14 @@ def select_blocks_triton(
     num_tiles = triton.cdiv(num_columns, BLOCK_KEYS)
     tiles = tiles_per_program(rows, num_tiles)
     chooses = rows < COUNTED_ROWS and num_columns <= _FEW_BLOCKS
-    codes, scales = split_keys(pooled_pages, layout)
+    codes, scales = codes_and_scales(pooled_pages, layout)
     columns = num_columns if chooses else 1  # who does not choose needs one kernel for all widths
     _select_blocks_kernel[rows, triton.cdiv(num_tiles, tiles)](
         index_q.contiguous(),
         index_weights.contiguous(),
         codes,
         scales,
-        entries.contiguous(),
+        pooled_entries_of(pooled_table),
         row_seq,
         newest_block,
         scratch.logits,
@@ -84,7 +87,7 @@ def select_blocks_triton(
         out,
         *slot_arguments(slots if chooses else None),
         CHOOSES=chooses,
-        BY_ROW=is_rows,
+        BY_ROW=isinstance(pooled_table, PooledRows),
         KEPT_BLOCK=triton.next_power_of_2(num_kept),
         **row_blocks(columns, num_kept, 4, forced=True),
         **tile_options(index_q, layout),

@@ -21,7 +21,12 @@ from hisparse_kernels.gpu.mla_tile import (
 )
 from hisparse_kernels.gpu.pipelines import PipelineOf, attention_pipeline_of
 from hisparse_kernels.layouts import KvLayout
-from hisparse_kernels.sparse_mla import split_workspace_size
+from hisparse_kernels.sparse_mla import (
+    NO_OPTIONS,
+    AttentionOptions,
+    empty_results,
+    split_workspace_size,
+)
 
 _MAX_BLOCK_SPLITS = 64
 _MANY_OUTPUTS = 256  # of fewer, columns are shared out so that they fill a GPU
@@ -42,20 +47,15 @@ def sparse_mla_triton(
     row_ids: torch.Tensor,
     layout: KvLayout,
     softmax_scale: float,
-    sink: torch.Tensor | None = None,
-    valid_counts: torch.Tensor | None = None,
-    split_keys: int | None = None,
-    out: tuple[torch.Tensor, torch.Tensor] | None = None,
-    workspace: torch.Tensor | None = None,
+    options: AttentionOptions = NO_OPTIONS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `sparse_mla`. One program for a row, a block of its heads, and a split of its keys.
 
     Many queries over few fp8 rows, as in prefill, allocate room for the rows in bf16: the bits are
     the same.
     """
-    inputs = query, kv_rows, row_ids, layout, softmax_scale
-    options = sink, valid_counts, split_keys, out, workspace
-    return attend_rows(attention_pipeline_of, bf16_rows_do(query, layout), *inputs, *options)
+    inputs = query, kv_rows, row_ids, layout, softmax_scale, options
+    return attend_rows(attention_pipeline_of, bf16_rows_do(query, layout), *inputs)
 
 
 def attend_rows(
@@ -66,11 +66,7 @@ def attend_rows(
     row_ids: torch.Tensor,
     layout: KvLayout,
     softmax_scale: float,
-    sink: torch.Tensor | None,
-    valid_counts: torch.Tensor | None,
-    split_keys: int | None,
-    out: tuple[torch.Tensor, torch.Tensor] | None,
-    workspace: torch.Tensor | None,
+    options: AttentionOptions,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What `sparse_mla` says, by what `pipeline_of` finds for it or else in Triton; merges splits.
 
@@ -78,55 +74,68 @@ def attend_rows(
     `may_dequantise`.
     """
     rows, heads, _ = query.shape
-    sink = None if sink is None else sink.contiguous()
-    valid_counts = None if valid_counts is None else valid_counts.contiguous()
-    topk = row_ids.shape[1]
-    if out is None:
-        lse = query.new_empty(rows, heads, dtype=torch.float32)
-        out = query.new_empty(rows, heads, layout.latent_dim), lse
+    out = options.out or empty_results(query, layout)
     if rows == 0 or heads == 0:
         return out
-    split_keys = min(split_keys or topk, topk)
-    splits = triton.cdiv(topk, split_keys)
+    if may_dequantise and is_listed_often(kv_rows, row_ids):
+        kv_rows, layout = dequantised(kv_rows, layout)
+    call = _call_of(query, kv_rows, row_ids, layout, softmax_scale, options, out)
+    (pipeline_of(query, kv_rows, layout) or _attend)(call)
+    if call.workspace is not None:
+        _merge_splits(call)
+    return out
+
+
+def _call_of(
+    query: torch.Tensor,
+    kv_rows: torch.Tensor,
+    row_ids: torch.Tensor,
+    layout: KvLayout,
+    softmax_scale: float,
+    options: AttentionOptions,
+    out: tuple[torch.Tensor, torch.Tensor],
+) -> AttentionCall:
+    """The call, with a workspace where it has more than one split."""
+    (rows, heads, _), topk = query.shape, row_ids.shape[1]
+    split_keys = min(options.split_keys or topk, topk)
+    workspace, splits = options.workspace, triton.cdiv(topk, split_keys)
     if splits == 1:
         workspace = None
     elif workspace is None:
         size = split_workspace_size(rows, heads, topk, layout, split_keys)
         workspace = query.new_empty(size, dtype=torch.float32)
-    parts = rows * heads * splits
-    most_at, total_at = parts * layout.latent_dim, parts * (layout.latent_dim + 1)
-    if may_dequantise and is_listed_often(kv_rows, row_ids):
-        kv_rows, layout = dequantised(kv_rows, layout)
-    call = AttentionCall(
+    parts, counts, sink = rows * heads * splits, options.valid_counts, options.sink
+    return AttentionCall(
         query,
         kv_rows,
         row_ids.contiguous(),
-        valid_counts,
-        sink,
+        None if counts is None else counts.contiguous(),
+        None if sink is None else sink.contiguous(),
         layout,
         softmax_scale,
         split_keys,
         out,
         workspace,
-        (most_at, total_at),
+        (parts * layout.latent_dim, parts * (layout.latent_dim + 1)),
     )
-    (pipeline_of(query, kv_rows, layout) or _attend)(call)
-    if workspace is not None:
-        columns = layout.latent_dim if rows * heads > _MANY_OUTPUTS else _FEW_COLUMNS
-        merge_splits_kernel[rows * heads, layout.latent_dim // columns](
-            workspace,
-            most_at,
-            total_at,
-            sink,
-            *out,
-            heads,
-            splits,
-            LATENT=layout.latent_dim,
-            COLUMNS=columns,
-            BLOCK_SPLITS=min(triton.next_power_of_2(splits), _MAX_BLOCK_SPLITS),
-            enable_fp_fusion=True,
-        )
-    return out
+
+
+def _merge_splits(call: AttentionCall) -> None:
+    outputs, latent_dim = call.query.shape[0] * call.query.shape[1], call.layout.latent_dim
+    splits = triton.cdiv(call.row_ids.shape[1], call.split_keys)
+    columns = latent_dim if outputs > _MANY_OUTPUTS else _FEW_COLUMNS
+    merge_splits_kernel[outputs, latent_dim // columns](
+        call.workspace,
+        *call.places,
+        call.sink,
+        *call.out,
+        call.query.shape[1],
+        splits,
+        LATENT=latent_dim,
+        COLUMNS=columns,
+        BLOCK_SPLITS=min(triton.next_power_of_2(splits), _MAX_BLOCK_SPLITS),
+        enable_fp_fusion=True,
+    )
 
 
 def _attend(call: AttentionCall) -> None:

@@ -19,7 +19,12 @@ from hisparse_kernels.gpu.flash_mla import (
 from hisparse_kernels.gpu.leading_ids import leading_ids_triton
 from hisparse_kernels.gpu.listed_often import is_listed_often
 from hisparse_kernels.layouts import PAGE_TOKENS, KvLayout
-from hisparse_kernels.sparse_mla import ROW_ALIGN
+from hisparse_kernels.sparse_mla import (
+    NO_OPTIONS,
+    ROW_ALIGN,
+    AttentionOptions,
+    empty_results,
+)
 
 _LOG = logging.getLogger(__name__)
 _MOST_KEPT = 1024  # rows; attention of more takes long beside the 26 us that a schedule takes
@@ -35,11 +40,7 @@ def sparse_mla_flash(
     row_ids: torch.Tensor,
     layout: KvLayout,
     softmax_scale: float,
-    sink: torch.Tensor | None = None,
-    valid_counts: torch.Tensor | None = None,
-    split_keys: int | None = None,
-    out: tuple[torch.Tensor, torch.Tensor] | None = None,
-    workspace: torch.Tensor | None = None,
+    options: AttentionOptions = NO_OPTIONS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `sparse_mla`; but a row's bits depend on the number of rows, too.
 
@@ -52,25 +53,24 @@ def sparse_mla_flash(
         ValueError: FlashMLA does not do this; says what was found and what is needed.
         FlashMlaAbsentError: it does not run here.
     """
-    del workspace
     check_flash_mla(
         layout=layout,
         num_heads=query.shape[1],
         query_dtype=query.dtype,
         topk=row_ids.shape[1],
-        split_keys=split_keys,
+        split_keys=options.split_keys,
     )
     flash_mla = flash_mla_module(query.device)
     if not len(query) or not len(kv_rows):
-        return _of_no_keys(query, layout, out)
+        return _of_no_keys(query, layout, options.out)
     row_ids = _aligned(row_ids)
-    if valid_counts is not None:
-        row_ids = leading_ids_triton(row_ids, valid_counts.contiguous())
-    sink = None if sink is None else sink.contiguous()
+    if options.valid_counts is not None:
+        row_ids = leading_ids_triton(row_ids, options.valid_counts.contiguous())
+    sink = None if options.sink is None else options.sink.contiguous()
     inputs = _aligned(query), kv_rows, row_ids
     if _goes_in_bf16(kv_rows, row_ids, layout):
-        return attend_in_bf16(flash_mla, *inputs, layout, softmax_scale, sink, out)
-    return placed(*_decode(flash_mla, *inputs, layout, softmax_scale, sink), out)
+        return attend_in_bf16(flash_mla, *inputs, layout, softmax_scale, sink, options.out)
+    return placed(*_decode(flash_mla, *inputs, layout, softmax_scale, sink), options.out)
 
 
 def _goes_in_bf16(kv_rows: torch.Tensor, row_ids: torch.Tensor, layout: KvLayout) -> bool:
@@ -133,10 +133,7 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
 def _of_no_keys(
     query: torch.Tensor, layout: KvLayout, out: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, heads, _ = query.shape
-    if out is None:
-        lse = query.new_empty(rows, heads, dtype=torch.float32)
-        out = query.new_empty(rows, heads, layout.latent_dim), lse
+    out = out or empty_results(query, layout)
     out[0].zero_()
     out[1].fill_(-torch.inf)
     return out

@@ -9,6 +9,7 @@ import torch
 from hisparse_kernels.gpu.pipelines import sm100_attention_pipeline_of
 from hisparse_kernels.gpu.sparse_mla import attend_rows, bf16_rows_do
 from hisparse_kernels.layouts import KV_LAYOUTS, KvLayout
+from hisparse_kernels.sparse_mla import NO_OPTIONS, AttentionOptions
 
 
 def sparse_mla_sm100(
@@ -17,17 +18,12 @@ def sparse_mla_sm100(
     row_ids: torch.Tensor,
     layout: KvLayout,
     softmax_scale: float,
-    sink: torch.Tensor | None = None,
-    valid_counts: torch.Tensor | None = None,
-    split_keys: int | None = None,
-    out: tuple[torch.Tensor, torch.Tensor] | None = None,
-    workspace: torch.Tensor | None = None,
+    options: AttentionOptions = NO_OPTIONS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `sparse_mla`. Many queries over few fp8 rows have them dequantised once: same bits."""
-    inputs = query, kv_rows, row_ids, layout, softmax_scale
-    options = sink, valid_counts, split_keys, out, workspace
+    inputs = query, kv_rows, row_ids, layout, softmax_scale, options
     may_dequantise = _bf16_rows_do(query, kv_rows, layout)
-    return attend_rows(sm100_attention_pipeline_of, may_dequantise, *inputs, *options)
+    return attend_rows(sm100_attention_pipeline_of, may_dequantise, *inputs)
 
 
 def _bf16_rows_do(query: torch.Tensor, kv_rows: torch.Tensor, layout: KvLayout) -> bool:

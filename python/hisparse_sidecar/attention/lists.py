@@ -12,6 +12,15 @@ from hisparse_sidecar.tensor_checks import check_tensor
 Lists = tuple[torch.Tensor, torch.Tensor | None]
 
 
+def require_one_list(
+    topk_indices: torch.Tensor | None, row_ids: torch.Tensor | None, index_q: torch.Tensor | None
+) -> None:
+    """Raises InvalidArgument unless a run has lists of one kind."""
+    number = sum(one is not None for one in (topk_indices, row_ids, index_q))
+    message = f"run has {number} of topk_indices, row_ids and index_q, needs one"
+    require(number == 1, message)
+
+
 def given_lists(
     query: torch.Tensor, row_ids: torch.Tensor | None, valid_counts: torch.Tensor | None
 ) -> Lists:

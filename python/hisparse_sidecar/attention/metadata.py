@@ -94,14 +94,19 @@ class CheckedArrays:
 class BatchArrays:
     """Makes batches of metadata; under CUDA graphs in arrays that never move."""
 
-    def __init__(self, device: torch.device, reserved: dict[str, torch.Tensor] | None) -> None:
-        """Takes what the caller reserved, by name; None without CUDA graphs.
+    def __init__(
+        self, device: torch.device, reserved: dict[str, torch.Tensor | None] | None
+    ) -> None:
+        """Takes what the caller reserved, by name, None = nothing; all None without CUDA graphs.
 
         Raises:
             InvalidArgument: a dtype, a rank or a device does not fit.
         """
-        self._device, self._reserved = device, reserved
-        for name, array in (reserved or {}).items():
+        self._device = device
+        self._reserved: dict[str, torch.Tensor] | None = None
+        if reserved is not None:
+            self._reserved = {name: one for name, one in reserved.items() if one is not None}
+        for name, array in (self._reserved or {}).items():
             _check(f"reserved {name}", array, 2 if name in _TABLES else 1)
             message = f"reserved {name} is on {array.device}, the workspace on {device}"
             require(array.device == device, message)

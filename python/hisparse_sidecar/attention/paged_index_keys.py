@@ -154,8 +154,6 @@ class PagedIndexKeys(ResidentKeyChoices):
     def count(self, what: str, amounts: torch.Tensor | int) -> None:
         """Nobody reads the counts of a wrapper."""
 
-    # -- blocks -------------------------------------------------------------------------------
-
     @property
     def _has_slots(self) -> bool:
         return self.block_tokens == PAGE_TOKENS

@@ -9,6 +9,7 @@ from hisparse_kernels.layouts import INDEX_DIM, INDEX_LAYOUTS, PAGE_TOKENS, Inde
 from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_kernels.shapes import INDEX_Q_DTYPES
 from hisparse_sidecar.attention.contract import PlanContract
+from hisparse_sidecar.attention.metadata import BatchArrays, CheckedArrays
 from hisparse_sidecar.attention.paged_index_keys import PagedIndexKeys, PlannedRows
 from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import InvalidArgument
@@ -38,12 +39,34 @@ class PagedSelection:
         self._room: PlannedRows | None = None
         self.planned: PlannedRows | None = None
 
-    def make_room(self, contract: PlanContract, num_seqs: int, max_rows: int) -> None:
-        """Room for a plan; none is made where there is enough.
+    def plan(
+        self,
+        contract: PlanContract,
+        arrays: BatchArrays,
+        checked: CheckedArrays,
+        max_rows: int,
+        pooled_table: torch.Tensor | None,
+    ) -> PagedBatch:
+        """Lays out the rows and pages of the next runs, and returns their batch.
 
         Raises:
-            InvalidArgument: it would have to move, and must not; nothing has changed.
+            InvalidArgument: the pooled table does not fit, or memory would have to move, and must
+                not; nothing has changed.
         """
+        tables = None
+        if pooled_table is not None:
+            _check_pooled_table(contract, pooled_table, checked.num_seqs)
+            tables = arrays.check_table("pooled_table", pooled_table)
+        planned = self._room_for(contract, checked.num_seqs, max_rows)
+        batch = arrays.batch(checked, contract.page_size, causal=contract.causal)
+        self._pooled_table = None if tables is None else arrays.put(tables)[0]
+        self._num_rows = max_rows
+        assert contract.max_seq_len is not None
+        planned.lay_out(self._ops, batch, contract.max_seq_len, contract.block_tokens)
+        return batch
+
+    def _room_for(self, contract: PlanContract, num_seqs: int, max_rows: int) -> PlannedRows:
+        """Room for a plan; none is made where there is enough."""
         assert contract.max_seq_len is not None
         require(max_rows >= 1, f"max_rows is {max_rows}, needs >= 1")
         blocks = -(-contract.max_seq_len // contract.block_tokens)
@@ -53,6 +76,7 @@ class PagedSelection:
             self.planned = None
         if self.planned is None or len(self.planned.page_table) != num_seqs:
             self.planned = self._room.of(num_seqs)
+        return self.planned
 
     def _made_room(self, max_rows: int, num_seqs: int, pages: int) -> PlannedRows:
         if self._room is not None and self._is_fixed:
@@ -63,19 +87,6 @@ class PagedSelection:
         if not self._is_fixed:  # so that few of the next plans need more
             max_rows, num_seqs = _next_power(max_rows), _next_power(num_seqs)
         return PlannedRows.empty(max_rows, num_seqs, pages, self._device)
-
-    def lay_out(
-        self,
-        contract: PlanContract,
-        batch: PagedBatch,
-        max_rows: int,
-        pooled_table: torch.Tensor | None,
-    ) -> None:
-        """Writes the plan's rows and pages."""
-        assert self.planned is not None
-        assert contract.max_seq_len is not None
-        self._num_rows, self._pooled_table = max_rows, pooled_table
-        self.planned.lay_out(self._ops, batch, contract.max_seq_len, contract.block_tokens)
 
     def select(
         self,
@@ -104,8 +115,6 @@ class PagedSelection:
             return keys.all_positions(query)
         selector = self._selector(contract, query)
         return select_in_groups(selector, query, keys, _MAX_LOGITS_BYTES)
-
-    # -- inputs -------------------------------------------------------------------------------
 
     def _query(
         self,
@@ -162,8 +171,6 @@ class PagedSelection:
         require(found == layout, message)
         return pooled_pages, self._pooled_table
 
-    # -- choice -------------------------------------------------------------------------------
-
     @cached_property
     def _gate(self) -> Gate:
         return Gate(find_table(gpu_name(self._device)))
@@ -185,7 +192,7 @@ def _next_power(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def check_pooled_table(contract: PlanContract, table: torch.Tensor, num_seqs: int) -> None:
+def _check_pooled_table(contract: PlanContract, table: torch.Tensor, num_seqs: int) -> None:
     """Raises InvalidArgument unless the table has room for every block of every sequence."""
     assert contract.max_seq_len is not None
     blocks = -(-contract.max_seq_len // contract.block_tokens)

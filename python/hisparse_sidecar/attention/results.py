@@ -1,9 +1,13 @@
-"""Where a run writes its results."""
+"""Where a run writes its results, and in which base."""
+
+from typing import Literal
 
 import torch
 
 from hisparse_sidecar.attention.contract import PlanContract
 from hisparse_sidecar.tensor_checks import check_place
+
+_LOG2_E = 1.4426950408889634
 
 
 def result_places(
@@ -31,3 +35,9 @@ def result_places(
     else:
         check_place("lse", lse, shape, torch.float32, query.device)
     return out, lse
+
+
+def to_base(base: Literal["e", 2] | None, lse: torch.Tensor) -> None:
+    """Changes a natural logarithm to that base in place; None = nobody looks at it."""
+    if base == 2:
+        lse.mul_(_LOG2_E)

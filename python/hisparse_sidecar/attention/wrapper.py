@@ -1,18 +1,18 @@
 """`BatchHiSparseMLAPagedAttentionWrapper`: sparse MLA in the form of FlashInfer's wrappers."""
 
-from typing import cast
+from typing import cast, get_args
 
 import torch
 from typing_extensions import Unpack
 
-from hisparse_kernels.flash_mla_limits import check_flash_mla
 from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_sidecar.attention.contract import FlashInferOptions, PlanContract, contract_of
 from hisparse_sidecar.attention.inputs import Tensors, one_of, packed_query, paged_rows
-from hisparse_sidecar.attention.lists import given_lists, located_lists
+from hisparse_sidecar.attention.list_attention import ListAttention
+from hisparse_sidecar.attention.lists import given_lists, located_lists, require_one_list
 from hisparse_sidecar.attention.metadata import BatchArrays
-from hisparse_sidecar.attention.paged_selection import PagedSelection, check_pooled_table
-from hisparse_sidecar.attention.results import result_places
+from hisparse_sidecar.attention.paged_selection import PagedSelection
+from hisparse_sidecar.attention.results import result_places, to_base
 from hisparse_sidecar.backends import ops_of, runs_on_its_device
 from hisparse_sidecar.config import (
     Backend,
@@ -20,14 +20,9 @@ from hisparse_sidecar.config import (
     SelectionConfig,
     check_split_keys,
     require,
-    require_legal,
     require_one_of,
 )
 from hisparse_sidecar.errors import WrongState
-
-_BACKENDS = ("auto", "flash_mla", "gluon_sm100", "reference", "triton")
-_LOG2_E = 1.4426950408889634
-_ALIGN = 16
 
 
 class BatchHiSparseMLAPagedAttentionWrapper:
@@ -82,15 +77,13 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         Raises:
             InvalidArgument: no such backend, or not here; or an array or a number does not fit.
         """
-        require_one_of("backend", backend, _BACKENDS)
+        require_one_of("backend", backend, get_args(Backend))
         check_split_keys(split_keys)
         self._split_keys = split_keys
         self.device = float_workspace_buffer.device
         self._ops = ops_of(cast(Backend, backend), str(self.device))
-        self._is_flash_mla = backend == "flash_mla"
-        if self._is_flash_mla:
-            require_legal(check_flash_mla, split_keys=split_keys)
-        self._workspace = _as_floats(float_workspace_buffer)
+        memory = float_workspace_buffer
+        self._attention = ListAttention(self._ops, backend, memory, split_keys)
         given = {
             "qo_indptr": qo_indptr,
             "kv_indptr": kv_indptr,
@@ -99,8 +92,7 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             "block_tables": block_tables,
             "pooled_table": pooled_table,
         }
-        reserved = {name: array for name, array in given.items() if array is not None}
-        self._arrays = BatchArrays(self.device, reserved if use_cuda_graph else None)
+        self._arrays = BatchArrays(self.device, given if use_cuda_graph else None)
         self._selection = PagedSelection(self._ops, self.device, is_fixed=use_cuda_graph)
         self._plan: tuple[PlanContract, PagedBatch | None] | None = None
 
@@ -173,15 +165,7 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             (topk, max_seq_len, block_tokens, split_keys),
             tuple(options.items()),
         )
-        if self._is_flash_mla:
-            require_legal(
-                check_flash_mla,
-                layout=contract.layout,
-                num_heads=num_heads,
-                query_dtype=q_data_type,
-                topk=topk if contract.selects else None,
-                split_keys=split_keys,
-            )
+        self._attention.check(contract)
         if metadata is None:
             require(not contract.selects, "metadata is None, a selection needs metadata")
             self._plan = contract, None
@@ -190,16 +174,9 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         if not contract.selects:
             self._plan = contract, self._arrays.batch(checked, page_size, causal=causal)
             return
-        num_seqs, tables = checked.num_seqs, None
-        if pooled_table is not None:
-            check_pooled_table(contract, pooled_table, num_seqs)
-            tables = self._arrays.check_table("pooled_table", pooled_table)
         if max_rows is None:
-            max_rows = max(1, num_seqs * (getattr(metadata, "max_q_len", None) or 1))
-        self._selection.make_room(contract, num_seqs, max_rows)
-        batch = self._arrays.batch(checked, page_size, causal=causal)
-        pooled = None if tables is None else self._arrays.put(tables)[0]
-        self._selection.lay_out(contract, batch, max_rows, pooled)
+            max_rows = max(1, checked.num_seqs * (getattr(metadata, "max_q_len", None) or 1))
+        batch = self._selection.plan(contract, self._arrays, checked, max_rows, pooled_table)
         self._plan = contract, batch
 
     @runs_on_its_device
@@ -299,9 +276,7 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         cache = paged_rows(contract, pages, self.device)
         base = contract.lse_base(is_wanted=return_lse or lse is not None, is_e=return_lse_base_on_e)
         contract.check_sinks(sinks, self.device)
-        number = sum(one is not None for one in (topk_indices, row_ids, index_q))
-        message = f"run has {number} of topk_indices, row_ids and index_q, needs one"
-        require(number == 1, message)
+        require_one_list(topk_indices, row_ids, index_q)
         places = result_places(contract, packed, out, lse)
         if index_q is not None:
             require(valid_counts is None, "run has valid_counts, a selection needs none")
@@ -315,39 +290,11 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             lists = located_lists(self._ops, batch, cache, len(packed), topk_indices, valid_counts)
         else:
             lists = given_lists(packed, row_ids, valid_counts)
-        split = self._split_for(contract, lists[0])
-        results = self._ops.sparse_mla(
-            packed,
-            cache.rows,
-            lists[0],
-            contract.layout,
-            contract.sm_scale,
-            sink=sinks,
-            valid_counts=lists[1],
-            split_keys=split,
-            out=places,
-            workspace=None if split is None else self._workspace,
-        )
-        if base == 2:
-            results[1].mul_(_LOG2_E)
+        results = self._attention.attend(contract, packed, cache, lists, sinks, places)
+        to_base(base, results[1])
         return results if return_lse else results[0]
-
-    def _split_for(self, contract: PlanContract, lists: torch.Tensor) -> int | None:
-        rows, topk = lists.shape
-        if self._is_flash_mla:
-            require_legal(check_flash_mla, layout=contract.layout, topk=topk)
-            return None
-        return contract.split_for(rows, topk, self._workspace.numel())
 
     def _planned(self) -> tuple[PlanContract, PagedBatch | None]:
         if self._plan is None:
             raise WrongState("the wrapper has no plan, a run needs one: call plan first")
         return self._plan
-
-
-def _as_floats(workspace: torch.Tensor) -> torch.Tensor:
-    """As much of a workspace as is aligned fp32."""
-    require(workspace.is_contiguous(), "float_workspace_buffer needs to be contiguous")
-    start = -workspace.data_ptr() % _ALIGN
-    count = max(0, workspace.numel() * workspace.element_size() - start) // 4
-    return workspace.view(-1).view(torch.uint8)[start : start + 4 * count].view(torch.float32)

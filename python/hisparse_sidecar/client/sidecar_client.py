@@ -1,7 +1,8 @@
 """A typed client of the four services: every method is build the request, call, unwrap."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from typing_extensions import Unpack
@@ -27,6 +28,7 @@ from hisparse_sidecar.wire.names import AUTHORIZATION_KEY, CLIENT_KEY, MAX_MESSA
 from hisparse_sidecar.wire.selections import encode_selection
 from hisparse_sidecar.wire.stats import ServerStats, decode_stats, decode_tier_bytes
 
+_Response = TypeVar("_Response")
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -103,12 +105,10 @@ class SidecarClient:
         channel = grpc.secure_channel(address, credentials, _OPTIONS)
         return cls(channel, metadata, None, timeout_seconds)
 
-    # -- the server ---------------------------------------------------------------------------
-
     def server_info(self) -> sidecar_pb2.GetServerInfoResponse:
         """What the server is; see sidecar.proto."""
         message = sidecar_pb2.GetServerInfoRequest()
-        return call(lambda: self._sidecar.GetServerInfo(message, self._timeout, self._metadata))
+        return self._call(self._sidecar.GetServerInfo, message)
 
     def stats(self) -> SidecarStats:
         """A snapshot of the counters of the server's sidecar."""
@@ -117,11 +117,7 @@ class SidecarClient:
     def server_stats(self) -> ServerStats:
         """The same, with the lower tiers, the tenants, and what the server counts itself."""
         message = sidecar_pb2.GetStatsRequest()
-        return decode_stats(
-            call(lambda: self._sidecar.GetStats(message, self._timeout, self._metadata))
-        )
-
-    # -- regions ------------------------------------------------------------------------------
+        return decode_stats(self._call(self._sidecar.GetStats, message))
 
     def create_region(
         self, num_bytes: int, huge_pages: bool = False
@@ -130,7 +126,7 @@ class SidecarClient:
         message = request(
             region_pb2.CreateRegionRequest, num_bytes=num_bytes, huge_pages=huge_pages
         )
-        return call(lambda: self._regions.CreateRegion(message, self._timeout, self._metadata))
+        return self._call(self._regions.CreateRegion, message)
 
     def fetch_region(self, region_token: str) -> int:
         """The descriptor of a new region, once; the caller closes it."""
@@ -140,9 +136,7 @@ class SidecarClient:
     def close_region(self, region_id: int) -> None:
         """Ends a region; a mapping of it stays valid until it is dropped."""
         message = request(region_pb2.CloseRegionRequest, region_id=region_id)
-        call(lambda: self._regions.CloseRegion(message, self._timeout, self._metadata))
-
-    # -- sequences ----------------------------------------------------------------------------
+        self._call(self._regions.CloseRegion, message)
 
     def open_sequence(
         self, prompt_tokens: int, max_new_tokens: int, **options: Unpack[OpenOptions]
@@ -176,7 +170,7 @@ class SidecarClient:
         return OpenedPrompt(opened.sequence_id, opened.cached_tokens)
 
     def _open(self, message: sequence_pb2.OpenSequenceRequest) -> sequence_pb2.OpenSequenceResponse:
-        return call(lambda: self._sequences.OpenSequence(message, self._timeout, self._metadata))
+        return self._call(self._sequences.OpenSequence, message)
 
     def fork_sequence(self, sequence: int, length: int, max_new_tokens: int) -> int:
         """See `Sidecar.fork`."""
@@ -186,44 +180,34 @@ class SidecarClient:
             length_tokens=length,
             max_new_tokens=max_new_tokens,
         )
-        return call(
-            lambda: self._sequences.ForkSequence(message, self._timeout, self._metadata)
-        ).sequence_id
+        return self._call(self._sequences.ForkSequence, message).sequence_id
 
     def truncate_sequence(self, sequence: int, length: int) -> None:
         """See `Sidecar.truncate`."""
         message = request(
             sequence_pb2.TruncateSequenceRequest, sequence_id=sequence, length_tokens=length
         )
-        call(lambda: self._sequences.TruncateSequence(message, self._timeout, self._metadata))
+        self._call(self._sequences.TruncateSequence, message)
 
     def tier_bytes(self, sequence: int) -> TierBytes:
         """See `Sidecar.tier_bytes`."""
         message = request(sequence_pb2.GetSequenceBytesRequest, sequence_id=sequence)
-        return decode_tier_bytes(
-            call(
-                lambda: self._sequences.GetSequenceBytes(message, self._timeout, self._metadata)
-            ).held
-        )
+        return decode_tier_bytes(self._call(self._sequences.GetSequenceBytes, message).held)
 
     def preempt_sequence(self, sequence: int) -> None:
         """See `Sidecar.preempt`."""
         message = request(sequence_pb2.PreemptSequenceRequest, sequence_id=sequence)
-        call(lambda: self._sequences.PreemptSequence(message, self._timeout, self._metadata))
+        self._call(self._sequences.PreemptSequence, message)
 
     def resume_sequence(self, sequence: int) -> int:
         """See `Sidecar.resume`."""
         message = request(sequence_pb2.ResumeSequenceRequest, sequence_id=sequence)
-        return call(
-            lambda: self._sequences.ResumeSequence(message, self._timeout, self._metadata)
-        ).length_tokens
+        return self._call(self._sequences.ResumeSequence, message).length_tokens
 
     def close_sequence(self, sequence: int) -> None:
         """See `Sidecar.close_sequence`."""
         message = request(sequence_pb2.CloseSequenceRequest, sequence_id=sequence)
-        call(lambda: self._sequences.CloseSequence(message, self._timeout, self._metadata))
-
-    # -- steps --------------------------------------------------------------------------------
+        self._call(self._sequences.CloseSequence, message)
 
     def begin_step(
         self,
@@ -245,11 +229,11 @@ class SidecarClient:
             padded_rows=padded_rows,
             token_ids=None if token_ids is None else list(token_ids),
         )
-        return call(lambda: self._steps.BeginStep(message, self._timeout, self._metadata)).step_id
+        return self._call(self._steps.BeginStep, message).step_id
 
     def run_layer(self, message: step_pb2.RunLayerRequest) -> None:
         """Runs one layer, from region to region; see step.proto."""
-        call(lambda: self._steps.RunLayer(message, self._timeout, self._metadata))
+        self._call(self._steps.RunLayer, message)
 
     def layer_stream(self) -> LayerStream:
         """A stream for many layers, faster than `run_layer` for each."""
@@ -259,7 +243,10 @@ class SidecarClient:
         """Commits the step or aborts it."""
         outcome = step_pb2.STEP_OUTCOME_COMMIT if commit else step_pb2.STEP_OUTCOME_ABORT
         message = request(step_pb2.EndStepRequest, step_id=step_id, outcome=outcome)
-        call(lambda: self._steps.EndStep(message, self._timeout, self._metadata))
+        self._call(self._steps.EndStep, message)
+
+    def _call(self, method: Callable[..., _Response], message: object) -> _Response:
+        return call(lambda: method(message, self._timeout, self._metadata))
 
     def close(self) -> None:
         """Ends the client and everything that it owns."""

@@ -57,8 +57,6 @@ class SharedSidecar:
         tiers = self.sidecar.lower_tiers()
         return ServerStats(self.sidecar.stats(), tiers, tenants, ended_clients)
 
-    # -- sequences ----------------------------------------------------------------------------
-
     def adopt(self, caller: Client | None, admitted: AdmittedSequence) -> OpenedPrompt:
         """See `Sidecar.adopt`; StepTaken for a prompt while another client's step is open."""
         if admitted.cached_tokens is not None:
@@ -117,8 +115,6 @@ class SharedSidecar:
         if owner is not None and owner is not caller:
             found = caller or "connectionless"
             raise NotOwner(f"sequence {sequence} belongs to {owner}, the caller is {found}")
-
-    # -- steps --------------------------------------------------------------------------------
 
     def begin_step(
         self,
@@ -206,8 +202,6 @@ class SharedSidecar:
     def _end_step(self) -> None:
         self._step = None
         self._on_step_end()
-
-    # -- the end of a client ------------------------------------------------------------------
 
     def disconnect(self, client: Client) -> None:
         """Frees what the client owns: its open step, its sequences, its regions."""

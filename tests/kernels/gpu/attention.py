@@ -9,7 +9,7 @@ from accuracy import TOLERANCES, assert_near, assert_near_largest
 from cases import NAN_BYTE
 from hisparse_kernels.kv_rows import pack_kv_rows
 from hisparse_kernels.layouts import KvLayout, kv_layout
-from hisparse_kernels.sparse_mla import sparse_mla_ref
+from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla_ref
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 SCALE = 576**-0.5
@@ -38,7 +38,12 @@ class Attention:
     def expected(self, **options: Any) -> Results:
         """Results of the reference for an fp32 query of the same values: not rounded."""
         return sparse_mla_ref(
-            self.query.float(), self.pool, self.row_ids, self.layout, SCALE, **options
+            self.query.float(),
+            self.pool,
+            self.row_ids,
+            self.layout,
+            SCALE,
+            AttentionOptions(**options),
         )
 
 

@@ -9,19 +9,12 @@ from hisparse_kernels.gpu.pipelines import attention_pipeline_of
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.kv_rows import unpack_kv_rows
 from hisparse_kernels.layouts import kv_layout
-from hisparse_kernels.sparse_mla import sparse_mla_ref
+from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla_ref
 from tests.kernels.gpu.attention import BF16, F16, F32, SCALE, Attention, assert_matches, attention
 
 GPU = pytest.mark.gpu
 LAYOUT = kv_layout("fp8_ds_mla")
 NAN_CODES = (0x7F, 0xFF)
-
-
-@pytest.fixture
-def needs_wgmma() -> None:
-    found = torch.cuda.get_device_capability()
-    if found != (9, 0):
-        pytest.skip(f"the pipeline is for compute capability 9.0, found {found}")
 
 
 def stored_rows(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -63,7 +56,7 @@ def test_a_lone_key_gives_every_code_its_value(split_keys: int | None, device: s
     query = torch.zeros(1, 5, 576, dtype=BF16)
     case = Attention(query, pool, ids, LAYOUT)
 
-    out, _ = sparse_mla_triton(*case.on(device), split_keys=split_keys)
+    out, _ = sparse_mla_triton(*case.on(device), AttentionOptions(split_keys=split_keys))
 
     values = unpack_kv_rows(pool, LAYOUT)[:, None, :512].expand(1, 5, 512)
     assert torch.equal(out.cpu(), values.to(BF16))  # a sum of -0.0 is 0.0

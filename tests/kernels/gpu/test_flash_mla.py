@@ -12,6 +12,7 @@ from hisparse_kernels.gpu.flash_mla import sparse_mla_fastest
 from hisparse_kernels.gpu.listed_often import is_listed_often
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import kv_layout
+from hisparse_kernels.sparse_mla import AttentionOptions
 from tests.kernels.gpu.attention import BF16, SCALE, Attention, assert_matches, attention
 
 GPU = pytest.mark.gpu
@@ -69,7 +70,7 @@ def test_flash_mla_attends_as_the_reference(heads: int, layout: str) -> None:
     out = torch.full((9, heads, 512), torch.nan, dtype=BF16, device="cuda")
     lse = torch.full((9, heads), torch.nan, device="cuda")
 
-    found = sparse_mla_fastest(*case.on("cuda"), out=(out, lse))
+    found = sparse_mla_fastest(*case.on("cuda"), AttentionOptions(out=(out, lse)))
 
     assert found[0] is out
     assert found[1] is lse
@@ -106,9 +107,11 @@ def test_what_flash_mla_does_not_do_is_triton_s(what: str) -> None:
         "splits": {"split_keys": 64},
     }.get(what, {})
 
-    found = sparse_mla_fastest(*case.on("cuda"), **options)
+    found = sparse_mla_fastest(*case.on("cuda"), AttentionOptions(**options))
 
-    for one, other in zip(found, sparse_mla_triton(*case.on("cuda"), **options), strict=True):
+    for one, other in zip(
+        found, sparse_mla_triton(*case.on("cuda"), AttentionOptions(**options)), strict=True
+    ):
         assert_bits_equal(one, other)
 
 

@@ -17,7 +17,7 @@ from hisparse_kernels.gpu.interpreter import interpreting
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.gpu.sparse_mla_flash import sparse_mla_flash as attend
 from hisparse_kernels.layouts import KV_LAYOUTS
-from hisparse_kernels.sparse_mla import sparse_mla_ref
+from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla_ref
 from tests.kernels.gpu.attention import SCALE, Attention, attention
 from tests.kernels.gpu.flash_pools import in_pool
 
@@ -79,7 +79,9 @@ class StandIn:
     def _attend(
         query: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, layout: str, sink: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        out, lse = sparse_mla_ref(query, rows, ids, KV_LAYOUTS[layout], SCALE, sink=sink)
+        out, lse = sparse_mla_ref(
+            query, rows, ids, KV_LAYOUTS[layout], SCALE, AttentionOptions(sink=sink)
+        )
         return out, lse.masked_fill(lse == -torch.inf, torch.inf)
 
 
@@ -104,7 +106,7 @@ def decode_case(rows: int = 2, topk: int = 64, multiple: int = 64) -> Attention:
 
 def assert_is_the_reference(found: Any, case: Attention, **options: Any) -> None:
     lists = case.query, case.pool, case.row_ids, case.layout, SCALE
-    for one, other in zip(found, sparse_mla_ref(*lists, **options), strict=True):
+    for one, other in zip(found, sparse_mla_ref(*lists, AttentionOptions(**options)), strict=True):
         assert_bits_equal(one, other)
 
 
@@ -118,7 +120,7 @@ def test_decode_gets_pages_of_64_and_lists_as_they_are(module: StandIn) -> None:
     case.row_ids[0] = -1
     sink = torch.randn(64)
 
-    found = attend(*case.on("cpu"), sink=sink)
+    found = attend(*case.on("cpu"), AttentionOptions(sink=sink))
 
     (call,) = module.calls
     assert call.pages.shape == (len(case.pool) // 64, 64, 1, 656)
@@ -133,7 +135,7 @@ def test_results_go_to_the_places_that_are_given(module: StandIn) -> None:
     case = decode_case()
     out = torch.full((2, 64, 512), torch.nan, dtype=torch.bfloat16), torch.full((2, 64), torch.nan)
 
-    found = attend(*case.on("cpu"), out=out)
+    found = attend(*case.on("cpu"), AttentionOptions(out=out))
 
     assert found is out
     assert_is_the_reference(out, case)
@@ -159,7 +161,7 @@ def test_what_is_behind_the_counts_is_none(topk: int, module: StandIn) -> None:
     case = decode_case(4, topk)
     counts = torch.tensor([0, 1, topk - 1, topk + 7]).int()
 
-    found = attend(*case.on("cpu"), valid_counts=counts)
+    found = attend(*case.on("cpu"), AttentionOptions(valid_counts=counts))
 
     behind = torch.arange(topk) >= counts[:, None]
     (call,) = module.calls
@@ -234,7 +236,7 @@ def test_rows_that_are_listed_often_go_to_the_kernel_for_prefill(
     sink = torch.randn(64)
     case.row_ids[3] = -1
 
-    found = attend(*case.on("cpu"), sink=sink)
+    found = attend(*case.on("cpu"), AttentionOptions(sink=sink))
 
     (call,) = module.calls
     assert (call.kernel, call.attn_sink is sink) == (kernel, True)
@@ -292,7 +294,7 @@ def test_nothing_else_attends_to_what_flash_mla_does_not(
     case: Attention, options: dict[str, Any], message: str, module: StandIn
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        attend(*case.on("cpu"), **options)
+        attend(*case.on("cpu"), AttentionOptions(**options))
     assert module.calls == []
 
 

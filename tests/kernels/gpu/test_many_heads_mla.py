@@ -7,18 +7,11 @@ from hisparse_kernels.gpu.listed_often import dequantised
 from hisparse_kernels.gpu.pipelines import attention_pipeline_of
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.layouts import kv_layout
-from hisparse_kernels.sparse_mla import sparse_mla_ref
+from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla_ref
 from tests.kernels.gpu.attention import BF16, F16, F32, SCALE, assert_matches, attention
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_wgmma")]
 LAYOUTS = ["fp8_ds_mla", "fp8", "bf16"]
-
-
-@pytest.fixture(autouse=True)
-def needs_wgmma() -> None:
-    found = torch.cuda.get_device_capability()
-    if found != (9, 0):
-        pytest.skip(f"the pipeline is for compute capability 9.0, found {found}")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -29,7 +22,9 @@ def test_it_runs_for_many_heads_and_matches(layout: str, heads: int, dtype: torc
 
     assert attention_pipeline_of(query, pool, stored) is not None
     for split_keys in (None, 64, 128):
-        actual = sparse_mla_triton(query, pool, ids, stored, SCALE, split_keys=split_keys)
+        actual = sparse_mla_triton(
+            query, pool, ids, stored, SCALE, AttentionOptions(split_keys=split_keys)
+        )
         assert_matches(actual, case.expected(), stored)
 
 
@@ -45,9 +40,13 @@ def test_it_leaves_fp32_to_the_triton_body() -> None:
 def test_rows_in_bf16_give_the_bits_of_the_fp8_rows_they_were(split_keys: int | None) -> None:
     query, pool, ids, stored, _ = attention(5, 64, 700).on("cuda")
 
-    coded = sparse_mla_triton(query, pool, ids, stored, SCALE, split_keys=split_keys)
+    coded = sparse_mla_triton(
+        query, pool, ids, stored, SCALE, AttentionOptions(split_keys=split_keys)
+    )
     values, bf16 = dequantised(pool, stored)
-    plain = sparse_mla_triton(query, values, ids, bf16, SCALE, split_keys=split_keys)
+    plain = sparse_mla_triton(
+        query, values, ids, bf16, SCALE, AttentionOptions(split_keys=split_keys)
+    )
 
     assert torch.equal(coded[0], plain[0])
     assert torch.equal(coded[1], plain[1])

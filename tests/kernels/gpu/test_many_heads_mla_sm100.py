@@ -22,6 +22,7 @@ from hisparse_kernels.gpu.listed_often import dequantised
 from hisparse_kernels.gpu.pipelines import sm100_attention_pipeline_of
 from hisparse_kernels.gpu.sparse_mla import attend_rows
 from hisparse_kernels.gpu.sparse_mla_sm100 import sparse_mla_sm100
+from hisparse_kernels.sparse_mla import AttentionOptions
 from tests.kernels.gluon_machine.language import EmulatedKernel
 from tests.kernels.gpu.attention import BF16, F16, Attention, assert_matches, attention
 
@@ -33,9 +34,8 @@ Attend = Callable[..., Results]
 
 def _emulated(launcher: Callable[[AttentionCall], None]) -> Attend:
     def attend(case: Attention, **options: Any) -> Results:
-        named = ("sink", "valid_counts", "split_keys", "out", "workspace")
-        given = [options.get(name) for name in named]
-        return attend_rows(lambda *_: launcher, False, *case.on("cpu"), *given)
+        asked = AttentionOptions(**options)
+        return attend_rows(lambda *_: launcher, False, *case.on("cpu"), asked)
 
     return attend
 

@@ -5,7 +5,7 @@ from accuracy import assert_bits_equal, assert_near, assert_near_largest
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
 from hisparse_kernels.kv_rows import unpack_kv_rows
 from hisparse_kernels.layouts import kv_layout
-from hisparse_kernels.sparse_mla import split_workspace_size
+from hisparse_kernels.sparse_mla import AttentionOptions, split_workspace_size
 from tests.kernels.gpu.attention import (
     BF16,
     BF16_SUMS,
@@ -59,7 +59,7 @@ def test_outputs_and_lse_match_the_reference(
     case = attention(rows, heads, topk, layout=layout, dtype=dtype)
     out = poisoned_out(case, device)
 
-    written = sparse_mla_triton(*case.on(device), out=out)
+    written = sparse_mla_triton(*case.on(device), AttentionOptions(out=out))
 
     assert written[0] is out[0]
     assert written[1] is out[1]
@@ -75,7 +75,7 @@ def test_attention_over_all_keys_is_dense_attention(
     shuffled = torch.stack([case.row_ids[0][torch.randperm(130)] for _ in range(2)])
     whole = Attention(case.query, case.pool, shuffled, case.layout)
 
-    actual = sparse_mla_triton(*whole.on(device), split_keys=split_keys)
+    actual = sparse_mla_triton(*whole.on(device), AttentionOptions(split_keys=split_keys))
 
     logits = case.query.double() @ values.T * SCALE
     dense = logits.softmax(-1) @ values[:, :512]
@@ -90,7 +90,7 @@ def test_a_lone_key_after_tiles_of_nothing_gives_its_row(
     keys = case.row_ids[:, 0].clone()
     case.row_ids.fill_(-1)[torch.arange(3), torch.tensor([0, 130, 199])] = keys
 
-    out, lse = sparse_mla_triton(*case.on(device), split_keys=split_keys)
+    out, lse = sparse_mla_triton(*case.on(device), AttentionOptions(split_keys=split_keys))
 
     values = unpack_kv_rows(case.pool[keys.long()], case.layout)
     rows = values[:, None, :512].expand(3, 4, 512).to(dtype)
@@ -120,7 +120,9 @@ def test_splits_that_may_have_no_key_merge_to_the_reference(
     out = poisoned_out(case, device)
     workspace = torch.full((size + 7,), torch.nan, device=device)
 
-    sparse_mla_triton(*case.on(device), split_keys=split_keys, out=out, workspace=workspace)
+    sparse_mla_triton(
+        *case.on(device), AttentionOptions(split_keys=split_keys, out=out, workspace=workspace)
+    )
 
     assert_matches(out, case.expected(), case.layout)
     assert not out[0][3].any()
@@ -134,14 +136,15 @@ def test_valid_counts_hide_the_ids_after_them(split_keys: int | None, device: st
     counts = torch.tensor([0, 1, 64, 65, 149, 150, 1000]).int()
 
     actual = sparse_mla_triton(
-        *case.on(device), valid_counts=counts.to(device), split_keys=split_keys
+        *case.on(device), AttentionOptions(valid_counts=counts.to(device), split_keys=split_keys)
     )
 
     assert_matches(actual, case.expected(valid_counts=counts), case.layout)
     hidden = torch.arange(150) >= counts[:, None]
     masked = case.row_ids.masked_fill(hidden, -1)
     same = sparse_mla_triton(
-        *Attention(case.query, case.pool, masked, case.layout).on(device), split_keys=split_keys
+        *Attention(case.query, case.pool, masked, case.layout).on(device),
+        AttentionOptions(split_keys=split_keys),
     )
     for one, other in zip(actual, same, strict=True):
         assert_bits_equal(one.cpu(), other.cpu())
@@ -155,7 +158,9 @@ def test_a_sink_takes_its_share_of_the_denominator_only(
     case.row_ids[2] = -1
     sink = torch.tensor([-torch.inf, -1e30, -200.0, 0.0, 5.0, 500.0, 1e30])
 
-    out, lse = sparse_mla_triton(*case.on(device), sink=sink.to(device), split_keys=split_keys)
+    out, lse = sparse_mla_triton(
+        *case.on(device), AttentionOptions(sink=sink.to(device), split_keys=split_keys)
+    )
 
     assert_matches((out, lse), case.expected(sink=sink), case.layout)
     assert_near(lse.cpu(), case.expected()[1])
@@ -176,7 +181,7 @@ def test_logits_beyond_what_exp_can_take_neither_overflow_nor_vanish(
     case.row_ids[1, 1:] = -1  # a lone key, far below 0 for some heads
     case.row_ids[1, 0] = case.row_ids[0].max()
 
-    actual = sparse_mla_triton(*case.on(device), split_keys=split_keys)
+    actual = sparse_mla_triton(*case.on(device), AttentionOptions(split_keys=split_keys))
 
     expected = case.expected()
     assert float(expected[1].max()) > 89
@@ -190,7 +195,7 @@ def test_no_rows_give_no_output(split_keys: int | None, device: str) -> None:
     query, ids = torch.zeros(0, 2, 576, dtype=BF16), torch.zeros(0, 100).int()
     none = Attention(query, torch.zeros(1, layout.row_bytes).byte(), ids, layout)
 
-    out, lse = sparse_mla_triton(*none.on(device), split_keys=split_keys)
+    out, lse = sparse_mla_triton(*none.on(device), AttentionOptions(split_keys=split_keys))
 
     assert (out.shape, out.dtype) == ((0, 2, 512), BF16)
     assert (lse.shape, lse.dtype) == ((0, 2), F32)

@@ -7,7 +7,7 @@ import torch
 from accuracy import assert_bits_equal
 from cases import NAN_BYTE, on
 from hisparse_kernels.gpu.sparse_mla import sparse_mla_triton
-from hisparse_kernels.sparse_mla import sparse_mla, split_workspace_size
+from hisparse_kernels.sparse_mla import AttentionOptions, sparse_mla, split_workspace_size
 from tests.kernels.gpu.attention import (
     BF16,
     F32,
@@ -33,7 +33,7 @@ PATHS = pytest.mark.parametrize(
 
 
 def attend(case: Attention, device: str, **options: Any) -> Results:
-    out, lse = sparse_mla_triton(*case.on(device), **options)
+    out, lse = sparse_mla_triton(*case.on(device), AttentionOptions(**options))
     return out.cpu(), lse.cpu()
 
 
@@ -106,10 +106,10 @@ def test_twenty_runs_are_equal_bit_for_bit(
     layout: str, dtype: torch.dtype, heads: int, split_keys: int | None
 ) -> None:
     args = attention(9, heads, 2048, layout=layout, dtype=dtype).on("cuda")
-    first = sparse_mla_triton(*args, split_keys=split_keys)
+    first = sparse_mla_triton(*args, AttentionOptions(split_keys=split_keys))
 
     for _ in range(19):
-        assert_same(sparse_mla_triton(*args, split_keys=split_keys), first)
+        assert_same(sparse_mla_triton(*args, AttentionOptions(split_keys=split_keys)), first)
 
 
 @pytest.mark.parametrize(("layout", "dtype"), [("fp8_ds_mla", BF16), ("fp32", F32)])
@@ -130,7 +130,7 @@ def test_strided_inputs_give_the_bits_of_packed_ones(
         stored = case.query.permute(dims).contiguous().to(device)
         query = stored.permute([dims.index(dim) for dim in range(3)])
         out, lse = sparse_mla_triton(
-            query, rows, ids, case.layout, SCALE, valid_counts=counts, sink=sink
+            query, rows, ids, case.layout, SCALE, AttentionOptions(valid_counts=counts, sink=sink)
         )
         assert not query.is_contiguous()
         assert_same((out.cpu(), lse.cpu()), packed)
@@ -208,7 +208,11 @@ def test_outputs_and_workspaces_past_two_to_the_31_values_are_written(
     assert max(rows * 128 * 512, size) > 2**31
 
     out, lse = sparse_mla_triton(
-        query.expand(rows, -1, -1), pool, ids.expand(rows, -1), *rest, split_keys=split_keys
+        query.expand(rows, -1, -1),
+        pool,
+        ids.expand(rows, -1),
+        *rest,
+        AttentionOptions(split_keys=split_keys),
     )
 
     one = attend(case, "cuda", split_keys=split_keys)
@@ -232,7 +236,7 @@ def test_a_graph_replays_with_other_rows_and_counts_and_allocates_nothing(
     workspace = torch.full((size,), torch.nan, device="cuda")
 
     def call() -> None:  # of the public op, which takes the kernels for CUDA tensors
-        sparse_mla(*args, sink, held_counts, split_keys, (out, lse), workspace)
+        sparse_mla(*args, AttentionOptions(sink, held_counts, split_keys, (out, lse), workspace))
 
     assert_allocates_nothing(call)
     replay(call, (*args[:3], held_counts), (*changed.on("cpu")[:3], new_counts))

@@ -9,6 +9,7 @@ import torch
 from accuracy import Tolerance, assert_bits_equal, assert_near, assert_near_largest
 from hisparse_kernels.gpu import sparse_mla_flash
 from hisparse_kernels.gpu.sparse_mla_flash import sparse_mla_flash as attend
+from hisparse_kernels.sparse_mla import AttentionOptions
 from tests.kernels.gpu.attention import BF16, BF16_SUMS, SCALE, Attention, Results, attention
 from tests.kernels.gpu.flash_pools import in_pool
 from tests.kernels.gpu.graphs import replay
@@ -53,7 +54,9 @@ def test_decode_matches_the_reference(rows: int, options: str, heads: int) -> No
     if "counts" in options:
         made["valid_counts"] = counts_of(case)
 
-    found = attend(*case.on("cuda"), **{name: one.cuda() for name, one in made.items()})
+    found = attend(
+        *case.on("cuda"), AttentionOptions(**{name: one.cuda() for name, one in made.items()})
+    )
 
     assert found[0].dtype == BF16
     assert_matches(found, case.expected(**made))
@@ -84,7 +87,7 @@ def test_rows_that_are_listed_often_match_the_reference(layout: str, heads: int)
     case.row_ids[-1] = -1
     sink, counts = torch.randn(heads), counts_of(case)
 
-    found = attend(*case.on("cuda"), sink=sink.cuda(), valid_counts=counts.cuda())
+    found = attend(*case.on("cuda"), AttentionOptions(sink=sink.cuda(), valid_counts=counts.cuda()))
 
     assert_matches(found, case.expected(sink=sink, valid_counts=counts))
 
@@ -141,7 +144,9 @@ def test_replays_attend_to_what_lists_queries_and_counts_say_then(rows: int, hea
     changed = replace(case, query=case.query.flip(0, 1), row_ids=case.row_ids.flip(0, 1))
 
     def call() -> None:
-        attend(query, pool, row_ids, *rest, sink=sink, valid_counts=counts, out=out)
+        attend(
+            query, pool, row_ids, *rest, AttentionOptions(sink=sink, valid_counts=counts, out=out)
+        )
 
     call()
     kept = set(sparse_mla_flash._schedules)

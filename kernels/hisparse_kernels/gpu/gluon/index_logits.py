@@ -22,7 +22,7 @@ from hisparse_kernels.gpu.gluon.options import pipeline_options
 from hisparse_kernels.gpu.gluon.products import accumulators, finish_product, start_product
 from hisparse_kernels.gpu.gluon.row_runs import mask_rows, rows_that_see, store_rows
 from hisparse_kernels.gpu.gluon.steps import await_copies, begin_step, finish_step, four_of
-from hisparse_kernels.gpu.score_keys import split_keys
+from hisparse_kernels.gpu.score_keys import codes_and_scales
 from hisparse_kernels.layouts import IndexLayout
 
 _KEYS = 128  # of a tile: with 64 or 256, or more warps, an H100 needs 3 to 16 % more time
@@ -52,7 +52,7 @@ def index_logits_gluon(
         return out
     num_tiles = triton.cdiv(num_keys, _KEYS)
     rows_per_program = _rows_per_program(rows, num_tiles, heads)
-    codes, scales = split_keys(index_rows.contiguous(), layout)
+    codes, scales = codes_and_scales(index_rows.contiguous(), layout)
     _ragged_pipeline[num_tiles, triton.cdiv(rows, rows_per_program)](
         index_q.contiguous(),
         index_weights.contiguous(),

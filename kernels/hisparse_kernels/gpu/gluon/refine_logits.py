@@ -19,7 +19,7 @@ from hisparse_kernels.gpu.gluon.options import pipeline_options
 from hisparse_kernels.gpu.gluon.products import accumulators, finish_product, start_product
 from hisparse_kernels.gpu.gluon.row_tiles import tile_at, tiles_to_score
 from hisparse_kernels.gpu.gluon.steps import await_copies, begin_step, finish_step, four_of
-from hisparse_kernels.gpu.score_keys import split_keys, tiles_per_program
+from hisparse_kernels.gpu.score_keys import codes_and_scales, tiles_per_program
 from hisparse_kernels.layouts import IndexLayout
 
 _KEYS = 128  # of a tile: one tcgen05 product; a block is of whole tiles
@@ -49,7 +49,7 @@ def refine_logits_gluon(
         return out
     num_tiles = num_entries * block_tokens // _KEYS
     tiles = tiles_per_program(rows, num_tiles)
-    codes, scales = split_keys(index_pages, layout)
+    codes, scales = codes_and_scales(index_pages, layout)
     _refine_pipeline[rows, triton.cdiv(num_tiles, tiles)](
         index_q.contiguous(),
         index_weights.contiguous(),

@@ -45,8 +45,6 @@ class Dealer:
             return self._due.pop(0)[1]
         return drawn or self._event() or self._client_operation(lives)
 
-    # -- events -------------------------------------------------------------------------------
-
     def _event(self) -> Operation | None:
         if self._draws.randrange(_EVENT_ONE_IN) == 0:
             names = ("checkpoint", "checkpoint", "audit", "slow_client", "dying_client", "hang_up")
@@ -113,8 +111,6 @@ class Dealer:
     def _later(self, operation: Operation) -> None:
         self._due.append((self._dealt + self._draws.randint(4, 20), operation))
         self._due.sort(key=lambda due: due[0])
-
-    # -- clients ------------------------------------------------------------------------------
 
     def _client(self) -> int:
         return self._draws.randrange(self._settings.sessions)

@@ -164,7 +164,7 @@ impl Store {
         self.sync_dirty()?;
         let mut files = lock(&self.files);
         let held = self.take_empty(segment)?;
-        if let Err(error) = self.write_manifest(None) {
+        if let Err(error) = self.write_shorter_manifest() {
             // either manifest may be in force: the segment stays until the next one is
             lock(&self.index).segments.insert(segment, held);
             return Err(error);
@@ -201,6 +201,7 @@ impl Store {
         let unlinked = passed.and_then(|()| self.directory.unlink_segment(segment));
         unlinked.map_err(io_error("unlink"))?;
         lock(&self.files).condemned.retain(|condemned| *condemned != segment);
+        self.keep_reserve();
         Ok(())
     }
 }

@@ -8,16 +8,21 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, FlockOperation, Mode, OFlags, flock, openat, renameat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
 use super::error::io_error;
 use super::failpoint::{Failpoint, Failpoints};
+use super::page_header::BLOCK_LEN;
 
 const MANIFEST: &str = "manifest";
 const NEXT_MANIFEST: &str = "manifest.next";
+/// Room for the manifest that gives a segment up: a full disk has none.
+const RESERVE: &str = "reserve";
 const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// The directory, locked while this lives.
@@ -64,6 +69,22 @@ impl Directory {
         self.itself.sync_all()
     }
 
+    /// Keeps room for a manifest of so many bytes, and for one that is a little longer.
+    pub(super) fn keep_reserve(&self, manifest_bytes: usize) -> io::Result<()> {
+        let needed = manifest_bytes.next_multiple_of(BLOCK_LEN) + BLOCK_LEN;
+        let found = statat(&self.itself, RESERVE, AtFlags::empty()).map_or(0, |stat| stat.st_size);
+        if usize::try_from(found).is_ok_and(|found| found >= needed) {
+            return Ok(());
+        }
+        let mut file = new_file(&self.itself, RESERVE, OFlags::TRUNC)?;
+        file.write_all(&vec![0; needed]).inspect_err(|_| drop(self.give_reserve()))
+    }
+
+    /// Gives the disk what was kept.
+    pub(super) fn give_reserve(&self) -> io::Result<()> {
+        self.unlink(RESERVE)
+    }
+
     /// The segments that there are files of.
     pub(super) fn segments(&self) -> Result<Vec<u32>> {
         let mut segments = Vec::new();
@@ -86,7 +107,11 @@ impl Directory {
     }
 
     pub(super) fn unlink_segment(&self, segment: u32) -> io::Result<()> {
-        match unlinkat(&self.itself, segment_name(segment), AtFlags::empty()) {
+        self.unlink(&segment_name(segment))
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        match unlinkat(&self.itself, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),
         }

@@ -36,9 +36,14 @@ pub(super) enum BadManifest {
 }
 
 impl Manifest {
+    /// Bytes of a manifest of so many segments.
+    pub(super) const fn num_bytes(num_segments: usize) -> usize {
+        HEAD_BYTES + num_segments * LISTED_BYTES + CRC_BYTES
+    }
+
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let len = HEAD_BYTES + self.segments.len() * LISTED_BYTES;
-        let mut bytes = vec![0; len + CRC_BYTES];
+        let mut bytes = vec![0; Self::num_bytes(self.segments.len())];
+        let len = bytes.len() - CRC_BYTES;
         let mut fields = FieldWriter::new(&mut bytes);
         fields.bytes(&MAGIC).u32(FORMAT_VERSION).u32(0).bytes(&self.digest);
         fields.u64(self.segments.len() as u64);

@@ -84,6 +84,7 @@ impl FileTier {
             store.write_manifest(None)?;
             drop(files);
         }
+        store.keep_reserve(); // of an earlier version there is none
         let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
         let report = Recovery { micros, ..recovered.report };
         Ok((Self { pool, store: Arc::new(store) }, report))

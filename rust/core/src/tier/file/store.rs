@@ -174,7 +174,25 @@ impl Store {
         let bytes = Manifest { digest: self.options.digest, segments }.to_bytes();
         let replaced = self.directory.replace_manifest(&bytes, &self.options.failpoints);
         let (need, capacity) = (bytes.len() as u64, self.options.capacity_bytes);
-        replaced.map_err(write_error("replace manifest", need, capacity))
+        replaced.map_err(write_error("replace manifest", need, capacity))?;
+        self.keep_reserve();
+        Ok(())
+    }
+
+    /// As `write_manifest` of the segments held, on a full disk, too: fewer segments make room.
+    pub(super) fn write_shorter_manifest(&self) -> Result<()> {
+        let written = self.write_manifest(None);
+        if !matches!(written, Err(Error::TierFull { .. })) {
+            return written;
+        }
+        self.directory.give_reserve().map_err(io_error("unlink"))?;
+        self.write_manifest(None)
+    }
+
+    /// Keeps room on the disk for the manifest that gives a segment up, as far as there is any.
+    pub(super) fn keep_reserve(&self) {
+        let num_bytes = Manifest::num_bytes(lock(&self.index).segments.len());
+        let _ = self.directory.keep_reserve(num_bytes); // tried again when a segment has gone
     }
 
     /// Writes the footers of segments that nobody appends to any more, as far as that succeeds.
