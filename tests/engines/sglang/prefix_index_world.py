@@ -18,7 +18,7 @@ from tests.engines.sglang.passes import expected, extend_rows_pass, slots_of
 from tests.engines.sglang.prefix_world import CachingEngine, prefix_hashes
 from tests.engines.sglang.world import LAYOUT, TOPK
 
-_LARGEST_CODE = 0x7E
+_JUNK = 0x60  # large, and still finite where 64 rows of it are pooled
 _ALIKE = 40  # neighbours, so that pages differ
 
 
@@ -107,13 +107,20 @@ class CachingIndexWorld(CachingEngine, IndexWorld):
         self.spoil()
 
     def spoil(self) -> None:
-        """Where nothing is in prefill, nothing in the pages of prompts is anybody's."""
+        """Overwrites what is nobody's of offloaded keys in pages of prompts, and of pooled ones."""
         part, pooled = self.coordinator.tier.config.index, pooled_pages_of(self.pool)
-        assert part is not None
+        if part is None:
+            return
         assert pooled is not None
+        mapped = self.allocator.full_to_hisparse_device_index_mapping[:-1]
+        used = torch.div(mapped - part.row_shift, PAGE, rounding_mode="floor").clamp(min=0)
+        is_free = torch.ones(part.first_page, dtype=torch.bool)
+        is_free[used] = False
+        is_free[0] = False
+        pages = is_free.nonzero()[:, 0]
         for layer in self.anchors:
-            self.pool.index_k_with_scale_buffer[layer][1 : part.first_page] = _LARGEST_CODE
-            pooled.of_layer(layer).fill_(_LARGEST_CODE)
+            self.pool.index_k_with_scale_buffer[layer][pages] = _JUNK
+        pooled.rows_written_in_all_layers(pages * PAGE + PAGE - 1)
 
     def check_pages(
         self, pages: torch.Tensor, tokens: Sequence[int], first: int, host: Any

@@ -226,6 +226,7 @@ def lives_of(world: CachingIndexWorld, seed: int) -> list[list[list[int]]]:
         lives.collect()
         lives.finish_all(at_their_end=True)
         world.check_all()
+        world.spoil()
     while world.running or lives.waiting:
         lives.finish_all(at_their_end=False)
         lives.collect()
