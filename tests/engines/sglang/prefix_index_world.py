@@ -27,6 +27,7 @@ class CachingIndexWorld(CachingEngine, IndexWorld):
 
     Attributes:
         lists: what the passes selected, in order.
+        num_found: tokens that prefill passes had before theirs.
         looks: whether lists are looked at.
         selects_prompts: whether prompts select.
     """
@@ -36,6 +37,7 @@ class CachingIndexWorld(CachingEngine, IndexWorld):
     def __init__(self, folder: Any, options: dict[str, Any] | None = None, **changed: Any) -> None:
         self.lists: list[list[list[int]]] = []
         self.looks = self.selects_prompts = True
+        self.num_found = 0
         self.tokens_of: dict[int, list[int]] = {}
         odd = np.random.default_rng(1).integers(1 << 62, size=(LAYERS, 128))
         self.index_multipliers = (2 * odd + 1).astype(np.uint64)
@@ -63,6 +65,7 @@ class CachingIndexWorld(CachingEngine, IndexWorld):
         """Writes the index keys of a prefill's own tokens, and selects among all."""
         super().compute(req)
         begin, end = self.extent(req)
+        self.num_found += begin
         self.tokens_of[req.row] = self.computed(req)
         for layer in self.anchors:
             before = stored_rows(self.keys_for(self.tokens_of[req.row][:begin], layer))
