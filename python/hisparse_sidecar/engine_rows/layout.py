@@ -102,7 +102,7 @@ class EngineRowsConfig:
         )
 
     def capacity(self) -> DeviceCapacity:
-        """What the core hands out: hot slots, window pages; of the rest there is enough."""
+        """What the core hands out: slots, window pages; the rest is enough if no page is shared."""
         tokens, sequences = self.host_pages * PAGE_TOKENS, self.max_sequences
         blocks = tokens // PAGE_TOKENS + sequences
         return DeviceCapacity(
