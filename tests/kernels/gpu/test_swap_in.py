@@ -8,7 +8,6 @@ from hisparse_kernels.gpu.spill import spill_triton
 from hisparse_kernels.gpu.swap_in import swap_in_blocks_triton, swap_in_triton
 from hisparse_kernels.resolve import MissPlan
 from hisparse_kernels.swap_in import FreshRows, swap_in_blocks_ref, swap_in_ref
-from hisparse_sidecar.row_groups import fresh_of, plan_of
 from tests.kernels.gpu.graphs import assert_allocates_nothing, pinned_on_gpu, replay
 
 ROW_BYTES = pytest.mark.parametrize("row_bytes", [132, 528, 656, 1152, 2304])
@@ -149,7 +148,8 @@ def test_any_number_of_programs_brings_all_rows_of_some_sequences(
     swap_in_ref(host, page_table.cpu(), plan, expected, wanted)
 
     for some in (slice(0, 1), slice(1, 3), slice(3, 4), slice(4, 4)):
-        rows, own = plan_of(held, some), fresh_of(fresh, some)
+        rows = MissPlan(*(tensor[some] for tensor in tensors(held)))
+        own = FreshRows(fresh.rows, *(tensor[some] for tensor in fresh_tensors(fresh)[1:]))
         swap_in_triton(host.to(device), page_table[some], rows, hot, own, max_programs)
 
     assert_bits_equal(hot.cpu(), expected)
