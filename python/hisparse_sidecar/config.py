@@ -197,8 +197,8 @@ class SidecarConfig:
         device: where the device tier lives: "cpu", "cuda" or "cuda:N".
         backend: "reference" (plain PyTorch), "triton", or "auto" for the best that `device` has.
             "gluon_sm100": Triton, and attention's body for Blackwell, which has never run.
-            "flash_mla": Triton, and FlashMLA for attention on sm_90: with 64 or 128 heads and large
-            batches it is the faster one, and the last bits of a row depend on the step's rows.
+            "flash_mla": Triton, and FlashMLA for attention on sm_90, which is faster with 64 or 128
+            heads, most of all in large batches; the last bits of a row depend on the step's rows.
         hot_slots: KV rows of one sequence and layer on the device; default 2 * topk.
         window_blocks: index-key blocks of one sequence and anchor layer on the device. At 1M tokens
             112 of them and all pooled keys take 2.9 B a token; 176 of them 3.9 B.

@@ -2,7 +2,7 @@
 
 import torch
 
-from hisparse_kernels.sparse_mla import AttentionOptions
+from hisparse_kernels.sparse_mla import AttentionOptions, empty_results
 from hisparse_sidecar.block_window import BlockWindow
 from hisparse_sidecar.checks import check_inputs
 from hisparse_sidecar.config import SelectionConfig
@@ -182,17 +182,12 @@ class LayerPipeline:
         query, split_keys = inputs.query, self._tiers.config.decode_split(inputs.query.shape[1])
         if len(groups) == 1:
             return self._attend(query, hot_rows, slots, inputs.sink, split_keys)
-        out, lse = self._empty_results(query)
+        out, lse = empty_results(query, self._tiers.config.kv)
         for group in groups:
             some, to = group.rows, (out[group.rows], lse[group.rows])
             group.ready.wait()
             self._attend(query[some], hot_rows, slots[some], inputs.sink, split_keys, to)
         return out, lse
-
-    def _empty_results(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, heads, _ = query.shape
-        lse = query.new_empty(rows, heads, dtype=torch.float32)
-        return query.new_empty(rows, heads, self._tiers.config.kv.latent_dim), lse
 
     def _attend_staged(
         self, step: Step, kv_rows: LayerKvRows, inputs: LayerInputs

@@ -170,6 +170,7 @@ class StepCalls(SidecarState):
         self._step = None
         self._steps_aborted += 1
         self._tiers.side.join()
+        self._tiers.copies.join()  # a layer that has failed waited for none of its rows
         with suppress(HisparseError):  # whatever was wrong is put back
             step.watch.read(step.row_seq)
         self._tiers.ranks.end_step(committed=False)

@@ -11,6 +11,8 @@ import pytest
 
 from hisparse_sidecar.cli.stress import promises
 from hisparse_sidecar.cli.stress.counts import Counts
+from hisparse_sidecar.cli.stress.dealer import Operation
+from hisparse_sidecar.cli.stress.fault_operations import corrupt
 from hisparse_sidecar.cli.stress.lives import Life
 from hisparse_sidecar.cli.stress.oracle import Oracle
 from hisparse_sidecar.cli.stress.page_names import PageNames, keyed_hash
@@ -148,6 +150,22 @@ def remove_first(run: SimpleNamespace, count: int) -> list[bytes]:
     for name in removed:
         del run.stored[name]
     return removed
+
+
+@pytest.mark.parametrize(("is_gone", "outcome"), [(False, "done"), (True, "skipped")])
+def test_a_file_that_was_given_up_since_is_not_damaged(
+    run: SimpleNamespace, tmp_path: Path, is_gone: bool, outcome: str
+) -> None:
+    reader = reader_of(tmp_path, record(1, 1, b"a" * PAGE_BYTES))
+    found = reader.paths(more_than=8192)
+    run.files = SimpleNamespace(
+        paths=lambda more_than: found, pages=reader.pages, damage=reader.damage
+    )
+    if is_gone:
+        found[0].unlink()
+    assert corrupt(run, Operation(do="corrupt", file=0.0, place=0.5, how="flip")) == outcome
+    assert run.counts.faults["corrupt"] == (not is_gone)
+    assert run.may_lose is not is_gone
 
 
 def test_bytes_under_a_private_name_are_no_promise(run: SimpleNamespace) -> None:

@@ -1,7 +1,6 @@
 """On CUDA no layer waits for the device: what went wrong in a step is found when it ends."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,7 +10,7 @@ from hisparse_sidecar import LayerInputs, LayerOutputs, Sidecar, SidecarConfig
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from hisparse_sidecar.host_memory import HostMemory
-from hisparse_sidecar.side_stream import SideStream
+from tests.far_apart import keep_far_apart
 from tests.no_waiting import no_waiting
 from tests.pipeline.world import (
     FLAT,
@@ -219,23 +218,12 @@ def _life(config: SidecarConfig, accident: Accident | None = None) -> list[Layer
 
 
 @pytest.mark.parametrize("selection", [HISA_OF_4, ADAPTIVE], ids=["fixed", "adaptive"])
-@pytest.mark.parametrize("slow", ["fetch", "layer"])
+@pytest.mark.parametrize("slow", ["beside", "layer"])
 def test_blocks_that_are_fetched_beside_a_layer_are_neither_read_nor_evicted_too_early(
     selection: SelectionConfig, slow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Either stream may be far behind the other; aborted and cut steps leave fetches behind."""
-    beside = SideStream.beside
-
-    @contextmanager
-    def far_apart(side: SideStream) -> Iterator[None]:
-        if slow == "layer":
-            torch.cuda._sleep(20_000_000)
-        with beside(side):
-            if slow == "fetch":
-                torch.cuda._sleep(20_000_000)
-            yield
-
-    monkeypatch.setattr(SideStream, "beside", far_apart)
+    keep_far_apart(monkeypatch, slow)
 
     def life(window_blocks: int) -> list[LayerOutputs]:
         config = small_config(selection=selection, window_blocks=window_blocks)

@@ -1,7 +1,6 @@
 """Rows in an engine's memory: what was selected is there, byte for byte; in a graph, too."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,7 +15,7 @@ from hisparse_sidecar.errors import (
     InvalidArgument,
     WrongState,
 )
-from hisparse_sidecar.side_stream import SideStream
+from tests.far_apart import keep_far_apart
 from tests.launches import Launches
 from tests.no_waiting import no_waiting
 from tests.pipeline import world
@@ -342,21 +341,10 @@ def test_a_layer_neither_allocates_nor_waits(engine: Engine) -> None:
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
-@pytest.fixture(params=["fetch", "engine"])
+@pytest.fixture(params=["beside", "engine"])
 def far_apart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is fetched, or what the engine does, is slow."""
-    beside = SideStream.beside
-
-    @contextmanager
-    def slow_beside(side: SideStream) -> Iterator[None]:
-        if request.param == "engine":
-            torch.cuda._sleep(20_000_000)
-        with beside(side):
-            if request.param == "fetch":
-                torch.cuda._sleep(20_000_000)
-            yield
-
-    monkeypatch.setattr(SideStream, "beside", slow_beside)
+    keep_far_apart(monkeypatch, request.param)
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ import torch
 
 from hisparse_sidecar import Sidecar
 from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.side_stream import StreamMark
 from tests.launches import Launches
 from tests.pipeline.world import FLAT, Rows, pack_rows, prefill, random_rows, run_step, small_config
 
@@ -72,7 +73,10 @@ def test_a_layer_whose_keys_are_resident_launches_its_ops_alone(
     assert found == [anchor, SHARED, anchor]
 
 
-def test_rows_come_in_and_are_attended_to_by_groups(launches: Launches) -> None:
+def test_rows_come_in_and_are_attended_to_by_groups(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StreamMark, "wait", lambda _: launches.names.append("wait"))
     config = small_config(selection=HISA, window_blocks=16, overlap_rows=2)
     with Sidecar(config) as sidecar:
         rows = []
@@ -81,7 +85,7 @@ def test_rows_come_in_and_are_attended_to_by_groups(launches: Launches) -> None:
             prefill(sidecar, rows[-1].sequence, 100 + number, number)
         run_step(sidecar, rows, "decode")  # fills the windows
         found = layers_of(sidecar, launches, rows, 5)
-    groups = ["swap_in"] * 3 + ["sparse_mla"] * 3
+    groups = ["swap_in"] * 3 + ["wait", "sparse_mla"] * 3
     anchor = ["append_rows", *SELECTS, "resolve", *groups]
     assert found == [anchor, ["append_rows", *groups], anchor]
 

@@ -15,7 +15,7 @@ from hisparse_sidecar.engine_rows import EngineRowTier
 from hisparse_sidecar.engines.sglang.rank_agreement import agree
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.ranks import RankPlace
-from tests.ranks.pool_world import CONFIG, PAGE, PoolLife, group_of
+from tests.ranks.pool_world import CONFIG, PAGE, PoolLife, group_of, meet
 from tests.ranks.processes import Group
 
 SECONDS = 60.0
@@ -57,6 +57,7 @@ def take_another_page(place: RankPlace, call: str) -> str:
         def make() -> None:
             if call == "step":
                 life.tier.append(sequences)
+                meet(group)  # each has room for 60 steps: the next one waits for rank 1's end
             elif call == "prompt":
                 sequence = life.tier.open(70, 1)
                 life.tier.take_prompt(sequence, life.numbers(range(70)))
@@ -67,6 +68,8 @@ def take_another_page(place: RankPlace, call: str) -> str:
 
         # rank 0 notices with a later decision
         found = error_in_time(make) if place.leads else error_of(make)
+        if call == "step" and not place.leads:
+            meet(group)
         again = error_of(lambda: life.tier.append([sequences[0]]))
         assert again == found
         life.tier.close()

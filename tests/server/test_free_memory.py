@@ -13,6 +13,7 @@ from tests.pipeline.world import small_config
 
 _PIECES = 2000
 _PIECE_BYTES = 64 * 1024
+_KEPT_BYTES = 2048
 
 
 def resident_bytes() -> int:
@@ -21,17 +22,18 @@ def resident_bytes() -> int:
 
 @contextmanager
 def freed_between_kept_objects() -> Iterator[None]:
-    """Inside, malloc has freed pieces between small objects that live: nothing is at an end."""
+    """Inside, malloc has a free piece behind each of many small objects: nothing is at an end."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    libc.realloc.restype = ctypes.c_void_p
+    libc.realloc.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
     libc.free.argtypes = (ctypes.c_void_p,)
-    kept, pieces = [], []
-    for _ in range(_PIECES):
-        pieces.append(libc.malloc(_PIECE_BYTES))
-        kept.append(libc.malloc(2048))
-        ctypes.memset(pieces[-1], 1, _PIECE_BYTES)
-    for piece in pieces:
-        libc.free(piece)
+    whole = [libc.malloc(_KEPT_BYTES + _PIECE_BYTES) for _ in range(_PIECES)]
+    for one in whole:
+        ctypes.memset(one, 1, _KEPT_BYTES + _PIECE_BYTES)
+    # an object that shrinks stays where it is
+    kept = [libc.realloc(one, _KEPT_BYTES) for one in whole]
+    assert kept == whole
     yield
     for one in kept:
         libc.free(one)

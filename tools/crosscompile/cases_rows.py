@@ -152,6 +152,7 @@ def _swap_in_fresh(layout: KvLayout) -> None:
         fresh = FreshRows(kv_rows(4 * seqs, layout), int32(seqs), int32(seqs), counts)
         hot = kv_rows(seqs * HOT_SLOTS, layout)
         swap_in_triton(host, page_table(seqs), miss_plan(seqs, HOT_SLOTS), hot, fresh)
+    swap_in_triton(host, page_table(seqs), miss_plan(seqs, HOT_SLOTS), hot, fresh, 32)
 
 
 def _spill(layout: KvLayout) -> None:

@@ -28,8 +28,7 @@ def swap_in_triton(
     known: tuple[torch.Tensor | None, ...] = (None,) * 4
     if fresh is not None:
         known = fresh.rows, fresh.first_item, fresh.first_row, fresh.num_missed
-    most = max_programs or _PROGRAMS
-    _copy(_swap_in_kernel, host_rows, page_table, plan, hot_rows, 1, most, *known)
+    _copy(_swap_in_kernel, host_rows, page_table, plan, hot_rows, 1, max_programs, *known)
 
 
 def swap_in_blocks_triton(
@@ -42,7 +41,7 @@ def swap_in_blocks_triton(
     """See `hisparse_kernels.swap_in.swap_in_blocks`; a count of -1 is none."""
     pages_per_block = block_tokens // PAGE_TOKENS
     tables = host_pages, page_table, plan, window_pages
-    _copy(_swap_in_blocks_kernel, *tables, pages_per_block, _PROGRAMS)
+    _copy(_swap_in_blocks_kernel, *tables, pages_per_block, None)
 
 
 def _copy(
@@ -52,7 +51,7 @@ def _copy(
     plan: MissPlan,
     target: torch.Tensor,
     pages_per_block: int,
-    max_programs: int,
+    max_programs: int | None,
     *known: torch.Tensor | None,
 ) -> None:
     num_seqs, cap = plan.miss_item.shape
@@ -61,7 +60,9 @@ def _copy(
     row_bytes = source.shape[1]
     word, word_bytes = word_dtype(row_bytes)
     tiles = triton.cdiv(cap * pages_per_block * row_bytes, _TILE_BYTES)
-    programs = min(tiles, max(1, max_programs // num_seqs))
+    programs = min(tiles, max(1, (max_programs or _PROGRAMS) // num_seqs))
+    # what starts early waits in places that were to be left to others
+    options = overlap_options() if max_programs is None else {}
     kernel[(num_seqs, programs)](
         source,
         page_table,
@@ -79,7 +80,7 @@ def _copy(
         _TILE_BYTES // word_bytes,
         num_warps=4,
         enable_fp_fusion=False,
-        **overlap_options(),
+        **options,
     )
 
 

@@ -10,7 +10,7 @@ _EXAMPLES = """\
 examples:
   hisparse info                      what this machine has and how fast it copies
   hisparse demo                      prefill and decode from host memory, against the reference
-  hisparse serve --model-dir models/tiny-dsa --socket /tmp/hisparse.sock
+  hisparse serve --model-dir models/tiny-dsa --host-pages 256 --socket /tmp/hisparse.sock
   hisparse bench --list              the benchmark suites
   hisparse tune                      where flat selection is faster than HISA on this machine
   hisparse stress --seconds 60       load and faults, against an oracle of every byte

@@ -16,7 +16,7 @@ def sidecar_config(
 
     Args:
         model_dir: checkpoint folder whose config.json gives `model`.
-        config_file: JSON file; wins over the checkpoint.
+        config_file: JSON or TOML file; wins over the checkpoint.
         flags: nested values; they win over both.
 
     Raises:

@@ -20,9 +20,9 @@ _LOG = logging.getLogger("hisparse_sidecar.server")
 _FAST_EXIT_SECONDS = 5.0
 _LIMIT_FLAGS = {
     "drain_seconds": "time to end in, from SIGTERM on",
-    "max_silent_seconds": "end a client of which nothing is heard for longer",
-    "max_unread_seconds": "end a stream whose client is behind with reading for longer",
-    "max_step_idle_seconds": "abort an open step of which no call comes for longer",
+    "max_silent_seconds": "end a client that makes no call and sends no sign of life for longer",
+    "max_unread_seconds": "end a stream whose client does not read for longer",
+    "max_step_idle_seconds": "abort an open step without a call for longer",
 }
 
 
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hisparse_sidecar.server", description=main.__doc__
     )
-    parser.add_argument("--config", type=Path, required=True, help="JSON file of SidecarConfig")
+    parser.add_argument("--config", type=Path, required=True, help="JSON or .toml of SidecarConfig")
     add_server_flags(parser)
     return parser
 
@@ -151,8 +151,8 @@ def add_server_flags(parser: argparse.ArgumentParser, socket: Path | None = None
         action="append",
         default=[],
         metavar="NAME=PAGES",
-        help="a tenant and the pages of the host pool that it may have; repeat for more; without "
-        "NAME: of all sequences that are opened for no tenant; default: no limit for these",
+        help="pages of the host pool that tenant NAME may have; repeat for more tenants; =PAGES "
+        "limits sequences that name no tenant, which have no limit by default",
     )
     tcp = parser.add_argument_group("TCP", "off by default; needs a token or client certificates")
     tcp.add_argument("--tcp", metavar="HOST:PORT", help="serve on TCP too")

@@ -1,3 +1,5 @@
+from collections import defaultdict
+
 import pytest
 import torch
 
@@ -132,6 +134,47 @@ def test_missed_rows_arrive_byte_for_byte_and_others_stay(
     swap_in_triton(host.to(device), page_table.to(device), on(device, plan), hot)
 
     assert_bits_equal(hot.cpu(), expected)
+
+
+@pytest.mark.parametrize("max_programs", [1, 2, 32])
+def test_any_number_of_programs_brings_all_rows_of_some_sequences(
+    max_programs: int, device: str
+) -> None:
+    host, expected = random_bytes(12 * 64, 656), random_bytes(700, 656, seed=1)
+    page_table = torch.randperm(12).view(4, 3).int().to(device)
+    plan = random_plan([192, 5, 0, 60], 3 * 64, 700, 192)
+    wanted = fresh_rows([1, 2, 1, 3], [191, 190, 191, 189], 656)
+    hot, fresh, held = expected.clone().to(device), fresh_on(device, wanted), on(device, plan)
+    swap_in_ref(host, page_table.cpu(), plan, expected, wanted)
+
+    for some in (slice(0, 1), slice(1, 3), slice(3, 4), slice(4, 4)):
+        rows = MissPlan(*(tensor[some] for tensor in tensors(held)))
+        own = FreshRows(fresh.rows, *(tensor[some] for tensor in fresh_tensors(fresh)[1:]))
+        swap_in_triton(host.to(device), page_table[some], rows, hot, own, max_programs)
+
+    assert_bits_equal(hot.cpu(), expected)
+    assert fresh.num_missed.tolist() == wanted.num_missed.tolist()
+
+
+def test_programs_beside_others_do_not_start_before_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They would take room of a GPU while they wait."""
+    early: list[bool] = []
+
+    def launch(*_: object, **options: object) -> None:
+        early.append("launch_pdl" in options)
+
+    kernel: dict[tuple[int, int], object] = defaultdict(lambda: launch)
+    monkeypatch.setattr("hisparse_kernels.gpu.swap_in._swap_in_kernel", kernel)
+    monkeypatch.setattr(
+        "hisparse_kernels.gpu.swap_in.overlap_options", lambda: {"launch_pdl": True}
+    )
+    plan, table = random_plan([4], 64, 64, 4), torch.zeros(1, 1, dtype=torch.int32)
+    for max_programs in (None, 32):
+        rows = random_bytes(64, 656)
+        swap_in_triton(rows, table, plan, rows, None, max_programs)
+    assert early == [True, False]
 
 
 @pytest.mark.parametrize("row_bytes", [16, 48, 4112])

@@ -32,7 +32,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add = parser.add_argument
     add("--model", type=Path, metavar="DIR", help="DSA checkpoint (models/tiny-dsa)")
     add("--text", type=Path, metavar="PATH", help="text file or folder of them (examples/text)")
-    add("--prompt-tokens", type=int, default=12000, metavar="N", help="(%(default)s)")
+    add(
+        "--prompt-tokens",
+        type=int,
+        default=12000,
+        metavar="N",
+        help="length of the prompt (%(default)s)",
+    )
     add("--new-tokens", type=int, default=64, metavar="N", help="generated tokens (%(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="chooses the facts (%(default)s)")
     add(

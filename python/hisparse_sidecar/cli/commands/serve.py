@@ -12,13 +12,14 @@ from hisparse_sidecar.server.main import add_server_flags, server_options
 from hisparse_sidecar.server.main import run as serve
 
 _DESCRIPTION = """\
-Serve one sidecar over gRPC. Its configuration comes from a JSON file with the fields of
-SidecarConfig, from flags, or from both; flags win. The server ends on SIGTERM or SIGINT.
+Serve one sidecar over gRPC. Its configuration comes from a JSON or TOML file with the fields of
+SidecarConfig, from flags, or from both; flags win. docs/configuration.md explains every field.
+The server ends on SIGTERM or SIGINT; a second signal cuts the end short.
 """
 _EXAMPLES = """\
 examples:
   hisparse serve --socket /run/hisparse/sidecar.sock --config sidecar.json
-  hisparse serve --socket s.sock --model-dir models/tiny-dsa --host-pages 256 --block-tokens 64
+  hisparse serve --socket s.sock --model-dir models/tiny-dsa --host-pages 256
 
 sidecar.json:
   {"model": {"num_layers": 4, "anchor_of": [0, 1, 2, 3], "index_heads": 32, "topk": 512,
@@ -37,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--config", type=Path, metavar="FILE", help="JSON file with the fields of SidecarConfig")
+    add("--config", type=Path, metavar="FILE", help="JSON (or .toml) file of SidecarConfig")
     add("--model-dir", type=Path, metavar="DIR", help="take the model's shape from its config.json")
     add(
         "--json", action="store_true", help="write the configuration as one JSON object, then serve"

@@ -41,18 +41,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--seconds", type=float, default=60.0, metavar="N", help="(%(default)g)")
-    add("--operations", type=int, metavar="N", help="at most so many (as the time allows)")
-    add("--seed", type=int, default=0, metavar="S", help="of every draw (%(default)s)")
+    add("--seconds", type=float, default=60.0, metavar="N", help="length of the run (%(default)g)")
+    add("--operations", type=int, metavar="N", help="stop after so many (no limit)")
+    add("--seed", type=int, default=0, metavar="S", help="of all random choices (%(default)s)")
     add("--sessions", type=int, default=4, metavar="K", help="clients at a time (%(default)s)")
     every = "alloc,io,kill,corrupt,enospc,slow,remote"
-    add("--faults", default=every, metavar="KINDS", help="'' = none (%(default)s)")
-    add("--tiers", default="file,remote", metavar="NAMES", help="below the host (%(default)s)")
+    add("--faults", default=every, metavar="KINDS", help="faults to make; '' = none (%(default)s)")
+    add("--tiers", default="file,remote", metavar="NAMES", help="lower tiers (%(default)s)")
     add("--directory", type=Path, metavar="DIR", help="for the server's files (a temporary one)")
     add("--replay", type=Path, metavar="FILE", help="carry out the operations of a replay file")
     add("--replay-to", type=Path, metavar="FILE", help="replay file to write (stress-SEED.json)")
     checks = ("byte", "page", "lease")
-    add("--self-check", choices=checks, help="spoil, lose or leak one: the run must fail")
+    add("--self-check", choices=checks, help="spoil, lose or leak one; must fail")
     add("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 

@@ -43,13 +43,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:N (cuda if there)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:N (cuda if any)")
     add("--lengths", type=_integers, metavar="N,N", help="tokens of a sequence (1024 to 65536)")
     add("--rows", type=_integers, metavar="N,N", help="rows of a call (1,8,64,256,4096)")
-    add("--index-heads", type=_integers, default=[64, 32], metavar="N,N", help="(64,32)")
-    add("--num-kept-blocks", type=int, default=64, metavar="N", help="HISA's m (%(default)s)")
-    add("--block-tokens", type=int, default=128, metavar="N", help="(%(default)s)")
-    add("--topk", type=int, default=2048, metavar="N", help="(%(default)s)")
+    add("--index-heads", type=_integers, default=[64, 32], metavar="N,N", help="heads (64,32)")
+    add("--num-kept-blocks", type=int, default=64, metavar="N", help="kept by HISA (%(default)s)")
+    add("--block-tokens", type=int, default=128, metavar="N", help="size of a block (%(default)s)")
+    add("--topk", type=int, default=2048, metavar="N", help="tokens chosen (%(default)s)")
     add("--warm-ups", type=int, default=3, metavar="N", help="untimed runs first (%(default)s)")
     add("--runs", type=int, default=20, metavar="N", help="timed runs of each (%(default)s)")
     add("--graphs", action="store_true", help="time CUDA graphs instead of launches")

@@ -1,8 +1,10 @@
 """The operations that break something, and those that mend it."""
 
 import math
+import os
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from hisparse_sidecar.cli.stress.dealer import Operation
 from hisparse_sidecar.cli.stress.promises import checkpoint
@@ -59,17 +61,25 @@ def kill(run: Run, operation: Operation) -> None:
 
 def corrupt(run: Run, operation: Operation) -> str:
     """One file of the tier is damaged from outside: a bit, a block, or its end."""
-    paths = [path for path in run.files.paths() if path.stat().st_size > 2 * _BLOCK_BYTES]
+    paths = run.files.paths(more_than=2 * _BLOCK_BYTES)
     if not paths:
         return "skipped"
     path = paths[int(operation["file"] * len(paths))]
-    pages, size = run.files.pages(path), path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            return _corrupt_file(run, operation, path, file)
+    except FileNotFoundError:  # the tier has given it up since
+        return "skipped"
+
+
+def _corrupt_file(run: Run, operation: Operation, path: Path, file: BinaryIO) -> str:
+    pages, size = run.files.pages(path), os.fstat(file.fileno()).st_size
     start, end = _damaged_range(operation, size)
     # before the damage: it may be found at once
     hit = _pages_hit(pages, start, end)
     run.oracle.damage({page.payload for page in hit})
     run.may_lose = True
-    is_changed = _damage(path, operation["how"], start, end)
+    is_changed = _damage(file, operation["how"], start, end)
     run.files.damage(path, hit)
     run.counts.faults["corrupt"] += is_changed
     return "done" if is_changed else "skipped"
@@ -102,17 +112,16 @@ def leak(run: Run, _operation: Operation) -> None:
     run.server.ask("leak")
 
 
-def _damage(path: Path, how: str, start: int, end: int) -> bool:
+def _damage(file: BinaryIO, how: str, start: int, end: int) -> bool:
     """Whether the file has other bytes by it."""
-    with path.open("r+b") as file:
-        if how == "cut":
-            return file.truncate(start) < end
-        file.seek(start)
-        old = file.read(end - start)
-        new = bytes([old[0] ^ 1 << start % 8]) if how == "flip" else bytes(len(old))
-        file.seek(start)
-        file.write(new)
-        return new != old
+    if how == "cut":
+        return file.truncate(start) < end
+    file.seek(start)
+    old = file.read(end - start)
+    new = bytes([old[0] ^ 1 << start % 8]) if how == "flip" else bytes(len(old))
+    file.seek(start)
+    file.write(new)
+    return new != old
 
 
 def _damaged_range(operation: Operation, size: int) -> tuple[int, int]:

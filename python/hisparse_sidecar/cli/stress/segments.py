@@ -55,9 +55,11 @@ class SegmentReader:
         self._payloads: dict[tuple[str, int, bytes], str] = {}
         self._settled: dict[str, tuple[tuple[int, int], list[StoredPage]]] = {}
 
-    def paths(self) -> list[Path]:
-        """The files there are now, by name."""
-        return sorted(self._directory.glob("segment-*"))
+    def paths(self, more_than: int = 0) -> list[Path]:
+        """The files there are now that have more bytes, by name."""
+        return sorted(
+            path for path in self._directory.glob("segment-*") if _num_bytes(path) > more_than
+        )
 
     def live_pages(self) -> dict[bytes, str]:
         """Digest of each full page that a restart would find, by name.
@@ -127,6 +129,13 @@ class SegmentReader:
         self._payloads = {
             key: value for key, value in self._payloads.items() if key[0] != path.name
         }
+
+
+def _num_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # the tier gives files up at any time
+        return 0
 
 
 def _is_checked(content: bytes, start: int, end: int) -> bool:
