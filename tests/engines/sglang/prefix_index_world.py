@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hisparse_kernels.index_rows import read_index_rows, unpack_index_rows
-from hisparse_sidecar.engines.sglang.beside_pool import pooled_pages_of
+from hisparse_sidecar.engines.sglang.pool.beside_pool import pooled_pages_of
 from tests.engines.sglang.index_offload_world import HISA, OFFLOAD, IndexWorld, stored_rows
 from tests.engines.sglang.offload_world import LAYERS, PAGE
 from tests.engines.sglang.passes import expected, extend_rows_pass, slots_of

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from zlib import crc32
 
-from hisparse_sidecar.engines.sglang import rank_agreement
+from hisparse_sidecar.engines.sglang.offload import rank_agreement
 from hisparse_sidecar.errors import HisparseError
 from tests.engines.sglang.index_offload_world import pool_hooks
 from tests.engines.sglang.offload_world import PAGE, Engine
