@@ -16,7 +16,7 @@ from hisparse_sidecar.cli.bench.timing import Stopwatch, Timing
 from hisparse_sidecar.config import IndexSource, ModelShape, SelectionConfig, SidecarConfig
 from hisparse_sidecar.layer_io import LayerInputs
 from hisparse_sidecar.sidecar import Sidecar
-from hisparse_sidecar.step import StepKind
+from hisparse_sidecar.step.step import StepKind
 
 # the small model's layer: 8 heads, 32 index heads, topk 512, HISA with m * B = 4 * topk
 _HEADS, _INDEX_HEADS, _TOPK = 8, 32, 512

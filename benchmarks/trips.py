@@ -8,12 +8,11 @@ from typing import Protocol
 import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
-from hisparse_sidecar.host_memory import HostArrays
+from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig, TiersConfig
 from hisparse_sidecar.layer_io import LayerInputs
 from hisparse_sidecar.sidecar import Sidecar
-from hisparse_sidecar.step import StepKind
-from hisparse_sidecar.tiers_config import TiersConfig
+from hisparse_sidecar.step.step import StepKind
+from hisparse_sidecar.tiers.host_memory import HostArrays
 
 _HEADS, _INDEX_HEADS, _TOPK, _CHUNK = 16, 64, 512, 2048
 _LONGEST_SECONDS = 120.0

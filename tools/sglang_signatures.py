@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from hisparse_sidecar.engines.sglang.pool_hooks import POOL_TARGETS
-from hisparse_sidecar.engines.sglang.prefix_targets import PREFIX_TARGETS
+from hisparse_sidecar.engines.sglang.pool.pool_hooks import POOL_TARGETS
+from hisparse_sidecar.engines.sglang.prefix.targets import PREFIX_TARGETS
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, Target
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef

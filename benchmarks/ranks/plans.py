@@ -11,10 +11,10 @@ from pathlib import Path
 
 from hisparse_sidecar._core import Hierarchy, HostLayout, HostRegion, Manager
 from hisparse_sidecar.config import ModelShape, SidecarConfig
-from hisparse_sidecar.device_tier import device_capacity
 from hisparse_sidecar.ranks import HostManager, RankPlace, SoleRank, StepRanks
 from hisparse_sidecar.ranks.group import follow, lead
 from hisparse_sidecar.ranks.share import RankShare
+from hisparse_sidecar.tiers.device_tier import device_capacity
 
 _REPORT_SECONDS = 300.0
 _SLOTS = {"slots": 16, "window_slots": 5}

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hisparse_sidecar.config_file import build_config
+from hisparse_sidecar.config.file import build_config
 from hisparse_sidecar.server.options import ServerOptions
 from hisparse_sidecar.server.runtime import ServerRuntime
 from hisparse_sidecar.sidecar import Sidecar

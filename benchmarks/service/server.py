@@ -17,8 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.programs import command_of, environment
 from hisparse_sidecar.cli.stress.footprint import footprint
-from hisparse_sidecar.config import ModelShape, SidecarConfig
-from hisparse_sidecar.tiers_config import TiersConfig
+from hisparse_sidecar.config import ModelShape, SidecarConfig, TiersConfig
 
 _START_SECONDS, _END_SECONDS = 120.0, 120.0
 _POLL_SECONDS = 0.01

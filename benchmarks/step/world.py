@@ -16,9 +16,9 @@ from hisparse_kernels.sparse_mla import sparse_mla_ref
 from hisparse_sidecar import LayerInputs, LayerOutputs, ModelShape, SelectionConfig, Sidecar
 from hisparse_sidecar.backends import choose_ops
 from hisparse_sidecar.config import Backend, SidecarConfig
-from hisparse_sidecar.pipeline import LayerPipeline
-from hisparse_sidecar.step import GroupStep, StepKind
-from hisparse_sidecar.step_watch import StepWatch
+from hisparse_sidecar.pipeline.pipeline import LayerPipeline
+from hisparse_sidecar.step.step import GroupStep, StepKind
+from hisparse_sidecar.step.watch import StepWatch
 
 CONTEXT, TOPK, KEPT, INDEX_HEADS = 128 * 1024, 2048, 64, 64
 QUERY_DIM, SCALE = 576, 576**-0.5

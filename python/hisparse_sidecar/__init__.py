@@ -1,12 +1,10 @@
 """A serving sidecar for DeepSeek Sparse Attention: scores fewer keys, moves only selected rows."""
 
 from hisparse_sidecar.attention import BatchHiSparseMLAPagedAttentionWrapper, MLAPlanMetadata
-from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
+from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig, TiersConfig
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.session import LocalSession, Session
-from hisparse_sidecar.sidecar import Sidecar
-from hisparse_sidecar.tiers_config import TiersConfig
+from hisparse_sidecar.sidecar import LocalSession, Session, Sidecar
 
 __all__ = [
     "BatchHiSparseMLAPagedAttentionWrapper",

@@ -2,7 +2,7 @@
 
 import math
 
-from hisparse_sidecar.config import require
+from hisparse_sidecar.requirements import require
 
 _MAX_TERMS = 1_000_000  # of the continued fraction; about the root of the trials are needed
 _TINY = 1e-300

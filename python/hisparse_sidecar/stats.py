@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from hisparse_sidecar._core import SequenceRanges, Stats
 from hisparse_sidecar.clopper_pearson import lower_bound
 from hisparse_sidecar.config import SidecarConfig
-from hisparse_sidecar.device_tier import device_capacity, table_dtype
+from hisparse_sidecar.tiers.device_tier import device_capacity, table_dtype
 
 
 @dataclass

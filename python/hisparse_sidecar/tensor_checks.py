@@ -2,8 +2,8 @@
 
 import torch
 
-from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.requirements import require
 
 
 def check_tensor(

@@ -12,7 +12,7 @@ import pytest
 from hisparse_sidecar.cli.config_flags import add_config_flags, values_of_flags
 from hisparse_sidecar.cli.serving import sidecar_config
 from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
-from hisparse_sidecar.config_file import build_config, merge_values, read_values
+from hisparse_sidecar.config.file import build_config, merge_values, read_values
 
 MODEL = {
     "num_layers": 2,

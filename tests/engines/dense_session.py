@@ -6,9 +6,9 @@ import torch
 from typing_extensions import Unpack
 
 from hisparse_sidecar.config import ModelShape, SidecarConfig
+from hisparse_sidecar.config.sequence import OpenedPrompt, OpenOptions
 from hisparse_sidecar.errors import InvalidArgument, UnknownSequence, WrongState
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
 
 
 class DenseSession:

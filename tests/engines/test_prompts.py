@@ -11,10 +11,10 @@ from packaging.version import Version
 
 from hisparse_sidecar import LocalSession, Session, Sidecar, SidecarConfig
 from hisparse_sidecar.client import RemoteSession
+from hisparse_sidecar.config import TiersConfig
 from hisparse_sidecar.engines.transformers import GreedyOptions, attach, generate
 from hisparse_sidecar.errors import HostPoolFull, InvalidArgument
 from hisparse_sidecar.server import SidecarServer
-from hisparse_sidecar.tiers_config import TiersConfig
 from tests.engines.answers import Answer, answer
 from tests.engines.models import CACHE, MODELS, TEXT, text_ids, token_ids
 from tests.engines.sidecars import FP32, QUANTISED, Room, local_session, sidecar_config

@@ -16,7 +16,7 @@ from hisparse_sidecar.engines.transformers.family import device_of
 from hisparse_sidecar.engines.transformers.reference import NearTies
 from hisparse_sidecar.engines.transformers.row_rounding import RowAgreement, larger_gap
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.session import Session
+from hisparse_sidecar.sidecar import Session
 
 
 @dataclass

@@ -31,7 +31,7 @@ def test_interpreted_triton_gives_what_the_reference_gives(
 ) -> None:
     def life(ops: Ops) -> list[LayerOutputs]:
         switch = _Switch()
-        monkeypatch.setattr("hisparse_sidecar.tiers.choose_ops", lambda _: switch.all_ops())
+        monkeypatch.setattr("hisparse_sidecar.tiers.tiers.choose_ops", lambda _: switch.all_ops())
         with Sidecar(small_config(selection=selection, hot_slots=48, window_blocks=2)) as sidecar:
             parent = sidecar.open(191, 4)
             prefill(sidecar, parent, 191, 1)

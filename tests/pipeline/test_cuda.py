@@ -9,7 +9,7 @@ import torch
 from hisparse_sidecar import LayerInputs, LayerOutputs, Sidecar, SidecarConfig
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import InvalidArgument, WrongState
-from hisparse_sidecar.host_memory import HostMemory
+from hisparse_sidecar.tiers.host_memory import HostMemory
 from tests.far_apart import keep_far_apart
 from tests.no_waiting import no_waiting
 from tests.pipeline.world import (
@@ -184,7 +184,7 @@ def test_a_host_pool_registered_in_small_chunks_gives_the_same_bits(
     config = small_config(selection=HISA, hot_slots=48, window_blocks=2, stage_rows=48)
     whole = _life(config)
     in_pages = partial(HostMemory, pinned_chunk_bytes=1 << 16)  # rows and pages cross the borders
-    monkeypatch.setattr("hisparse_sidecar.tiers.HostMemory", in_pages)
+    monkeypatch.setattr("hisparse_sidecar.tiers.tiers.HostMemory", in_pages)
 
     assert_same_bits(_life(config), whole)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hisparse_sidecar import Sidecar, SidecarConfig
-from hisparse_sidecar.tiers_config import TiersConfig
+from hisparse_sidecar.config import TiersConfig
 from tests.pipeline.world import small_config
 
 pytestmark = pytest.mark.cpu_only

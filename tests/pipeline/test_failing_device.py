@@ -51,7 +51,7 @@ def test_a_sequence_that_is_not_made_ready_is_not_open(
             sidecar.open(300, 0)
 
     with monkeypatch.context() as failing:
-        failing.setattr("hisparse_sidecar.opening_calls.restore_sequence", fail)
+        failing.setattr("hisparse_sidecar.sidecar.opening_calls.restore_sequence", fail)
         for _ in range(3 * sidecar.config.max_sequences):
             with pytest.raises(DeviceFailedError):
                 open_one()
@@ -70,7 +70,7 @@ def test_a_fork_that_is_not_made_ready_is_not_open(
     source = sidecar.open(200, 8)
     run_step(sidecar, source, 150, 1)
     with monkeypatch.context() as failing:
-        failing.setattr("hisparse_sidecar.sequence_calls.resum_open_blocks", fail)
+        failing.setattr("hisparse_sidecar.sidecar.sequence_calls.resum_open_blocks", fail)
         for _ in range(3 * sidecar.config.max_sequences):
             with pytest.raises(DeviceFailedError):
                 sidecar.fork(source, 130, 8)
@@ -87,7 +87,7 @@ def test_a_sequence_that_is_not_made_ready_again_rests_as_before(
     twin = sidecar.fork(sequence, 150, 8)
     sidecar.preempt(sequence)
     with monkeypatch.context() as failing:
-        failing.setattr("hisparse_sidecar.sequence_calls.restore_sequence", fail)
+        failing.setattr("hisparse_sidecar.sidecar.sequence_calls.restore_sequence", fail)
         for _ in range(3 * sidecar.config.max_sequences):
             with pytest.raises(DeviceFailedError):
                 sidecar.resume(sequence)

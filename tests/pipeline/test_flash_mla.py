@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[AttentionOptions]:
         assert config.backend == "flash_mla"
         return replace(ops, sparse_mla=attend)
 
-    monkeypatch.setattr("hisparse_sidecar.tiers.choose_ops", choose)
+    monkeypatch.setattr("hisparse_sidecar.tiers.tiers.choose_ops", choose)
     return calls
 
 

@@ -24,8 +24,8 @@ ANCHOR, SHARED = ["append_rows", *SELECTS, *MOVES], ["append_rows", *MOVES[1:]]
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     """Of a sidecar that is made from now on; what only the CPU checks at the door is left out."""
     found = Launches()
-    monkeypatch.setattr("hisparse_sidecar.tiers.choose_ops", lambda _: found.ops())
-    monkeypatch.setattr("hisparse_sidecar.checks._check_finite", lambda *_: None)
+    monkeypatch.setattr("hisparse_sidecar.tiers.tiers.choose_ops", lambda _: found.ops())
+    monkeypatch.setattr("hisparse_sidecar.step.checks._check_finite", lambda *_: None)
     return found
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hisparse_sidecar import Sidecar, SidecarConfig
+from hisparse_sidecar.config import TiersConfig
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.page_secret import page_secret
-from hisparse_sidecar.tiers_config import TiersConfig
+from hisparse_sidecar.tiers.page_secret import page_secret
 from tests.pipeline.test_tiers import config_with_files
 from tests.pipeline.world import random_rows
 

@@ -9,8 +9,8 @@ from hisparse_kernels.gpu.backend import triton_ops
 from hisparse_sidecar._core import HostRegion
 from hisparse_sidecar.backends import find_device
 from hisparse_sidecar.errors import RegionError, WrongState
-from hisparse_sidecar.host_memory import HostMemory, host_layout
-from hisparse_sidecar.pinned_memory import PinnedMemory
+from hisparse_sidecar.tiers.host_memory import HostMemory, host_layout
+from hisparse_sidecar.tiers.pinned_memory import PinnedMemory
 from tests.pipeline.world import small_config
 
 pytestmark = pytest.mark.gpu

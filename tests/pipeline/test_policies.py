@@ -10,7 +10,7 @@ import torch
 from hisparse_sidecar import LayerOutputs, Sidecar, SidecarConfig
 from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.errors import WrongState
-from hisparse_sidecar.index_keys import LayerIndexKeys
+from hisparse_sidecar.pipeline.index_keys import LayerIndexKeys
 from hisparse_sidecar.selection import SelectionQuery
 from hisparse_sidecar.selection.gate import gpu_name
 from hisparse_sidecar.selection.gate_table import (

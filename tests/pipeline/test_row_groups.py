@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hisparse_sidecar.row_groups import row_groups
+from hisparse_sidecar.pipeline.row_groups import row_groups
 
 pytestmark = pytest.mark.cpu_only
 

@@ -7,7 +7,7 @@ import torch
 
 from hisparse_sidecar import LayerOutputs, Sidecar
 from hisparse_sidecar.config import SelectionConfig
-from hisparse_sidecar.pipeline import LayerPipeline
+from hisparse_sidecar.pipeline.pipeline import LayerPipeline
 from hisparse_sidecar.side_stream import SideStream
 from tests.far_apart import keep_far_apart
 from tests.pipeline.frames import TwoLives, frame_config

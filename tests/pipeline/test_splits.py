@@ -108,7 +108,7 @@ def test_decode_attends_in_splits_and_prefill_in_one_go(
         found = {one.name: getattr(ops, one.name) for one in fields(Ops)}
         return Ops(**found | {"sparse_mla": partial(note, ops.sparse_mla)})
 
-    monkeypatch.setattr("hisparse_sidecar.tiers.choose_ops", noting)
+    monkeypatch.setattr("hisparse_sidecar.tiers.tiers.choose_ops", noting)
     decoded(config_of(setting), [0, 1])
 
     assert HEADS <= 32

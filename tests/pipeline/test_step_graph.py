@@ -36,8 +36,8 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[OpsRecording]:
         made.append(OpsRecording(noted))
         return made[-1]
 
-    monkeypatch.setattr("hisparse_sidecar.tiers.choose_ops", lambda _: noted.ops())
-    monkeypatch.setattr("hisparse_sidecar.step_graph.recording_for", record)
+    monkeypatch.setattr("hisparse_sidecar.tiers.tiers.choose_ops", lambda _: noted.ops())
+    monkeypatch.setattr("hisparse_sidecar.pipeline.step_graph.recording_for", record)
     return made
 
 

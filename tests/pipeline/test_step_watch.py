@@ -11,7 +11,7 @@ from hisparse_kernels.resolve import MissPlan
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.layer_io import LayerInputs
 from hisparse_sidecar.stats import SelectionCounts, Traffic
-from hisparse_sidecar.step_watch import StepWatch
+from hisparse_sidecar.step.watch import StepWatch
 from tests.kernels.gpu.appending import Spans, given
 
 pytestmark = pytest.mark.cpu_only

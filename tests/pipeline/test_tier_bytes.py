@@ -8,8 +8,8 @@ import torch
 from hisparse_kernels.resolve import SlotState
 from hisparse_sidecar import Sidecar
 from hisparse_sidecar.config import ModelShape, SidecarConfig
-from hisparse_sidecar.device_tier import DeviceTier, device_capacity
 from hisparse_sidecar.stats import tier_bytes
+from hisparse_sidecar.tiers.device_tier import DeviceTier, device_capacity
 from tests.pipeline.world import small_config
 
 TOKENS = 1 << 20

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hisparse_sidecar import LayerInputs, LayerOutputs, Sidecar, SidecarConfig
+from hisparse_sidecar.config import TiersConfig
 from hisparse_sidecar.errors import (
     HostPoolFull,
     InvalidArgument,
@@ -14,7 +15,6 @@ from hisparse_sidecar.errors import (
     TierFull,
     WrongState,
 )
-from hisparse_sidecar.tiers_config import TiersConfig
 from tests.pipeline.world import FLAT, HISA, assert_same_bits, on_cpu, random_rows, small_config
 
 MOST = 450  # rows of a prompt and what follows it

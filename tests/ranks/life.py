@@ -10,9 +10,9 @@ import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar import LayerOutputs, Sidecar, SidecarConfig
+from hisparse_sidecar.config import TiersConfig
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.ranks import RankPlace
-from hisparse_sidecar.tiers_config import TiersConfig
 from tests.pipeline.world import HISA, pack_rows, random_rows, small_config
 from tests.ranks.texts import NUM_TEXTS, Texts, sources_of
 

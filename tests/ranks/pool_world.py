@@ -17,7 +17,7 @@ import torch.distributed as dist
 from hisparse_sidecar._core import HostRegion, PageLease
 from hisparse_sidecar.backends import find_device, ops_of
 from hisparse_sidecar.engine_rows import EngineRowsConfig, EngineRowTier
-from hisparse_sidecar.engines.sglang.rank_agreement import agree
+from hisparse_sidecar.engines.sglang.offload.rank_agreement import agree
 from hisparse_sidecar.ranks import RankPlace
 from hisparse_sidecar.side_stream import SideStream
 

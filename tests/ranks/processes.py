@@ -15,9 +15,9 @@ import torch
 
 from hisparse_sidecar import SidecarConfig
 from hisparse_sidecar._core import Hierarchy, HostLayout, HostRegion, Manager
-from hisparse_sidecar.device_tier import device_capacity
 from hisparse_sidecar.ranks import RankPlace, RankShare
 from hisparse_sidecar.ranks.group import follow, lead
+from hisparse_sidecar.tiers.device_tier import device_capacity
 
 JOIN_SECONDS = 60.0
 END_SECONDS = 60.0

@@ -11,10 +11,10 @@ import pytest
 
 from hisparse_sidecar._core import HostLayout, HostRegion, Manager
 from hisparse_sidecar.config import SidecarConfig
-from hisparse_sidecar.device_tier import device_capacity
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.ranks import HostManager, RankPlace, StepRanks
 from hisparse_sidecar.ranks.contract import SoleRank
+from hisparse_sidecar.tiers.device_tier import device_capacity
 from tests.pipeline.world import small_config
 from tests.ranks.processes import Group, share_of
 

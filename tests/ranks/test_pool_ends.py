@@ -12,7 +12,7 @@ import torch
 
 from hisparse_sidecar.backends import ops_of
 from hisparse_sidecar.engine_rows import EngineRowTier
-from hisparse_sidecar.engines.sglang.rank_agreement import agree
+from hisparse_sidecar.engines.sglang.offload.rank_agreement import agree
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.ranks import RankPlace
 from tests.ranks.pool_world import CONFIG, PAGE, PoolLife, group_of, meet

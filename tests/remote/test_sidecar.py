@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 
 from hisparse_sidecar import ModelShape, Sidecar, SidecarConfig
-from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.config import SelectionConfig, TiersConfig
 from hisparse_sidecar.layer_io import LayerInputs
 from hisparse_sidecar.remote.local_store import LocalMaster, LocalOwner
-from hisparse_sidecar.tiers_config import TiersConfig
 
 PROMPT = list(range(1000, 1300))
 RECONNECT_SECONDS = 5.0

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
-from hisparse_sidecar.tiers_config import TiersConfig
+from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig, TiersConfig
 from tests.repo.repository import ROOT
 
 SECTIONS = {

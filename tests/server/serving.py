@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hisparse_sidecar import LayerOutputs, Session, SidecarConfig
-from hisparse_sidecar.step import StepKind
+from hisparse_sidecar.step.step import StepKind
 from tests.pipeline.world import random_rows, small_config
 
 START_SECONDS = 60.0

@@ -12,7 +12,7 @@ from hisparse_sidecar import LayerInputs, LayerOutputs, Session, Sidecar
 from hisparse_sidecar.client import RemoteSession
 from hisparse_sidecar.errors import DeviceArenaFull, HostPoolFull
 from hisparse_sidecar.server import SidecarServer
-from hisparse_sidecar.session import LocalSession
+from hisparse_sidecar.sidecar import LocalSession
 from tests.pipeline.world import random_rows, small_config
 from tests.server.serving import END_SECONDS, assert_equal
 from tests.server.test_tiers import PAGE_TOKENS, config_with_files

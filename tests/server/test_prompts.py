@@ -11,7 +11,7 @@ from hisparse_sidecar import LayerInputs, LayerOutputs, Session, Sidecar, Sideca
 from hisparse_sidecar.client import RemoteSession
 from hisparse_sidecar.errors import HostPoolFull, InvalidArgument, TierFull, WrongState
 from hisparse_sidecar.server import SidecarServer, main
-from hisparse_sidecar.session import LocalSession
+from hisparse_sidecar.sidecar import LocalSession
 from hisparse_sidecar.wire.errors import NotOwner
 from tests.pipeline.world import random_rows, small_config
 from tests.server.serving import END_SECONDS, ServerProgram, assert_equal, run_layers, run_step

@@ -13,9 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hisparse_sidecar import HisparseError, SidecarConfig
 from hisparse_sidecar.client import RemoteSession
+from hisparse_sidecar.config import TiersConfig
 from hisparse_sidecar.errors import HostPoolFull
 from hisparse_sidecar.server import SidecarServer
-from hisparse_sidecar.tiers_config import TiersConfig
 from hisparse_sidecar.wire.errors import Draining, ServerUnavailable
 from hisparse_sidecar.wire.stats import ServerStats
 from tests.pipeline.world import small_config

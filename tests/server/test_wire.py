@@ -20,14 +20,13 @@ from hisparse_sidecar._proto.hisparse.v1 import (
     step_pb2,
     tensor_pb2,
 )
-from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
+from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig, TiersConfig
 from hisparse_sidecar.engine_stats import (
     EngineRequests,
     EngineStats,
     PublishedStats,
     SelectionCalls,
 )
-from hisparse_sidecar.tiers_config import TiersConfig
 from hisparse_sidecar.wire import errors as wire_errors
 from hisparse_sidecar.wire.configs import decode_config, encode_config
 from hisparse_sidecar.wire.selections import decode_selection, encode_selection

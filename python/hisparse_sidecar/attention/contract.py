@@ -8,15 +8,9 @@ import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS, KvLayout, kv_layout
 from hisparse_kernels.sparse_mla import decode_split_keys, split_workspace_size
-from hisparse_sidecar.config import (
-    IndexSource,
-    ModelShape,
-    SelectionConfig,
-    check_split_keys,
-    require,
-    require_one_of,
-)
+from hisparse_sidecar.config import IndexSource, ModelShape, SelectionConfig, check_split_keys
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.requirements import require, require_one_of
 from hisparse_sidecar.tensor_checks import check_tensor
 
 LseMode = Literal["none", "base2", "basee"]

@@ -6,8 +6,8 @@ import torch
 
 from hisparse_kernels.sparse_mla import ROW_ALIGN
 from hisparse_sidecar.attention.contract import PlanContract
-from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.requirements import require
 from hisparse_sidecar.tensor_checks import check_tensor
 
 Tensors = torch.Tensor | tuple[torch.Tensor, torch.Tensor]

@@ -8,7 +8,7 @@ from hisparse_kernels.sparse_mla import AttentionOptions
 from hisparse_sidecar.attention.contract import PlanContract
 from hisparse_sidecar.attention.inputs import PagedRows
 from hisparse_sidecar.attention.lists import Lists
-from hisparse_sidecar.config import require, require_legal
+from hisparse_sidecar.requirements import require, require_legal
 
 _ALIGN = 16
 

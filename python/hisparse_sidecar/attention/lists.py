@@ -5,8 +5,8 @@ import torch
 from hisparse_kernels.backends import Ops
 from hisparse_kernels.paged_batch import PagedBatch
 from hisparse_sidecar.attention.inputs import PagedRows
-from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.requirements import require
 from hisparse_sidecar.tensor_checks import check_tensor
 
 Lists = tuple[torch.Tensor, torch.Tensor | None]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from hisparse_kernels.paged_batch import PagedBatch
-from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.requirements import require
 
 # in the order of `PagedBatch`
 _CSR = ("qo_indptr", "kv_len_arr", "kv_indices", "kv_indptr")

@@ -11,8 +11,8 @@ from hisparse_kernels.pooled_rows import PooledTable
 from hisparse_kernels.refine_logits import HostBlocks
 from hisparse_kernels.select_blocks import COUNTED_ROWS
 from hisparse_kernels.window_slots import WindowSlots
-from hisparse_sidecar.config import require
-from hisparse_sidecar.index_key_choices import ResidentKeyChoices
+from hisparse_sidecar.pipeline.index_key_choices import ResidentKeyChoices
+from hisparse_sidecar.requirements import require
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 
 

@@ -11,8 +11,8 @@ from hisparse_kernels.shapes import INDEX_Q_DTYPES
 from hisparse_sidecar.attention.contract import PlanContract
 from hisparse_sidecar.attention.metadata import BatchArrays, CheckedArrays
 from hisparse_sidecar.attention.paged_index_keys import PagedIndexKeys, PlannedRows
-from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.requirements import require
 from hisparse_sidecar.selection.contract import SelectionQuery, Selector
 from hisparse_sidecar.selection.flat import FlatSelector
 from hisparse_sidecar.selection.gate import Gate, gpu_name

@@ -14,15 +14,9 @@ from hisparse_sidecar.attention.metadata import BatchArrays
 from hisparse_sidecar.attention.paged_selection import PagedSelection
 from hisparse_sidecar.attention.results import result_places, to_base
 from hisparse_sidecar.backends import ops_of, runs_on_its_device
-from hisparse_sidecar.config import (
-    Backend,
-    IndexSource,
-    SelectionConfig,
-    check_split_keys,
-    require,
-    require_one_of,
-)
+from hisparse_sidecar.config import Backend, IndexSource, SelectionConfig, check_split_keys
 from hisparse_sidecar.errors import WrongState
+from hisparse_sidecar.requirements import require, require_one_of
 
 
 class BatchHiSparseMLAPagedAttentionWrapper:

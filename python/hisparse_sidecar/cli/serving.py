@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hisparse_sidecar.config import SidecarConfig
-from hisparse_sidecar.config_file import build_config, merge_values, read_values
+from hisparse_sidecar.config.file import build_config, merge_values, read_values
 
 
 def sidecar_config(

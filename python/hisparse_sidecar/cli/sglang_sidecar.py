@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hisparse_sidecar.config_file import build_config, read_values
+from hisparse_sidecar.config.file import build_config, read_values
 from hisparse_sidecar.engine_stats import StatsFolder
-from hisparse_sidecar.engines.sglang.offload_stats import folder_of
+from hisparse_sidecar.engines.sglang.offload.stats import folder_of
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.server.engine_server import EngineServer
 from hisparse_sidecar.server.main import Server, add_server_flags, serve, server_options

@@ -14,10 +14,10 @@ from hisparse_sidecar.client.messages import request
 from hisparse_sidecar.client.sidecar_client import SidecarClient
 from hisparse_sidecar.client.staging import Staging, tensor_bytes
 from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.config.sequence import OpenedPrompt, OpenOptions
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
 from hisparse_sidecar.stats import SidecarStats, TierBytes
-from hisparse_sidecar.step import StepKind
+from hisparse_sidecar.step.step import StepKind
 from hisparse_sidecar.wire.configs import decode_config
 from hisparse_sidecar.wire.tensor_refs import align
 

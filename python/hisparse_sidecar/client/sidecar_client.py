@@ -20,10 +20,10 @@ from hisparse_sidecar._proto.hisparse.v1 import (
 from hisparse_sidecar.client.calls import LayerStream, Metadata, call
 from hisparse_sidecar.client.messages import request
 from hisparse_sidecar.client.side_connection import SideConnection
-from hisparse_sidecar.config import require_one_of
-from hisparse_sidecar.sequence_options import OpenedPrompt, OpenOptions
+from hisparse_sidecar.config.sequence import OpenedPrompt, OpenOptions
+from hisparse_sidecar.requirements import require_one_of
 from hisparse_sidecar.stats import SidecarStats, TierBytes
-from hisparse_sidecar.step import StepKind
+from hisparse_sidecar.step.step import StepKind
 from hisparse_sidecar.wire.names import AUTHORIZATION_KEY, CLIENT_KEY, MAX_MESSAGE_BYTES
 from hisparse_sidecar.wire.selections import encode_selection
 from hisparse_sidecar.wire.stats import ServerStats, decode_stats, decode_tier_bytes

@@ -10,8 +10,8 @@ from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import MissPlan
 from hisparse_sidecar._core import Manager, PageLease
 from hisparse_sidecar.backends import runs_on_its_device
-from hisparse_sidecar.config import require
 from hisparse_sidecar.ranks.pool_share import PoolShare
+from hisparse_sidecar.requirements import require
 from hisparse_sidecar.uploads import upload
 
 _ROWS_AT_A_TIME = 32768

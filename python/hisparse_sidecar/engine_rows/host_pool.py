@@ -6,10 +6,10 @@ import torch
 
 from hisparse_sidecar._core import HostRegion
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
-from hisparse_sidecar.host_memory import HostMemory
 from hisparse_sidecar.ranks.group_shape import GroupShape
 from hisparse_sidecar.ranks.place import RankPlace
 from hisparse_sidecar.ranks.pool_share import PoolShare, SolePool, join_pool, lead_pool
+from hisparse_sidecar.tiers.host_memory import HostMemory
 
 
 def open_host_pool(

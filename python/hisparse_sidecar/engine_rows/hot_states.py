@@ -4,7 +4,7 @@ import torch
 
 from hisparse_kernels.resolve import SlotState
 from hisparse_sidecar._core import SequenceRanges
-from hisparse_sidecar.device_tier import table_dtype
+from hisparse_sidecar.tiers.device_tier import table_dtype
 
 
 class HotStates:

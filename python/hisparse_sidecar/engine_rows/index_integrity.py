@@ -11,8 +11,8 @@ from hisparse_kernels.pool_keys import rebuild_pooled_keys_ref
 from hisparse_sidecar._core import Manager, SequenceRanges
 from hisparse_sidecar.engine_rows.index_part import INDEX_LAYOUT, pages_of
 from hisparse_sidecar.errors import HisparseError
-from hisparse_sidecar.host_memory import HostArrays
-from hisparse_sidecar.integrity import check_slots
+from hisparse_sidecar.tiers.host_memory import HostArrays
+from hisparse_sidecar.tiers.integrity import check_slots
 
 if TYPE_CHECKING:
     from hisparse_sidecar.engine_rows.index_tier import EngineIndexTier

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hisparse_kernels.layouts import PAGE_TOKENS, index_layout
-from hisparse_sidecar.config import require
+from hisparse_sidecar.requirements import require
 
 # the engine's own form of index rows: 128 e4m3 codes and an fp32 scale
 INDEX_LAYOUT = index_layout("fp8")

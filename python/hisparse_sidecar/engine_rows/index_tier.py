@@ -9,15 +9,15 @@ from hisparse_kernels.layouts import INDEX_DIM, PAGE_TOKENS
 from hisparse_kernels.resolve import MissPlan
 from hisparse_kernels.select_blocks import COUNTED_ROWS
 from hisparse_sidecar._core import SequenceRanges
-from hisparse_sidecar.config import require
 from hisparse_sidecar.engine_rows.index_part import INDEX_LAYOUT
 from hisparse_sidecar.engine_rows.index_windows import IndexWindows
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
 from hisparse_sidecar.engine_rows.step_tables import FixedTables
 from hisparse_sidecar.engine_rows.window_keys import WindowKeys
-from hisparse_sidecar.host_memory import HostMemory
+from hisparse_sidecar.requirements import require
 from hisparse_sidecar.selection.contract import SelectionQuery, Selector
 from hisparse_sidecar.selection.row_groups import select_in_groups
+from hisparse_sidecar.tiers.host_memory import HostMemory
 
 _ROWS_AT_A_TIME = 32768  # whole pages: each part begins with an empty sum
 _MAX_LOGITS_BYTES = 1 << 28

@@ -5,8 +5,8 @@ import torch
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_kernels.resolve import SlotState
 from hisparse_sidecar._core import SequenceRanges
-from hisparse_sidecar.device_tier import table_dtype
 from hisparse_sidecar.engine_rows.index_part import IndexPart
+from hisparse_sidecar.tiers.device_tier import table_dtype
 
 _PINNED = 2**31 - 2  # later than every step's stamp: such a slot is never evicted
 

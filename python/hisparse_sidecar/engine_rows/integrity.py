@@ -9,8 +9,8 @@ from hisparse_kernels.resolve import SlotState
 from hisparse_sidecar._core import Manager
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
 from hisparse_sidecar.errors import HisparseError
-from hisparse_sidecar.host_memory import HostArrays
-from hisparse_sidecar.integrity import check_slots
+from hisparse_sidecar.tiers.host_memory import HostArrays
+from hisparse_sidecar.tiers.integrity import check_slots
 
 
 def check_rows(

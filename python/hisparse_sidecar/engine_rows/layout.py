@@ -7,8 +7,8 @@ import torch
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import DeviceCapacity, HostLayout
-from hisparse_sidecar.config import require
 from hisparse_sidecar.engine_rows.index_part import INDEX_LAYOUT, IndexPart, pages_of
+from hisparse_sidecar.requirements import require
 
 _UNUSED_INDEX_ROW_BYTES = 1  # there may be no anchor whose index rows the host pool would hold
 

@@ -11,8 +11,8 @@ from hisparse_sidecar.engine_rows.counters import StepCounters
 from hisparse_sidecar.engine_rows.hot_states import HotStates
 from hisparse_sidecar.engine_rows.layout import EngineRowsConfig
 from hisparse_sidecar.engine_rows.step_tables import FixedTables
-from hisparse_sidecar.host_memory import HostMemory
 from hisparse_sidecar.side_stream import SideStream, StreamMark
+from hisparse_sidecar.tiers.host_memory import HostMemory
 
 
 class RowFetches:

@@ -16,7 +16,7 @@ from hisparse_sidecar.engine_rows.planned_tables import (
     matrix_bytes,
     planned_arrays,
 )
-from hisparse_sidecar.step import claim_stamp
+from hisparse_sidecar.step.step import claim_stamp
 
 if TYPE_CHECKING:
     from hisparse_sidecar._core import StepTables

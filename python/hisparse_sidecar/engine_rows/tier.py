@@ -9,7 +9,6 @@ from hisparse_kernels.backends import Ops
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import Manager, PageLease, Stats
 from hisparse_sidecar.backends import runs_on_its_device
-from hisparse_sidecar.config import require
 from hisparse_sidecar.engine_rows.cached_rows import CachedRows
 from hisparse_sidecar.engine_rows.host_pool import open_host_pool
 from hisparse_sidecar.engine_rows.hot_states import HotStates
@@ -23,7 +22,8 @@ from hisparse_sidecar.engine_rows.step_tables import FixedTables
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.ranks.place import RankPlace
 from hisparse_sidecar.ranks.pool_share import Numbers, SolePool
-from hisparse_sidecar.step import MAX_STEPS, stream_stamp
+from hisparse_sidecar.requirements import require
+from hisparse_sidecar.step.step import MAX_STEPS, stream_stamp
 
 if TYPE_CHECKING:
     from hisparse_sidecar._core import StepTables

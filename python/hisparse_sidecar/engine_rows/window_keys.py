@@ -9,7 +9,7 @@ from hisparse_kernels.resolve import MissPlan, SlotRanges, SlotState
 from hisparse_kernels.window_slots import WindowSlots
 from hisparse_sidecar.engine_rows.index_part import INDEX_LAYOUT
 from hisparse_sidecar.errors import WrongState
-from hisparse_sidecar.index_key_choices import IndexKeyChoices
+from hisparse_sidecar.pipeline.index_key_choices import IndexKeyChoices
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from hisparse_sidecar._core import Stats
-from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import DeadlinePassed, HisparseError, TierDown, WrongState
 from hisparse_sidecar.ranks.calls import Call, CallKind
 from hisparse_sidecar.ranks.link import Link
@@ -13,6 +12,7 @@ from hisparse_sidecar.ranks.mirror import Mirror
 from hisparse_sidecar.ranks.place import RankPlace
 from hisparse_sidecar.ranks.records import Arrival, Decision, Farewell, decided, stats_of
 from hisparse_sidecar.ranks.share import RankShare, divergence
+from hisparse_sidecar.requirements import require
 
 _FAREWELL_SECONDS = 1.0
 

@@ -4,9 +4,10 @@ from array import array
 from dataclasses import dataclass
 
 from hisparse_sidecar._core import DeviceCapacity
-from hisparse_sidecar.config import SidecarConfig, require
+from hisparse_sidecar.config import SidecarConfig
 from hisparse_sidecar.ranks.calls import integers
 from hisparse_sidecar.ranks.place import RankPlace
+from hisparse_sidecar.requirements import require
 
 _PROTOCOL = 1  # of `records`: another number is another layout
 _ARENAS = ("slots", "window_slots", "table_tokens", "table_blocks", "pooled_keys", "sequences")

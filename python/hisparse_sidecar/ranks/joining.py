@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hisparse_sidecar._core import HostRegion
-from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import DeadlinePassed, InvalidArgument, TierDown, WrongState
 from hisparse_sidecar.ranks.calls import integers
 from hisparse_sidecar.ranks.group_shape import GroupShape
 from hisparse_sidecar.ranks.link import Link
 from hisparse_sidecar.ranks.place import RankPlace
+from hisparse_sidecar.requirements import require
 
 _OWNER_ONLY_UMASK = 0o177
 _RETRY_SECONDS = 0.02

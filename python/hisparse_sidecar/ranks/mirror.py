@@ -6,10 +6,10 @@ from itertools import islice
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar._core import SequenceRanges
-from hisparse_sidecar.config import require
 from hisparse_sidecar.errors import HisparseError, StaleHandle, UnknownSequence, WrongState
 from hisparse_sidecar.ranks.calls import Call, CallKind
 from hisparse_sidecar.ranks.records import NUM_RANGES, ranges_of
+from hisparse_sidecar.requirements import require
 
 _ENTRY_BITS = 32
 _SHOW_A_SEQUENCE = {CallKind.OPEN, CallKind.FORK, CallKind.PROMPT, CallKind.RESUME}

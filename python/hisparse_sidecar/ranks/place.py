@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hisparse_sidecar.config import require
+from hisparse_sidecar.requirements import require
 
 MAX_RANKS = 64
 

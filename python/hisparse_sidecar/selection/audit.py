@@ -8,7 +8,7 @@ from hisparse_sidecar.config import SelectionConfig
 from hisparse_sidecar.selection.contract import IndexKeys, SelectionQuery
 from hisparse_sidecar.selection.flat import FlatSelector
 from hisparse_sidecar.selection.row_groups import select_in_groups
-from hisparse_sidecar.step import Step
+from hisparse_sidecar.step.step import Step
 
 _NO_POSITION = torch.iinfo(torch.int32).max
 

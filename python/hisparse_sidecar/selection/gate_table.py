@@ -11,9 +11,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hisparse_sidecar.config import require
-from hisparse_sidecar.config_file import build_dataclass, read_values
+from hisparse_sidecar.config.file import build_dataclass, read_values
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.requirements import require
 
 _Value = TypeVar("_Value")
 _FORMAT = 1

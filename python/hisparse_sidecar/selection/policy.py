@@ -12,7 +12,7 @@ from hisparse_sidecar.selection.gate_table import Setting, find_table
 from hisparse_sidecar.selection.profile import read_profile
 from hisparse_sidecar.selection.registry import selector_for
 from hisparse_sidecar.selection.row_groups import select_in_groups
-from hisparse_sidecar.step import Step
+from hisparse_sidecar.step.step import Step
 
 
 class SelectionPolicy:

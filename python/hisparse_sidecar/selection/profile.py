@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from hisparse_sidecar.config import SelectionConfig, SidecarConfig, require
-from hisparse_sidecar.config_file import change_selection, read_values
+from hisparse_sidecar.config import SelectionConfig, SidecarConfig
+from hisparse_sidecar.config.file import change_selection, read_values
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.requirements import require
 
 
 def read_profile(config: SidecarConfig) -> dict[int, SelectionConfig]:

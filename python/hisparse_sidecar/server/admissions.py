@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from hisparse_sidecar.config.sequence import AdmittedSequence, OpenedPrompt
 from hisparse_sidecar.errors import HostPoolFull, TierFull
-from hisparse_sidecar.sequence_options import AdmittedSequence, OpenedPrompt
 from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.fair_share import FairShare
 from hisparse_sidecar.server.gate import Gate, client_token

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hisparse_sidecar.config import SidecarConfig
-from hisparse_sidecar.config_file import build_config, read_values
+from hisparse_sidecar.config.file import build_config, read_values
 from hisparse_sidecar.errors import HisparseError
 from hisparse_sidecar.server.options import Limits, ServerOptions, TcpOptions
 from hisparse_sidecar.server.runtime import ServerRuntime

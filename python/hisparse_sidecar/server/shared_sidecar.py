@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from hisparse_sidecar._core import Returning
+from hisparse_sidecar.config.sequence import AdmittedSequence, OpenedPrompt
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.sequence_options import AdmittedSequence, OpenedPrompt
 from hisparse_sidecar.server.clients import Client, Clients
 from hisparse_sidecar.sidecar import Sidecar
 from hisparse_sidecar.stats import TierBytes
-from hisparse_sidecar.step import StepKind
+from hisparse_sidecar.step.step import StepKind
 from hisparse_sidecar.wire.errors import NotOwner
 from hisparse_sidecar.wire.stats import ServerStats
 

@@ -7,7 +7,8 @@ import torch
 
 from hisparse_kernels.backends import Ops, reference_ops
 from hisparse_kernels.layouts import PAGE_TOKENS, index_layout
-from hisparse_sidecar.config import SidecarConfig, require
+from hisparse_sidecar.config import SidecarConfig
+from hisparse_sidecar.requirements import require
 from hisparse_sidecar.selection.contract import SelectionQuery, Selector
 from hisparse_sidecar.selection.flat import FlatSelector
 from hisparse_sidecar.selection.gate_table import Cell, Grid, Setting

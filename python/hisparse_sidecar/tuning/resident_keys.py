@@ -9,7 +9,7 @@ from hisparse_kernels.index_logits import SlotPages
 from hisparse_kernels.layouts import PAGE_TOKENS, IndexLayout
 from hisparse_kernels.select_blocks import BlockScratch
 from hisparse_kernels.window_slots import WindowSlots
-from hisparse_sidecar.index_key_choices import ResidentKeyChoices
+from hisparse_sidecar.pipeline.index_key_choices import ResidentKeyChoices
 from hisparse_sidecar.selection.contract import KeptBlocks, SelectionQuery
 from hisparse_sidecar.selection.flat import all_blocks
 from hisparse_sidecar.stats import SelectionCounts

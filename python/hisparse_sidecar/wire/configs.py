@@ -4,8 +4,7 @@ from dataclasses import asdict, fields
 from typing import cast
 
 from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2
-from hisparse_sidecar.config import Backend, ModelShape, SelectionConfig, SidecarConfig
-from hisparse_sidecar.tiers_config import TiersConfig
+from hisparse_sidecar.config import Backend, ModelShape, SelectionConfig, SidecarConfig, TiersConfig
 from hisparse_sidecar.wire.selections import decode_selection, encode_selection
 
 _PLAIN = (

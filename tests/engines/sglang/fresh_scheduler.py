@@ -7,7 +7,7 @@ Prints the targets of the pool whose hooks are in their places, one a line.
 import sys
 
 from hisparse_sidecar.engines.sglang.install import is_hooked
-from hisparse_sidecar.engines.sglang.pool_hooks import POOL_TARGETS
+from hisparse_sidecar.engines.sglang.pool.pool_hooks import POOL_TARGETS
 from hisparse_sidecar.engines.sglang.targets import resolve
 from tests.engines.sglang.torchvision_stand_in import stand_in_for_torchvision
 

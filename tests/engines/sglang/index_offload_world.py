@@ -12,8 +12,8 @@ import torch
 
 from hisparse_kernels.index_rows import read_index_rows, unpack_index_rows
 from hisparse_sidecar import SelectionConfig
-from hisparse_sidecar.engines.sglang import offload
-from hisparse_sidecar.engines.sglang.pool_hooks import hook_pool
+from hisparse_sidecar.engines.sglang import offload_start
+from hisparse_sidecar.engines.sglang.pool.pool_hooks import hook_pool
 from hisparse_sidecar.engines.sglang.settings import read_settings
 from tests.engines.sglang.offload_world import HOT, LAYERS, PAGE, RATIO, Engine, Request
 from tests.engines.sglang.passes import Pass, decode_rows_pass, expected, extend_rows_pass
@@ -58,7 +58,7 @@ def pool_hooks() -> Iterator[None]:
         if hasattr(place, name):
             held.append((place, name, getattr(place, name)))
     import_module("sglang.srt.managers.hisparse_coordinator")
-    hook_pool(offload.is_asked_for)
+    hook_pool(offload_start.is_asked_for)
     try:
         yield
     finally:

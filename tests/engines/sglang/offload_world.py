@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
+from hisparse_sidecar.engines.sglang.offload.coordinator import HiSparseCoordinator
 
 PAGE, LAYERS, TOPK, HOT, CONTEXT, REQUESTS = 64, 3, 32, 64, 1024, 6
 DEVICE_PAGES, RATIO = 40, 3

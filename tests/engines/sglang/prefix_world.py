@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hisparse_sidecar.engines.sglang.beside import keep_coordinator
 from hisparse_sidecar.engines.sglang.hooks import install_hooks
 from hisparse_sidecar.engines.sglang.install import install
-from hisparse_sidecar.engines.sglang.prefix_cache import make_prefix_cache
-from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS
+from hisparse_sidecar.engines.sglang.offload.beside import keep_coordinator
+from hisparse_sidecar.engines.sglang.offload.scheduler_hooks import SCHEDULER_HOOKS
+from hisparse_sidecar.engines.sglang.prefix.cache import make_prefix_cache
 from hisparse_sidecar.engines.sglang.targets import SCHEDULER_TARGETS
 from tests.engines.sglang.offload_world import LAYERS, PAGE, Engine
 

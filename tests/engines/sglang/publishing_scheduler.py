@@ -7,8 +7,8 @@ its requests decode.
 import json
 import sys
 
-from hisparse_sidecar.engines.sglang import offload_stats
-from hisparse_sidecar.engines.sglang.offload_stats import StatsPublisher, folder_of
+from hisparse_sidecar.engines.sglang.offload import stats as offload_stats
+from hisparse_sidecar.engines.sglang.offload.stats import StatsPublisher, folder_of
 from tests.engines.sglang.offload_world import Engine
 from tests.engines.sglang.on_the_cpu import sglang_on_the_cpu
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hisparse_sidecar.engines.sglang import rank_agreement
+from hisparse_sidecar.engines.sglang.offload import rank_agreement
 from hisparse_sidecar.errors import HisparseError
 from tests.engines.sglang.offload_world import PAGE, Engine
 from tests.engines.sglang.prefix_world import CachingEngine, prompt

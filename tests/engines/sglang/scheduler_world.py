@@ -5,10 +5,10 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
-from hisparse_sidecar.engines.sglang.beside import keep_coordinator
-from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
 from hisparse_sidecar.engines.sglang.install import install
-from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS
+from hisparse_sidecar.engines.sglang.offload.beside import keep_coordinator
+from hisparse_sidecar.engines.sglang.offload.coordinator import HiSparseCoordinator
+from hisparse_sidecar.engines.sglang.offload.scheduler_hooks import SCHEDULER_HOOKS
 from hisparse_sidecar.engines.sglang.targets import SCHEDULER_TARGETS
 from tests.engines.sglang.offload_world import PAGE, Engine
 

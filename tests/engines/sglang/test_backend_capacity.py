@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from hisparse_sidecar.engines.sglang.capacity import (
+from hisparse_sidecar.engines.sglang.offload.capacity import (
     Requests,
     fit_of_ours,
     fit_of_sglang,
     in_pool_of_ours,
     in_pool_of_sglang,
 )
-from hisparse_sidecar.engines.sglang.index_sizes import IndexSizes
+from hisparse_sidecar.engines.sglang.pool.index_sizes import IndexSizes
 from tests.engines.sglang import offload_world
 from tests.engines.sglang import world as index_keys
 from tests.engines.sglang.index_offload_world import IndexWorld, pool_hooks

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from hisparse_sidecar.engines.sglang.beside_pool import pooled_pages_of
-from hisparse_sidecar.engines.sglang.coverage import uncovered_process
+from hisparse_sidecar.engines.sglang.pool.beside_pool import pooled_pages_of
+from hisparse_sidecar.engines.sglang.selection.coverage import uncovered_process
 from tests.engines.sglang.passes import decode_pass, extend_pass
 from tests.engines.sglang.world import (
     TOPK,

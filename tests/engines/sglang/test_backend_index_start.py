@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from hisparse_sidecar.engines.sglang import offload
-from hisparse_sidecar.engines.sglang.beside_pool import written_rows_of
-from hisparse_sidecar.engines.sglang.index_sizes import IndexSizes
-from hisparse_sidecar.engines.sglang.pool_hooks import POOL_TARGETS, hook_pool
+from hisparse_sidecar.engines.sglang import offload_start
+from hisparse_sidecar.engines.sglang.pool.beside_pool import written_rows_of
+from hisparse_sidecar.engines.sglang.pool.index_sizes import IndexSizes
+from hisparse_sidecar.engines.sglang.pool.pool_hooks import POOL_TARGETS, hook_pool
 from hisparse_sidecar.engines.sglang.settings import read_settings
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from tests.engines.sglang.index_offload_world import OFFLOAD, OPTIONS, IndexWorld, pool_hooks
@@ -112,7 +112,7 @@ def test_hooking_twice_replaces_once(hooked: None) -> None:
     from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
 
     first = DSATokenToKVPool.__init__
-    hook_pool(offload.is_asked_for)
+    hook_pool(offload_start.is_asked_for)
     assert DSATokenToKVPool.__init__ is first
 
 
@@ -147,7 +147,7 @@ def test_the_start_says_where_index_keys_are(
 ) -> None:
     arguments, given = start
     with caplog.at_level("INFO", logger="hisparse_sidecar.sglang"):
-        made = offload.create_coordinator(arguments, **given)
+        made = offload_start.create_coordinator(arguments, **given)
     assert "index keys of 3 of 3 layers, in windows of 46 pages, 7 for each request" in caplog.text
     made.destroy()
 
@@ -158,7 +158,7 @@ def test_the_start_lets_the_pools_writer_find_rows_once_a_pass(
     arguments, given = start
     pool = given["token_to_kv_pool_allocator"].get_kvcache()
     assert written_rows_of(pool) is None
-    made = offload.create_coordinator(arguments, **given)
+    made = offload_start.create_coordinator(arguments, **given)
     assert written_rows_of(pool) is not None
     made.destroy()
 
@@ -169,18 +169,18 @@ def test_a_pool_that_was_made_without_us_fails_the_start(
     plain = IndexWorld(tmp_path, {"offload_index_keys": False})
     given, arguments = given_to_coordinator(plain), arguments_of(tmp_path)
     with pytest.raises(WrongState, match="_compute_cell_size is not ours: was the plug-in loaded"):
-        offload.create_coordinator(arguments, **given)
+        offload_start.create_coordinator(arguments, **given)
     given = given_to_coordinator(IndexWorld(tmp_path, {"offload_index_keys": False}))
     needed = rf"has {RATIO * DEVICE_PAGES + 1} pages of index keys, needs \d+: was the plug-in"
     with pool_hooks(), pytest.raises(WrongState, match=needed):
-        offload.create_coordinator(arguments, **given)
+        offload_start.create_coordinator(arguments, **given)
 
 
 def test_another_prefill_backend_fails_the_start(hooked: None, room: None, tmp_path: Path) -> None:
     given = given_to_coordinator(IndexWorld(tmp_path))
     arguments = arguments_of(tmp_path, "--prefill-attention-backend", "dsa")
     with pytest.raises(InvalidArgument, match="prefill attention backend is dsa, offload_index"):
-        offload.create_coordinator(arguments, **given)
+        offload_start.create_coordinator(arguments, **given)
 
 
 def test_index_offload_needs_the_host_tier(sglang: None, tmp_path: Path) -> None:

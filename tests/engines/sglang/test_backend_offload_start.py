@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from hisparse_sidecar.engines.sglang import coordinator as coordinator_module
-from hisparse_sidecar.engines.sglang import offload, plugin
-from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
-from hisparse_sidecar.engines.sglang.requests import (
+from hisparse_sidecar.engines.sglang import offload_start, plugin
+from hisparse_sidecar.engines.sglang.offload import coordinator as coordinator_module
+from hisparse_sidecar.engines.sglang.offload.coordinator import HiSparseCoordinator
+from hisparse_sidecar.engines.sglang.offload.requests import (
     prefilled_tokens,
     table_row_of,
     tokens_to_come,
 )
+from hisparse_sidecar.engines.sglang.offload.token_stats import HiSparseTokenStats
 from hisparse_sidecar.engines.sglang.targets import TARGETS, parameters_of
-from hisparse_sidecar.engines.sglang.token_stats import HiSparseTokenStats
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from tests.engines.sglang.index_offload_world import pool_hooks
 from tests.engines.sglang.offload_world import HOT, Engine
@@ -38,7 +38,7 @@ def coordinators(sglang: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
 
     stock = hisparse_coordinator.HiSparseCoordinator
     with pool_hooks():
-        offload.stand_in_for_coordinator()
+        offload_start.stand_in_for_coordinator()
         yield hisparse_coordinator
     hisparse_coordinator.HiSparseCoordinator = stock
 
@@ -100,9 +100,9 @@ def test_ranks_share_a_host_pool_where_their_rows_are_the_same(
 
     monkeypatch.setattr(coordinator_module, "shared_place", place)
     arguments = server_args(tmp_path, *OFFLOAD, "--hisparse-config", json.dumps(config))
-    assert offload.has_same_rows(arguments)
-    monkeypatch.setattr(offload, "has_same_rows", lambda server_args: have_same_rows)
-    offload.create_coordinator(arguments, **given).destroy()
+    assert offload_start.has_same_rows(arguments)
+    monkeypatch.setattr(offload_start, "has_same_rows", lambda server_args: have_same_rows)
+    offload_start.create_coordinator(arguments, **given).destroy()
     assert seen == [(None, is_shared)]
 
 
@@ -174,7 +174,7 @@ def test_what_offload_does_not_cover_fails_the_start(
     made = server_args(tmp_path, *OFFLOAD)
     options = {name: getattr(made, name) for name in OPTIONS}
     with pytest.raises(InvalidArgument, match=match):
-        offload.create_coordinator(SimpleNamespace(**options | changed), **given)
+        offload_start.create_coordinator(SimpleNamespace(**options | changed), **given)
 
 
 OPTIONS = (

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from hisparse_sidecar.engines.sglang import offload, prefix_cache
-from hisparse_sidecar.engines.sglang.no_prefixes import NoPrefixes
-from hisparse_sidecar.engines.sglang.prefix_targets import PREFIX_TARGETS
+from hisparse_sidecar.engines.sglang import offload_start
+from hisparse_sidecar.engines.sglang.offload.no_prefixes import NoPrefixes
+from hisparse_sidecar.engines.sglang.prefix import cache as prefix_cache
+from hisparse_sidecar.engines.sglang.prefix.targets import PREFIX_TARGETS
 from hisparse_sidecar.engines.sglang.targets import check_targets
 from hisparse_sidecar.engines.sglang.versions import EngineVersions
 from hisparse_sidecar.errors import InvalidArgument, WrongState
@@ -67,7 +68,7 @@ def test_sglang_makes_our_tree_by_its_name(parts: dict[str, Any], tmp_path: Path
     from sglang.srt.mem_cache.registry import create_tree_cache
 
     arguments = server_args(tmp_path, *CACHED)
-    coordinator = offload.create_coordinator(arguments, **parts)
+    coordinator = offload_start.create_coordinator(arguments, **parts)
     made = create_tree_cache(context_of(arguments, parts))
     assert type(made).__name__ == "HostRadixCache"
     assert coordinator.prefixes is made
@@ -81,7 +82,7 @@ def test_without_the_name_sglang_makes_its_own(parts: dict[str, Any], tmp_path: 
     from sglang.srt.mem_cache.registry import create_tree_cache, registered_radix_cache_backends
 
     arguments = server_args(tmp_path, *OFFLOAD)
-    coordinator = offload.create_coordinator(arguments, **parts)
+    coordinator = offload_start.create_coordinator(arguments, **parts)
     assert registered_radix_cache_backends() == []
     sizes = {"effective_chunked_prefill_size": 64}
     known = inspect.signature(type(context_of(arguments, parts))).parameters
@@ -140,7 +141,7 @@ def test_what_the_cache_does_not_cover_fails_the_start(
     arguments = server_args(tmp_path, *CACHED)
     options = {name: getattr(arguments, name) for name in OPTIONS} | changed
     with pytest.raises(InvalidArgument, match=match):
-        offload.create_coordinator(SimpleNamespace(**options), **parts)
+        offload_start.create_coordinator(SimpleNamespace(**options), **parts)
 
 
 def test_an_sglang_between_the_known_ones_fails_the_start(
@@ -149,7 +150,7 @@ def test_an_sglang_between_the_known_ones_fails_the_start(
     between = EngineVersions("0.5.20", "2", "0")
     monkeypatch.setattr(prefix_cache, "installed_versions", lambda: between)
     with pytest.raises(InvalidArgument, match=r"is 0\.5\.20, the prefix cache needs"):
-        offload.create_coordinator(server_args(tmp_path, *CACHED), **parts)
+        offload_start.create_coordinator(server_args(tmp_path, *CACHED), **parts)
 
 
 def test_this_sglang_has_what_the_cache_relies_on(sglang: None) -> None:

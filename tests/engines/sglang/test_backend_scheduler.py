@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from hisparse_sidecar.engines.sglang import scheduler_hooks
-from hisparse_sidecar.engines.sglang.scheduler_hooks import SCHEDULER_HOOKS, most_prompt_tokens
+from hisparse_sidecar.engines.sglang.offload import scheduler_hooks
+from hisparse_sidecar.engines.sglang.offload.scheduler_hooks import (
+    SCHEDULER_HOOKS,
+    most_prompt_tokens,
+)
 from hisparse_sidecar.engines.sglang.targets import SCHEDULER_TARGETS, check_targets, resolve
 from hisparse_sidecar.errors import InvalidArgument
 from tests.engines.sglang.scheduler_world import SchedulerWorld

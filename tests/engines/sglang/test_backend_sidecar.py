@@ -17,7 +17,7 @@ from hisparse_sidecar._proto.hisparse.v1 import sidecar_pb2, sidecar_pb2_grpc
 from hisparse_sidecar.cli.sglang_sidecar import engine_port
 from hisparse_sidecar.client.sidecar_client import SidecarClient
 from hisparse_sidecar.engine_stats import EngineRequests, PublishedStats
-from hisparse_sidecar.engines.sglang.offload_stats import folder_of
+from hisparse_sidecar.engines.sglang.offload.stats import folder_of
 from hisparse_sidecar.errors import InvalidArgument
 from tests.engine_stats.snapshots import kill, plain, start_writer
 from tests.engines.sglang.world import server_args

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from hisparse_sidecar.engine_stats import EngineRequests, EngineStats, SelectionCalls, StatsFolder
-from hisparse_sidecar.engines.sglang import offload, offload_stats
+from hisparse_sidecar.engines.sglang import offload_start
 from hisparse_sidecar.engines.sglang.calls import CallCounts
-from hisparse_sidecar.engines.sglang.offload_stats import StatsLine, StatsPublisher, line_of
+from hisparse_sidecar.engines.sglang.offload import stats as offload_stats
+from hisparse_sidecar.engines.sglang.offload.stats import StatsLine, StatsPublisher, line_of
 from tests.engines.sglang.offload_world import HOT, LAYERS, PAGE, ROW_BYTES, TOPK, Engine
 from tests.engines.sglang.prefix_world import CachingEngine, prompt
 
@@ -197,6 +198,6 @@ def test_snapshots_are_published_and_withdrawn(make: Callable[..., Engine], tmp_
 
 @pytest.mark.parametrize(("port", "kinds"), [(None, 1), (30001, 2)])
 def test_snapshots_are_published_where_sglang_serves_grpc(port: int | None, kinds: int) -> None:
-    listeners = offload._listeners(SimpleNamespace(grpc_port=port))
+    listeners = offload_start._listeners(SimpleNamespace(grpc_port=port))
     assert [type(one) for one in listeners] == [StatsLine, StatsPublisher][:kinds]
     assert offload_stats.folder_of(30001).path.name == "sglang-30001"

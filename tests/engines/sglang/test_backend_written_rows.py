@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from hisparse_sidecar.engines.sglang.beside_pool import keep_written_rows
 from hisparse_sidecar.engines.sglang.hooks import install_hooks
+from hisparse_sidecar.engines.sglang.pool.beside_pool import keep_written_rows
 from tests.engines.sglang.offload_world import LAYERS, PAGE, Engine
 from tests.engines.sglang.world import server_args
 from tests.launches import Launches

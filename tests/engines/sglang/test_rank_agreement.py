@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from hisparse_sidecar.engines.sglang.rank_agreement import has_same_rows
+from hisparse_sidecar.engines.sglang.offload.rank_agreement import has_same_rows
 
 RANK = """
 import json, sys
 import torch.distributed as dist
-from hisparse_sidecar.engines.sglang.rank_agreement import agree
+from hisparse_sidecar.engines.sglang.offload.rank_agreement import agree
 
 rank, path, numbers = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hisparse_sidecar.engines.sglang.pool_hooks import POOL_TARGETS
-from hisparse_sidecar.engines.sglang.prefix_targets import PREFIX_TARGETS, check_prefix_version
+from hisparse_sidecar.engines.sglang.pool.pool_hooks import POOL_TARGETS
+from hisparse_sidecar.engines.sglang.prefix.targets import PREFIX_TARGETS, check_prefix_version
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, Target, parameters_of
 from hisparse_sidecar.engines.sglang.versions import NEWEST, OLDEST, check_sglang
 from hisparse_sidecar.errors import InvalidArgument

@@ -10,7 +10,7 @@ import torch
 from accuracy import assert_bits_equal
 from hisparse_kernels.index_rows import pack_index_rows, read_index_rows, write_index_rows
 from hisparse_kernels.pool_keys import rebuild_pooled_keys_ref
-from hisparse_sidecar.engines.sglang.beside_pool import pooled_pages_of
+from hisparse_sidecar.engines.sglang.pool.beside_pool import pooled_pages_of
 from hisparse_sidecar.engines.sglang.versions import installed_versions
 from tests.engines.sglang.world import (
     LAYERS,

@@ -22,7 +22,7 @@ from hisparse_sidecar.engines.transformers import (
     next_logits_of,
 )
 from hisparse_sidecar.engines.transformers.greedy import NextLogits
-from hisparse_sidecar.session import Session
+from hisparse_sidecar.sidecar import Session
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

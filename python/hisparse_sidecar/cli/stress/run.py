@@ -19,7 +19,7 @@ from hisparse_sidecar.cli.stress.server_process import ServerProcess
 from hisparse_sidecar.cli.stress.settings import StressSettings
 from hisparse_sidecar.cli.stress.world import server_config, stored_page_bytes
 from hisparse_sidecar.client import RemoteSession
-from hisparse_sidecar.page_secret import page_secret
+from hisparse_sidecar.tiers.page_secret import page_secret
 
 _MOST_CALL_SECONDS = 15.0
 

@@ -6,7 +6,7 @@ from hisparse_sidecar.cli.stress.lives import Life
 from hisparse_sidecar.cli.stress.rows import layer_inputs
 from hisparse_sidecar.cli.stress.run import Run
 from hisparse_sidecar.cli.stress.texts import prompt_tokens, text
-from hisparse_sidecar.step import StepKind
+from hisparse_sidecar.step.step import StepKind
 
 
 def open_prompt(run: Run, operation: Operation) -> None:

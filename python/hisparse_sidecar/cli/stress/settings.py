@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hisparse_sidecar.config import require
+from hisparse_sidecar.requirements import require
 
 FAULTS = ("alloc", "io", "kill", "corrupt", "enospc", "slow", "remote")
 TIERS = ("file", "remote")

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.cli.stress.settings import StressSettings
-from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig
-from hisparse_sidecar.tiers_config import TiersConfig
+from hisparse_sidecar.config import ModelShape, SelectionConfig, SidecarConfig, TiersConfig
 
 HEADS = 1
 HOST_PAGES = 56

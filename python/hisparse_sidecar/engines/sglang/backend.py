@@ -13,13 +13,14 @@ from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
 
 from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.backends import ops_of
-from hisparse_sidecar.config import ModelShape, SelectionConfig, require
-from hisparse_sidecar.engines.sglang.beside_pool import keep_beside, pooled_pages_of
-from hisparse_sidecar.engines.sglang.coverage import uncovered_process
-from hisparse_sidecar.engines.sglang.offloaded_keys import OffloadedKeys
-from hisparse_sidecar.engines.sglang.pooled_pages import PooledPages
-from hisparse_sidecar.engines.sglang.selection import LAYOUT, BackendSelection, Fetch
+from hisparse_sidecar.config import ModelShape, SelectionConfig
+from hisparse_sidecar.engines.sglang.pool.beside_pool import keep_beside, pooled_pages_of
+from hisparse_sidecar.engines.sglang.pool.offloaded_keys import OffloadedKeys
+from hisparse_sidecar.engines.sglang.pool.pooled_pages import PooledPages
+from hisparse_sidecar.engines.sglang.selection.coverage import uncovered_process
+from hisparse_sidecar.engines.sglang.selection.selection import LAYOUT, BackendSelection, Fetch
 from hisparse_sidecar.engines.sglang.settings import SglangSettings, read_settings
+from hisparse_sidecar.requirements import require
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from hisparse_sidecar.engines.sglang.beside import coordinator_of
-from hisparse_sidecar.engines.sglang.coordinator import HiSparseCoordinator
 from hisparse_sidecar.engines.sglang.install import Function, install
-from hisparse_sidecar.engines.sglang.offload import BACKEND_NAME
-from hisparse_sidecar.engines.sglang.selection import BackendSelection, IndexerCall
+from hisparse_sidecar.engines.sglang.offload.beside import coordinator_of
+from hisparse_sidecar.engines.sglang.offload.coordinator import HiSparseCoordinator
+from hisparse_sidecar.engines.sglang.offload_start import BACKEND_NAME
+from hisparse_sidecar.engines.sglang.pool.writer_hooks import WRITER_HOOKS, running_pool
+from hisparse_sidecar.engines.sglang.selection.selection import BackendSelection, IndexerCall
 from hisparse_sidecar.engines.sglang.targets import TARGETS
-from hisparse_sidecar.engines.sglang.writer_hooks import WRITER_HOOKS, running_pool
 
 _STANDS_FOR = "dsa"
 

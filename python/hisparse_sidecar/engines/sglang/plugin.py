@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from hisparse_sidecar.engines.sglang.hooks import install_hooks
-from hisparse_sidecar.engines.sglang.offload import (
+from hisparse_sidecar.engines.sglang.offload_start import (
     BACKEND_NAME,
     check_coordinator,
     note_selection,

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from hisparse_sidecar.config import SelectionConfig, require
-from hisparse_sidecar.config_file import build_dataclass
+from hisparse_sidecar.config import SelectionConfig
+from hisparse_sidecar.config.file import build_dataclass
 from hisparse_sidecar.errors import InvalidArgument
+from hisparse_sidecar.requirements import require
 
 _ADAPTIVE = "adaptive"
 # keys that SGLang's HiSparse reads from the same option; they are its own affair

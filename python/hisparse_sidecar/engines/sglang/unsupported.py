@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hisparse_kernels.layouts import PAGE_TOKENS
-from hisparse_sidecar.config import require
+from hisparse_sidecar.requirements import require
 
 _ROW_BYTES = (528, 656, 1152)
 

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from hisparse_kernels.index_rows import quantize_index_q
 from hisparse_sidecar.config import ModelShape
+from hisparse_sidecar.config.sequence import OpenOptions
 from hisparse_sidecar.engines.transformers.cache import SidecarCache
 from hisparse_sidecar.engines.transformers.family import (
     EngineModule,
@@ -25,8 +26,7 @@ from hisparse_sidecar.engines.transformers.patches import ForwardPatches
 from hisparse_sidecar.engines.transformers.requests import checked_call, with_own_cache_name
 from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.layer_io import LayerInputs, LayerOutputs
-from hisparse_sidecar.sequence_options import OpenOptions
-from hisparse_sidecar.session import Session
+from hisparse_sidecar.sidecar import Session
 
 # layer, what it handed over, what it got back
 LayerObserver = Callable[[int, LayerInputs, LayerOutputs], None]

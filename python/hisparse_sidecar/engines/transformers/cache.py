@@ -8,7 +8,7 @@ from transformers import Cache
 
 from hisparse_sidecar.engines.transformers.sequence_batch import SequenceBatch
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.session import Session
+from hisparse_sidecar.sidecar import Session
 
 
 class SidecarCache(SequenceBatch, Cache):

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from typing_extensions import Unpack
 
+from hisparse_sidecar.config.sequence import OpenOptions
 from hisparse_sidecar.engines.transformers.attach import Attachment
 from hisparse_sidecar.engines.transformers.cache import SidecarCache
 from hisparse_sidecar.engines.transformers.family import device_of
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.sequence_options import OpenOptions
 
 # stage, tokens done, tokens of the stage
 Progress = Callable[[Literal["prefill", "decode"], int, int], None]

@@ -11,8 +11,8 @@ from torch import nn
 from hisparse_sidecar.engines.transformers.cache import SidecarCache
 from hisparse_sidecar.engines.transformers.family import EngineConfig
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.session import Session
-from hisparse_sidecar.step import StepKind
+from hisparse_sidecar.sidecar import Session
+from hisparse_sidecar.step.step import StepKind
 
 # what a forward calls its cache: from transformers 5.24 on, and before
 _CACHE_NAMES = ("cache", "past_key_values")

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from typing_extensions import Self, Unpack
 
+from hisparse_sidecar.config.sequence import OpenOptions
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.sequence_options import OpenOptions
-from hisparse_sidecar.session import Session
+from hisparse_sidecar.sidecar import Session
 
 
 class SequenceBatch:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from hisparse_sidecar._core import Returning
 from hisparse_sidecar._proto.hisparse.v1 import sequence_pb2, sequence_pb2_grpc
+from hisparse_sidecar.config.sequence import AdmittedSequence, OpenOptions
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.sequence_options import AdmittedSequence, OpenOptions
 from hisparse_sidecar.server.admissions import Admissions, Halves, Opening
 from hisparse_sidecar.server.clients import Client
 from hisparse_sidecar.server.gate import Gate

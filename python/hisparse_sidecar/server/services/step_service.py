@@ -14,7 +14,7 @@ from hisparse_sidecar.server.gate import Gate
 from hisparse_sidecar.server.grpc_types import Context
 from hisparse_sidecar.server.layer_tensors import run_layer
 from hisparse_sidecar.server.response_writer import ResponseWriter
-from hisparse_sidecar.step import StepKind
+from hisparse_sidecar.step.step import StepKind
 from hisparse_sidecar.wire.errors import status_of
 
 _MAX_SEQUENCES = 4096

@@ -1,0 +1,1 @@
+"""The prefix cache of offload: `--radix-cache-backend hisparse`."""

@@ -1,0 +1,1 @@
+"""Lists of our selection, in the form that SGLang's attention takes."""

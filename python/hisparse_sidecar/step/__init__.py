@@ -1,0 +1,1 @@
+"""One decode step or prefill chunk: its rows and tables, checked, laid out, recorded as a graph."""
