@@ -13,7 +13,15 @@ ENGINES = {"sglang", "transformers", "vllm"}
 PEERS = {"flash_mla"}
 GRPC = {"grpc", "grpc_health", "grpc_reflection", "google"}
 
-# part -> parts of the package that it must not reach; "" is the pipeline, all that is not listed
+# from the ground up: a part, which is a folder or a file, imports parts before it alone
+ORDER = (
+    *("_core", "_proto", "errors", "requirements", "clopper_pearson", "layer_io"),
+    *("side_stream", "uploads", "config", "backends", "tensor_checks"),
+    *("remote", "ranks", "tiers", "stats", "step", "selection", "pipeline"),
+    *("attention", "engine_rows", "sidecar", "tuning"),
+    *("engine_stats", "wire", "client", "engines", "server", "cli"),
+)
+# part -> parts of the package that it must not reach, besides; "" is all that is not listed
 FORBIDDEN_PARTS = {
     "": {"_proto", "cli", "client", "engines", "server", "wire"},
     "engines": {"_proto", "cli", "client", "pipeline", "server", "wire"},
@@ -65,6 +73,22 @@ def test_a_part_imports_only_along_the_arrows(part: str) -> None:
             assert library not in FORBIDDEN_LIBRARIES[part], f"{name} imports {imported}"
             if library == PACKAGE and inner:
                 assert inner[0] not in FORBIDDEN_PARTS[part], f"{name} imports {imported}"
+
+
+def part_of(name: str) -> str:
+    return name.removeprefix(f"python/{PACKAGE}/").split("/")[0].removesuffix(".py")
+
+
+def test_imports_between_the_parts_go_down_only() -> None:
+    files = [name for part in FORBIDDEN_PARTS for name in files_of_part(part)]
+    files.remove(f"python/{PACKAGE}/__init__.py")
+    assert {part_of(name) for name in files} == {*ORDER} - {"_core", "_proto"}
+    for name in files:
+        own = part_of(name)
+        for imported in imported_names(ROOT / name):
+            library, *inner = imported.split(".")
+            if library == PACKAGE and inner[0] != own:
+                assert ORDER.index(inner[0]) < ORDER.index(own), f"{name} imports {imported}"
 
 
 def test_kernels_import_torch_and_triton_and_peers_in_a_file_of_their_own() -> None:
