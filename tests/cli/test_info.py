@@ -16,7 +16,8 @@ def test_info_json_is_one_object_with_measured_numbers() -> None:
     found = done.json
     assert set(found) == {"versions", "backends", "gpus", "host", "copies"}
     assert {"sidecar", "kernels", "core", "torch", "triton", "python"} <= set(found["versions"])
-    assert found["backends"] == ["reference", "triton", "gluon_sm100", "flash_mla"]
+    assert [*found["backends"]] == ["reference", "triton", "gluon_sm100", "flash_mla"]
+    assert found["backends"]["reference"] is None
     assert found["host"]["total_bytes"] >= found["host"]["available_bytes"] > 0
     for copy in found["copies"]:
         assert copy["copied_bytes"] == 8 << 20
@@ -24,10 +25,19 @@ def test_info_json_is_one_object_with_measured_numbers() -> None:
         assert copy["gigabytes_per_second"] == pytest.approx(rate)
 
 
+@pytest.mark.cpu_only
+def test_a_backend_that_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = run_hisparse("info", "--json", "--copy-mib", "1").json["backends"]
+    assert found["triton"].startswith("backend is 'triton' on device 'cpu', needs the interpreter")
+    assert found["gluon_sm100"] == "backend is 'gluon_sm100' on device 'cpu', needs 10.0 or 10.3"
+    assert found["flash_mla"] == "backend is 'flash_mla' on device 'cpu', needs a GPU of sm_90"
+
+
 def test_info_shows_tables_without_json() -> None:
     done = run_hisparse("info", "--copy-mib", "1")
     assert done.exit_code == 0, done.stderr
-    for title in ("versions", "GPU", "host", "copy bandwidth"):
+    for title in ("versions", "backends", "GPU", "host", "copy bandwidth"):
         assert title in done.stdout
 
 

@@ -19,7 +19,7 @@ class System:
     """What this machine has."""
 
     versions: dict[str, str | None]
-    backends: list[str]
+    backends: dict[str, str | None]
     gpus: list[Gpu]
     host: HostMemory
     copies: list[CopyBandwidth]
@@ -49,7 +49,8 @@ def find_system(copied_bytes: int) -> System:
 def system_tables(system: System) -> Iterable[Table]:
     """Tables for a reader."""
     versions = [(name, version or "not installed") for name, version in system.versions.items()]
-    yield _table("versions", [*versions, ("backends", ", ".join(system.backends))])
+    yield _table("versions", versions)
+    yield _table("backends", [(name, why or "runs") for name, why in system.backends.items()])
     yield _table("GPU", [(gpu.name, _describe_gpu(gpu)) for gpu in system.gpus] or [("none", "")])
     yield _table("host", _host_lines(system.host))
     yield _table("copy bandwidth", [(copy.route, _describe_copy(copy)) for copy in system.copies])

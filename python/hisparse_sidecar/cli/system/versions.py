@@ -1,8 +1,11 @@
-"""Versions of everything that a result depends on, and the backends that this build has."""
+"""Versions of everything that a result depends on, and the backends that run on this machine."""
 
 import platform
 from importlib import metadata
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
+
+if TYPE_CHECKING:
+    from hisparse_sidecar.config import Backend
 
 _DISTRIBUTIONS = {
     "sidecar": "hisparse-sidecar",
@@ -22,11 +25,28 @@ def find_versions() -> dict[str, str | None]:
     return {**versions, "core": core_version(), "python": platform.python_version()}
 
 
-def find_backends() -> list[str]:
-    """Names that `SidecarConfig.backend` takes besides "auto"."""
+def find_backends() -> dict[str, str | None]:
+    """Each name that `SidecarConfig.backend` takes besides "auto", and why it cannot run here.
+
+    On the first GPU, or without one on the CPU; None = it can.
+    """
+    import torch
+
     from hisparse_sidecar.config import Backend
 
-    return [name for name in get_args(Backend) if name != "auto"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {name: _refusal(name, device) for name in get_args(Backend) if name != "auto"}
+
+
+def _refusal(backend: "Backend", device: str) -> str | None:
+    from hisparse_sidecar.backends import ops_of
+    from hisparse_sidecar.errors import InvalidArgument
+
+    try:
+        ops_of(backend, device)
+    except InvalidArgument as error:
+        return str(error)
+    return None
 
 
 def _distribution_version(distribution: str) -> str | None:
