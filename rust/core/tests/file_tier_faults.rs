@@ -142,6 +142,23 @@ fn a_failed_write_shows_nothing_and_later_calls_work() {
     assert_all(&tier, 0..20, Got::Right);
 }
 
+/// After a rename whose directory could not be synced, the manifest that lists it may be in force.
+#[test]
+fn a_segment_that_may_be_listed_is_never_emptied_again() {
+    let scratch = Scratch::new("listed");
+    let (tier, failpoints) = with_failpoints(&scratch, 8);
+    let once = Occasion::OnceAfter(0);
+    failpoints.arm(Failpoint::AfterManifestRename, FailAction::Errno(libc::EIO), once);
+    assert!(matches!(put(&tier, 0), Err(Error::TierIo { call: "replace manifest", .. })));
+    failpoints.arm(Failpoint::BeforeWrite, FailAction::Errno(libc::EIO), once);
+    assert!(matches!(put(&tier, 0), Err(Error::TierIo { call: "pwrite", .. })));
+    drop(tier); // as a kill would
+    let strict = FileTierOptions { recovery: RecoveryMode::Strict, ..scratch.options(8) };
+    let (tier, found) = FileTier::open(strict).expect("no failed call is damage");
+    assert_eq!((found.segments, found.skipped), (1, 0));
+    put_all(&tier, 0..20);
+}
+
 #[test]
 fn pages_whose_sync_failed_are_written_again_before_they_are_acknowledged() {
     let scratch = Scratch::new("fsync");

@@ -97,8 +97,10 @@ impl Directory {
         Ok(segments)
     }
 
+    /// The file of a segment that holds nothing; there is one where making it has failed before.
     pub(super) fn create_segment(&self, segment: u32) -> io::Result<File> {
-        new_file(&self.itself, &segment_name(segment), OFlags::TRUNC)
+        // never emptied: the manifest that failed then may be in force, and its head is the same
+        new_file(&self.itself, &segment_name(segment), OFlags::empty())
     }
 
     /// None if there is no such file.
