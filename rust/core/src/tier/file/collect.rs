@@ -164,7 +164,7 @@ impl Store {
         self.sync_dirty()?;
         let mut files = lock(&self.files);
         let held = self.take_empty(segment)?;
-        if let Err(error) = self.write_shorter_manifest() {
+        if let Err(error) = self.write_manifest_on_full_disk() {
             // either manifest may be in force: the segment stays until the next one is
             lock(&self.index).segments.insert(segment, held);
             return Err(error);
@@ -200,8 +200,10 @@ impl Store {
         let passed = self.options.failpoints.pass(Failpoint::InUnlink);
         let unlinked = passed.and_then(|()| self.directory.unlink_segment(segment));
         unlinked.map_err(io_error("unlink"))?;
-        lock(&self.files).condemned.retain(|condemned| *condemned != segment);
+        let mut files = lock(&self.files);
+        files.condemned.retain(|condemned| *condemned != segment);
         self.keep_reserve();
+        drop(files);
         Ok(())
     }
 }

@@ -4,17 +4,16 @@
 //! another process made a new one, this one's calls fail, and the other's files are left alone.
 
 use std::fs::{DirBuilder, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, Dir, FlockOperation, Mode, OFlags, flock, openat, renameat, statat, unlinkat,
-};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
+use super::collect::usize_of;
 use super::error::io_error;
 use super::failpoint::{Failpoint, Failpoints};
 use super::page_header::BLOCK_LEN;
@@ -60,24 +59,42 @@ impl Directory {
 
     /// Puts a manifest in force; after an error either may be.
     pub(super) fn replace_manifest(&self, bytes: &[u8], failpoints: &Failpoints) -> io::Result<()> {
-        let mut file = new_file(&self.itself, NEXT_MANIFEST, OFlags::TRUNC)?;
-        file.write_all(bytes)?;
+        self.rename_to_manifest(NEXT_MANIFEST, bytes, failpoints)
+    }
+
+    /// The same in the room that was kept, which nobody else can take meanwhile.
+    pub(super) fn replace_manifest_by_reserve(
+        &self,
+        bytes: &[u8],
+        failpoints: &Failpoints,
+    ) -> io::Result<()> {
+        self.rename_to_manifest(RESERVE, bytes, failpoints)
+    }
+
+    fn rename_to_manifest(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        failpoints: &Failpoints,
+    ) -> io::Result<()> {
+        let file = new_file(&self.itself, name, OFlags::empty())?; // its blocks are used again
+        file.write_all_at(bytes, 0)?;
+        file.set_len(bytes.len() as u64)?;
         file.sync_data()?;
         failpoints.pass(Failpoint::BeforeManifestRename)?;
-        renameat(&self.itself, NEXT_MANIFEST, &self.itself, MANIFEST)?;
+        renameat(&self.itself, name, &self.itself, MANIFEST)?;
         failpoints.pass(Failpoint::AfterManifestRename)?;
         self.itself.sync_all()
     }
 
-    /// Keeps room for a manifest of so many bytes, and for one that is a little longer.
+    /// Keeps room for a manifest of so many bytes, and for one that is a little longer; after an
+    /// error as much of it as there was.
     pub(super) fn keep_reserve(&self, manifest_bytes: usize) -> io::Result<()> {
         let needed = manifest_bytes.next_multiple_of(BLOCK_LEN) + BLOCK_LEN;
-        let found = statat(&self.itself, RESERVE, AtFlags::empty()).map_or(0, |stat| stat.st_size);
-        if usize::try_from(found).is_ok_and(|found| found >= needed) {
-            return Ok(());
-        }
-        let mut file = new_file(&self.itself, RESERVE, OFlags::TRUNC)?;
-        file.write_all(&vec![0; needed]).inspect_err(|_| drop(self.give_reserve()))
+        let file = new_file(&self.itself, RESERVE, OFlags::empty())?;
+        let found = file.metadata()?.len();
+        let missing = (needed as u64).saturating_sub(found);
+        file.write_all_at(&vec![0; usize_of(missing)], found)
     }
 
     /// Gives the disk what was kept.
@@ -147,4 +164,25 @@ fn segment_of(name: &str) -> Option<u32> {
 fn new_file(directory: &File, name: &str, more: OFlags) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | more;
     Ok(openat(directory, name, flags, OWNER_ONLY)?.into())
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    /// What it has stays its own: on a full disk others would take what was given back meanwhile.
+    #[test]
+    fn a_reserve_that_grows_keeps_the_room_that_it_has() {
+        let path = std::env::temp_dir().join(format!("hisparse-grows-{}", std::process::id()));
+        let directory = Directory::open(&path).unwrap();
+        let reserve = path.join(RESERVE);
+        directory.keep_reserve(100).unwrap();
+        std::fs::write(&reserve, [7; 2 * BLOCK_LEN]).unwrap();
+        for (manifest_bytes, num_bytes) in [(4096, 8192), (4097, 12_288), (60, 12_288)] {
+            directory.keep_reserve(manifest_bytes).unwrap();
+            let found = std::fs::read(&reserve).unwrap();
+            assert_eq!((found.len(), &found[..8192]), (num_bytes, &[7; 8192][..]));
+        }
+        std::fs::remove_dir_all(path).unwrap();
+    }
 }

@@ -79,12 +79,12 @@ impl FileTier {
             num_syncs: AtomicU64::new(0),
             options,
         };
+        let files = lock(&store.files);
         if recovered.list_is_old {
-            let files = lock(&store.files);
-            store.write_manifest(None)?;
-            drop(files);
+            store.write_manifest_on_full_disk()?;
         }
         store.keep_reserve(); // of an earlier version there is none
+        drop(files);
         let micros = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
         let report = Recovery { micros, ..recovered.report };
         Ok((Self { pool, store: Arc::new(store) }, report))

@@ -6,6 +6,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +16,7 @@ use crate::tier::PageIdentity;
 use super::directory::Directory;
 use super::draft::{Draft, Purpose};
 use super::error::{TIER, io_error, write_error};
+use super::failpoint::Failpoints;
 use super::flush::Rounds;
 use super::held::Held;
 use super::index::{Index, Place, Slot};
@@ -49,6 +51,9 @@ impl Files {
         Self { next: (next, new_stamp()), condemned: Vec::new() }
     }
 }
+
+/// How a manifest is put in force.
+type Replace = fn(&Directory, &[u8], &Failpoints) -> io::Result<()>;
 
 /// See the module.
 pub(super) struct Store {
@@ -164,6 +169,10 @@ impl Store {
 
     /// Puts the segments held, and one more, in force; the caller holds the set of files.
     pub(super) fn write_manifest(&self, more: Option<Listed>) -> Result<()> {
+        self.replace_manifest(more, Directory::replace_manifest)
+    }
+
+    fn replace_manifest(&self, more: Option<Listed>, replace: Replace) -> Result<()> {
         let listed = |held: &Held| Listed {
             segment: held.segment.id,
             stamp: held.segment.stamp,
@@ -172,24 +181,29 @@ impl Store {
         let held: Vec<Listed> = lock(&self.index).segments.values().map(listed).collect();
         let segments = held.into_iter().chain(more).collect();
         let bytes = Manifest { digest: self.options.digest, segments }.to_bytes();
-        let replaced = self.directory.replace_manifest(&bytes, &self.options.failpoints);
+        let replaced = replace(&self.directory, &bytes, &self.options.failpoints);
         let (need, capacity) = (bytes.len() as u64, self.options.capacity_bytes);
         replaced.map_err(write_error("replace manifest", need, capacity))?;
         self.keep_reserve();
         Ok(())
     }
 
-    /// As `write_manifest` of the segments held, on a full disk, too: fewer segments make room.
-    pub(super) fn write_shorter_manifest(&self) -> Result<()> {
-        let written = self.write_manifest(None);
-        if !matches!(written, Err(Error::TierFull { .. })) {
-            return written;
+    /// As `write_manifest` of the segments held, on a full disk, too: in the room that was kept.
+    pub(super) fn write_manifest_on_full_disk(&self) -> Result<()> {
+        let mut written = self.write_manifest(None);
+        if is_full(&written) {
+            written = self.replace_manifest(None, Directory::replace_manifest_by_reserve);
         }
-        self.directory.give_reserve().map_err(io_error("unlink"))?;
-        self.write_manifest(None)
+        if is_full(&written) {
+            // where the system writes nothing in its place, what was kept goes first
+            self.directory.give_reserve().map_err(io_error("unlink"))?;
+            written = self.write_manifest(None);
+        }
+        written
     }
 
-    /// Keeps room on the disk for the manifest that gives a segment up, as far as there is any.
+    /// Keeps room on the disk for the manifest that gives a segment up, as far as there is any; the
+    /// caller holds the set of files.
     pub(super) fn keep_reserve(&self) {
         let num_bytes = Manifest::num_bytes(lock(&self.index).segments.len());
         let _ = self.directory.keep_reserve(num_bytes); // tried again when a segment has gone
@@ -227,6 +241,10 @@ impl Store {
             Err(_) => index.counts.failures += 1, // opening reads its records instead
         }
     }
+}
+
+fn is_full(written: &Result<()>) -> bool {
+    matches!(written, Err(Error::TierFull { .. }))
 }
 
 fn no_number() -> Error {
