@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import ExitStack
+from pathlib import Path
 
 from hisparse_sidecar._core import FileTier, Hierarchy, Manager
 from hisparse_sidecar.config import SidecarConfig, TiersConfig
@@ -68,8 +69,7 @@ def open_tiers(
 def _open_files(tiers: TiersConfig, manager: Manager) -> FileTier | None:
     if tiers.file_directory is None:
         return None
-    # smaller ones are for the tier to refuse
-    raise_descriptor_limit(tiers.file_bytes // max(tiers.segment_bytes, _MIN_SEGMENT_BYTES))
+    raise_descriptor_limit(_num_files(tiers, Path(tiers.file_directory)))
     files = FileTier(
         tiers.file_directory,
         capacity_bytes=tiers.file_bytes,
@@ -80,6 +80,13 @@ def _open_files(tiers: TiersConfig, manager: Manager) -> FileTier | None:
     )
     _LOG.info("file tier: %s", files.recovery)
     return files
+
+
+def _num_files(tiers: TiersConfig, directory: Path) -> int:
+    """How many there may be: as many as there are already, if those were smaller."""
+    # smaller ones are for the tier to refuse
+    num_new = tiers.file_bytes // max(tiers.segment_bytes, _MIN_SEGMENT_BYTES)
+    return max(num_new, sum(1 for _ in directory.glob("segment-*")))
 
 
 def _open_remote(tiers: TiersConfig, ends: ExitStack) -> object | None:
