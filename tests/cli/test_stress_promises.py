@@ -1,7 +1,9 @@
 """Which pages `hisparse stress` counts as promised, as given up for want of room, and as lost."""
 
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from hisparse_sidecar.cli.stress.lives import Life
 from hisparse_sidecar.cli.stress.oracle import Oracle
 from hisparse_sidecar.cli.stress.page_names import PageNames, keyed_hash
 from hisparse_sidecar.cli.stress.rows import digest
-from hisparse_sidecar.cli.stress.segments import SegmentReader
+from hisparse_sidecar.cli.stress.segments import SegmentReader, StoredPage
 from hisparse_sidecar.cli.stress.settings import StressSettings
 from hisparse_sidecar.cli.stress.texts import text
 from hisparse_sidecar.cli.stress.world import server_config
@@ -166,6 +168,25 @@ def test_a_file_that_was_given_up_since_is_not_damaged(
     assert corrupt(run, Operation(do="corrupt", file=0.0, place=0.5, how="flip")) == outcome
     assert run.counts.faults["corrupt"] == (not is_gone)
     assert run.may_lose is not is_gone
+
+
+@pytest.mark.parametrize(
+    "change", [Path.unlink, lambda path: os.truncate(path, 4096), lambda path: os.truncate(path, 0)]
+)
+@pytest.mark.parametrize("how", ["flip", "zero", "cut"])
+def test_a_file_that_is_given_up_or_cut_while_it_is_read_is_not_damaged(
+    run: SimpleNamespace, tmp_path: Path, how: str, change: Callable[[Path], None]
+) -> None:
+    reader = reader_of(tmp_path, record(1, 1, b"a" * PAGE_BYTES))
+
+    def pages(path: Path) -> list[StoredPage]:
+        change(path)
+        return reader.pages(path)
+
+    run.files = SimpleNamespace(paths=reader.paths, pages=pages, damage=reader.damage)
+    assert corrupt(run, Operation(do="corrupt", file=0.0, place=0.5, how=how)) == "skipped"
+    assert not run.counts.faults["corrupt"]
+    assert not run.may_lose
 
 
 def test_bytes_under_a_private_name_are_no_promise(run: SimpleNamespace) -> None:

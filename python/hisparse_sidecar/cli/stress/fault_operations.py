@@ -12,6 +12,7 @@ from hisparse_sidecar.cli.stress.run import Run
 from hisparse_sidecar.cli.stress.segments import StoredPage
 
 _BLOCK_BYTES = 4096
+_LEAST_BYTES = 2 * _BLOCK_BYTES  # a file without a page to damage has no more
 _LATE_SECONDS = 2.0  # more than a slow call takes
 _CUT_SHARE = 0.1  # of a file, at most
 
@@ -61,7 +62,7 @@ def kill(run: Run, operation: Operation) -> None:
 
 def corrupt(run: Run, operation: Operation) -> str:
     """One file of the tier is damaged from outside: a bit, a block, or its end."""
-    paths = run.files.paths(more_than=2 * _BLOCK_BYTES)
+    paths = run.files.paths(more_than=_LEAST_BYTES)
     if not paths:
         return "skipped"
     path = paths[int(operation["file"] * len(paths))]
@@ -73,8 +74,10 @@ def corrupt(run: Run, operation: Operation) -> str:
 
 
 def _corrupt_file(run: Run, operation: Operation, path: Path, file: BinaryIO) -> str:
-    pages, size = run.files.pages(path), os.fstat(file.fileno()).st_size
-    start, end = _damaged_range(operation, size)
+    pages, found = run.files.pages(path), os.fstat(file.fileno())
+    if not found.st_nlink or found.st_size <= _LEAST_BYTES:
+        return "skipped"  # given up, or cut by the tier, while it was read: the pages are not its
+    start, end = _damaged_range(operation, found.st_size)
     # before the damage: it may be found at once
     hit = _pages_hit(pages, start, end)
     run.oracle.damage({page.payload for page in hit})
@@ -118,6 +121,8 @@ def _damage(file: BinaryIO, how: str, start: int, end: int) -> bool:
         return file.truncate(start) < end
     file.seek(start)
     old = file.read(end - start)
+    if not old:  # the tier has cut it since
+        return False
     new = bytes([old[0] ^ 1 << start % 8]) if how == "flip" else bytes(len(old))
     file.seek(start)
     file.write(new)
