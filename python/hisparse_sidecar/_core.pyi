@@ -712,7 +712,8 @@ class FileTier:
 
         Args:
             directory: one process at a time has it.
-            capacity_bytes: of all files; at least three segments.
+            capacity_bytes: of all segments' files, beside which a list of them, and room for the
+                next one, take some KiB; at least three segments.
             digest: `Manager.digest`; the directory holds pages of one model and layout.
             segment_bytes: 65536 to 2**32, a multiple of 4096.
             recovery_mode: "quiet" counts damage and goes on, "strict" refuses it.
@@ -721,6 +722,7 @@ class FileTier:
         Raises:
             WrongState: another process has the directory; its pages are of another model, layout
                 or version; strict, and there is damage.
+            TierFull: the disk has no room for the list of a new directory.
             TierDown: the system refuses.
         """
 

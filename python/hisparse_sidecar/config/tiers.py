@@ -13,7 +13,7 @@ class TiersConfig:
 
     Attributes:
         file_directory: directory of the file tier, made where it is missing; None = no file tier.
-        file_bytes: most bytes of its files.
+        file_bytes: most bytes of its files; lists of them take some KiB more.
         segment_bytes: bytes of one file, 65536 to 2**32; `file_bytes` has room for three or more.
             All stay open: the process's soft limit of descriptors is raised where it is too low.
         strict_recovery: refuse to start on damaged files, instead of passing over what is damaged;

@@ -44,6 +44,7 @@ def open_tiers(
     Raises:
         InvalidArgument: the process may not open as many files as the file tier may have.
         WrongState: another process has the file tier, or its pages are of another model.
+        TierFull: the disk has no room for a new directory's first file.
         TierDown: the system refuses the files. A remote master that does not answer is waited for
             behind the caller's back.
     """

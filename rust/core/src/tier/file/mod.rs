@@ -61,6 +61,7 @@ impl FileTier {
     /// [`WrongState`](crate::Error::WrongState) while another process holds the directory, or if
     /// its format is of another version; [`TierForeign`](crate::Error::TierForeign) if its pages
     /// are of another model or layout; [`TierDamaged`](crate::Error::TierDamaged) in strict mode;
+    /// [`TierFull`](crate::Error::TierFull) if the disk has no room for a new directory's manifest;
     /// [`TierIo`](crate::Error::TierIo).
     pub fn open(options: FileTierOptions) -> Result<(Self, Recovery)> {
         let begin = Instant::now();

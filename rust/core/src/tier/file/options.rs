@@ -34,7 +34,8 @@ pub enum RecoveryMode {
 pub struct FileTierOptions {
     /// Where the files lie; made where it is missing.
     pub directory: PathBuf,
-    /// Bytes that all files may take; segments count whole, and one is kept for collection.
+    /// Bytes that all segments may take; they count whole, and one is kept for collection. The
+    /// manifest, the next one and the reserve take some KiB beside them.
     pub capacity_bytes: u64,
     /// Bytes of a segment's file at most.
     pub segment_bytes: u64,
