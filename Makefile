@@ -129,8 +129,7 @@ lint: setup  ## every static check
 	$(BIN)/mypy
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
-	cargo clippy --quiet --package hisparse-core --features shuttle \
-	    --test schedules --test schedules_prefix --test schedules_hierarchy -- -D warnings
+	cargo clippy --quiet --package hisparse-core --features shuttle --all-targets -- -D warnings
 	$(BIN)/buf lint
 	$(BIN)/python -m tools.check_file_sizes
 

@@ -65,7 +65,7 @@ impl Staging {
         Error::TierFull { tier: "staging", need, free: capacity - used_bytes as u64, capacity }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(feature = "shuttle")))]
     pub(super) fn fail_in(&self, num_calls: usize) {
         lock_whole(&self.state).fails_in = num_calls;
     }
