@@ -22,6 +22,11 @@ class _HasDevice(Protocol):
 _Owner = TypeVar("_Owner", bound=_HasDevice)
 
 
+def best_device() -> str:
+    """The device where none is asked for: the first GPU, or without one the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def find_device(name: str) -> torch.device:
     """The device of a name, with its index.
 

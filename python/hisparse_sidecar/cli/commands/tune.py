@@ -77,13 +77,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _device(name: str) -> "torch.device":
-    import torch
+    from hisparse_sidecar.backends import best_device, find_device
 
-    from hisparse_sidecar.backends import find_device
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return find_device(name)
+    return find_device(best_device() if name == "auto" else name)
 
 
 def _plans(args: argparse.Namespace, device: "torch.device") -> "list[TunePlan]":

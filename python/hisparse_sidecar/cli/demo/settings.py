@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from hisparse_kernels.layouts import PAGE_TOKENS
+from hisparse_sidecar.backends import best_device
 from hisparse_sidecar.config import Backend, ModelShape, SelectionConfig, SidecarConfig
 
 KV_LAYOUT, INDEX_LAYOUT = "fp8_ds_mla", "fp8"
@@ -49,9 +48,7 @@ class DemoSettings:
     @property
     def chosen_device(self) -> str:
         """`device`, or the best that torch finds."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return best_device() if self.device == "auto" else self.device
 
 
 def demo_config(settings: DemoSettings, model: ModelShape, num_tokens: int) -> SidecarConfig:

@@ -30,11 +30,10 @@ def find_backends() -> dict[str, str | None]:
 
     On the first GPU, or without one on the CPU; None = it can.
     """
-    import torch
-
+    from hisparse_sidecar.backends import best_device
     from hisparse_sidecar.config import Backend
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     return {name: _refusal(name, device) for name in get_args(Backend) if name != "auto"}
 
 
