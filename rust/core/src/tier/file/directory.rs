@@ -19,9 +19,10 @@ use super::failpoint::{Failpoint, Failpoints};
 use super::page_header::BLOCK_LEN;
 
 const MANIFEST: &str = "manifest";
-const NEXT_MANIFEST: &str = "manifest.next";
-/// Room for the manifest that gives a segment up: a full disk has none.
-const RESERVE: &str = "reserve";
+/// Where a manifest is written.
+pub(super) const NEXT_MANIFEST: &str = "manifest.next";
+/// Room for the manifest that gives a segment up: a full disk has none. Nobody else can take it.
+pub(super) const RESERVE: &str = "reserve";
 const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// The directory, locked while this lives.
@@ -38,7 +39,7 @@ impl Directory {
             make_durably(path).map_err(io_error("mkdir"))?;
         }
         let itself = File::open(path).map_err(io_error("open"))?;
-        let lock = new_file(&itself, "lock", OFlags::empty()).map_err(io_error("open"))?;
+        let lock = open_or_make(&itself, "lock").map_err(io_error("open"))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { itself, _lock: lock }),
             Err(Errno::WOULDBLOCK) => {
@@ -57,27 +58,14 @@ impl Directory {
         Ok(Some(bytes))
     }
 
-    /// Puts a manifest in force; after an error either may be.
-    pub(super) fn replace_manifest(&self, bytes: &[u8], failpoints: &Failpoints) -> io::Result<()> {
-        self.rename_to_manifest(NEXT_MANIFEST, bytes, failpoints)
-    }
-
-    /// The same in the room that was kept, which nobody else can take meanwhile.
-    pub(super) fn replace_manifest_by_reserve(
-        &self,
-        bytes: &[u8],
-        failpoints: &Failpoints,
-    ) -> io::Result<()> {
-        self.rename_to_manifest(RESERVE, bytes, failpoints)
-    }
-
-    fn rename_to_manifest(
+    /// Puts a manifest in force, once it is written to the file `name`; after an error either may be.
+    pub(super) fn replace_manifest(
         &self,
         name: &str,
         bytes: &[u8],
         failpoints: &Failpoints,
     ) -> io::Result<()> {
-        let file = new_file(&self.itself, name, OFlags::empty())?; // its blocks are used again
+        let file = open_or_make(&self.itself, name)?; // its blocks are used again
         file.write_all_at(bytes, 0)?;
         file.set_len(bytes.len() as u64)?;
         file.sync_data()?;
@@ -91,7 +79,7 @@ impl Directory {
     /// error as much of it as there was.
     pub(super) fn keep_reserve(&self, manifest_bytes: usize) -> io::Result<()> {
         let needed = manifest_bytes.next_multiple_of(BLOCK_LEN) + BLOCK_LEN;
-        let file = new_file(&self.itself, RESERVE, OFlags::empty())?;
+        let file = open_or_make(&self.itself, RESERVE)?;
         let found = file.metadata()?.len();
         let missing = (needed as u64).saturating_sub(found);
         file.write_all_at(&vec![0; usize_of(missing)], found)
@@ -117,7 +105,7 @@ impl Directory {
     /// The file of a segment that holds nothing; there is one where making it has failed before.
     pub(super) fn create_segment(&self, segment: u32) -> io::Result<File> {
         // never emptied: the manifest that failed then may be in force, and its head is the same
-        new_file(&self.itself, &segment_name(segment), OFlags::empty())
+        open_or_make(&self.itself, &segment_name(segment))
     }
 
     /// None if there is no such file.
@@ -161,8 +149,9 @@ fn segment_of(name: &str) -> Option<u32> {
     (segment_name(number) == name).then_some(number)
 }
 
-fn new_file(directory: &File, name: &str, more: OFlags) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | more;
+/// Opens a file, which is made where it is missing and keeps what it has.
+fn open_or_make(directory: &File, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     Ok(openat(directory, name, flags, OWNER_ONLY)?.into())
 }
 

@@ -6,17 +6,15 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
 use crate::tier::PageIdentity;
 
-use super::directory::Directory;
+use super::directory::{Directory, NEXT_MANIFEST, RESERVE};
 use super::draft::{Draft, Purpose};
 use super::error::{TIER, io_error, write_error};
-use super::failpoint::Failpoints;
 use super::flush::Rounds;
 use super::held::Held;
 use super::index::{Index, Place, Slot};
@@ -51,9 +49,6 @@ impl Files {
         Self { next: (next, new_stamp()), condemned: Vec::new() }
     }
 }
-
-/// How a manifest is put in force.
-type Replace = fn(&Directory, &[u8], &Failpoints) -> io::Result<()>;
 
 /// See the module.
 pub(super) struct Store {
@@ -169,10 +164,10 @@ impl Store {
 
     /// Puts the segments held, and one more, in force; the caller holds the set of files.
     pub(super) fn write_manifest(&self, more: Option<Listed>) -> Result<()> {
-        self.replace_manifest(more, Directory::replace_manifest)
+        self.replace_manifest(more, NEXT_MANIFEST)
     }
 
-    fn replace_manifest(&self, more: Option<Listed>, replace: Replace) -> Result<()> {
+    fn replace_manifest(&self, more: Option<Listed>, name: &str) -> Result<()> {
         let listed = |held: &Held| Listed {
             segment: held.segment.id,
             stamp: held.segment.stamp,
@@ -181,7 +176,7 @@ impl Store {
         let held: Vec<Listed> = lock(&self.index).segments.values().map(listed).collect();
         let segments = held.into_iter().chain(more).collect();
         let bytes = Manifest { digest: self.options.digest, segments }.to_bytes();
-        let replaced = replace(&self.directory, &bytes, &self.options.failpoints);
+        let replaced = self.directory.replace_manifest(name, &bytes, &self.options.failpoints);
         let (need, capacity) = (bytes.len() as u64, self.options.capacity_bytes);
         replaced.map_err(write_error("replace manifest", need, capacity))?;
         self.keep_reserve();
@@ -192,7 +187,7 @@ impl Store {
     pub(super) fn write_manifest_on_full_disk(&self) -> Result<()> {
         let mut written = self.write_manifest(None);
         if is_full(&written) {
-            written = self.replace_manifest(None, Directory::replace_manifest_by_reserve);
+            written = self.replace_manifest(None, RESERVE);
         }
         if is_full(&written) {
             // where the system writes nothing in its place, what was kept goes first
