@@ -75,9 +75,9 @@ def _replaced(module: str, name: str, *known: str) -> Target:
     return Target(module, name, known, is_replaced=True)
 
 
-def _of_coordinator(**known: str) -> tuple[Target, ...]:
-    """Methods that SGLang calls and that ours has in their place, by their parameters."""
-    return tuple(Target(_COORDINATOR, f"HiSparseCoordinator.{n}", (k,)) for n, k in known.items())
+def methods_of(module: str, owner: str, **known: str) -> tuple[Target, ...]:
+    """Methods of a class of SGLang's that ours calls or has in their place, by their parameters."""
+    return tuple(Target(module, f"{owner}.{name}", (one,)) for name, one in known.items())
 
 
 _OFFLOAD_TARGETS = (
@@ -101,7 +101,9 @@ _OFFLOAD_TARGETS = (
             "num_draft_tokens=)",
         ),
     ),
-    *_of_coordinator(
+    *methods_of(
+        _COORDINATOR,
+        "HiSparseCoordinator",
         set_decode_producer_stream="(self, stream)",
         destroy="(self)",
         get_token_stats="(self)",

@@ -1,20 +1,16 @@
 """What of SGLang the prefix cache relies on, with the signatures that we know."""
 
-from hisparse_sidecar.engines.sglang.targets import Target
+from hisparse_sidecar.engines.sglang.targets import Target, methods_of
 from hisparse_sidecar.engines.sglang.versions import NEWEST, OLDEST
 from hisparse_sidecar.requirements import require
 
 _CACHE = "sglang.srt.mem_cache."
-_TREE = _CACHE + "radix_cache"
-
-
-def _of_tree(**known: str) -> tuple[Target, ...]:
-    """Methods of SGLang's tree that ours calls or has in their place, by their parameters."""
-    return tuple(Target(_TREE, f"RadixCache.{name}", (one,)) for name, one in known.items())
 
 
 PREFIX_TARGETS = (
-    *_of_tree(
+    *methods_of(
+        _CACHE + "radix_cache",
+        "RadixCache",
         __init__="(self, params)",
         reset="(self)",
         match_prefix="(self, params)",
