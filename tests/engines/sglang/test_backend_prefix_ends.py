@@ -1,6 +1,6 @@
 """The prefix cache under pressure and aborts: it makes room, and nothing that is loaded is left."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -225,6 +225,24 @@ class Lives:
         ready = self.engine.collect()
         self.waiting = [one for one in self.waiting if all(one is not two for two in ready)]
 
+    def act(self, turns: int, *more: Callable[[], None]) -> Iterator[None]:
+        """So many deeds, by chance, and after each what time brings."""
+        deeds = self.open, self.open, self.decode, self.decode, self.finish, self.retract
+        for _ in range(turns):
+            self.random.choice((*deeds, self.abort, *more))()
+            self.collect()
+            self.finish_all(at_their_end=True)
+            yield
+
+    def end(self) -> None:
+        """All of them end, and so do cached pages: nothing is held."""
+        while self.engine.running or self.waiting:
+            self.finish_all(at_their_end=False)
+            self.collect()
+        self.engine.check_only_the_tree_holds()
+        self.engine.tree.make_host_room(1 << 20)
+        self.engine.check_nothing_is_held()
+
     def finish_all(self, *, at_their_end: bool) -> None:
         for req in list(self.engine.running):
             if not at_their_end or not left_of(req):
@@ -239,15 +257,6 @@ def left_of(req: Any) -> int:
 def test_random_lives_find_exact_rows_and_leave_nothing(seed: int, caching: Make) -> None:
     engine = caching(ratio=1 + seed % 2)
     lives = Lives(engine, seed)
-    deeds = lives.open, lives.open, lives.decode, lives.decode, lives.finish, lives.retract
-    for _ in range(60):
-        lives.random.choice((*deeds, lives.abort))()
-        lives.collect()
-        lives.finish_all(at_their_end=True)
+    for _ in lives.act(60):
         engine.check_all()
-    while engine.running or lives.waiting:
-        lives.finish_all(at_their_end=False)
-        lives.collect()
-    engine.check_only_the_tree_holds()
-    engine.tree.make_host_room(1 << 20)
-    engine.check_nothing_is_held()
+    lives.end()

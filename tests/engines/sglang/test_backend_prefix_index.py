@@ -226,19 +226,10 @@ class LongLives(Lives):
 def lives_of(world: CachingIndexWorld, seed: int) -> list[list[list[int]]]:
     """What all passes of a random life selected; nothing is held behind it."""
     lives, world.looks = LongLives(world, seed), False
-    deeds = lives.open, lives.open, lives.decode, lives.decode, lives.finish, lives.retract
-    for _ in range(30):
-        lives.random.choice((*deeds, lives.abort, lives.load))()
-        lives.collect()
-        lives.finish_all(at_their_end=True)
+    for _ in lives.act(30, lives.load):
         world.check_all()
         world.spoil()
-    while world.running or lives.waiting:
-        lives.finish_all(at_their_end=False)
-        lives.collect()
-    world.check_only_the_tree_holds()
-    world.tree.make_host_room(1 << 20)
-    world.check_nothing_is_held()
+    lives.end()
     assert world.num_found >= PAGE
     return world.lists
 
