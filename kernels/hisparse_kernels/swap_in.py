@@ -53,7 +53,7 @@ def swap_in(
         hot_rows: [num_slots, row_bytes] uint8, written.
         fresh: rows that are copied from the device; None = all come from the host.
         max_programs: of a kernel on a GPU, where others are to run beside it; one for each
-            sequence at least. None starts before its turn. None = as many as fill a GPU.
+            sequence at least, which do not start before their turn. None = as many as fill a GPU.
     """
     if max_programs is not None and max_programs < 1:
         raise ValueError(f"max_programs is {max_programs}, must be >= 1")
