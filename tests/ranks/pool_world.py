@@ -7,7 +7,7 @@ kept from writing: on the CPU its mapping of the pool is read-only, and a write 
 import ctypes
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -18,6 +18,7 @@ from hisparse_sidecar._core import HostRegion, PageLease
 from hisparse_sidecar.backends import find_device, ops_of
 from hisparse_sidecar.engine_rows import EngineRowsConfig, EngineRowTier
 from hisparse_sidecar.engines.sglang.offload.rank_agreement import agree
+from hisparse_sidecar.errors import DeviceArenaFull
 from hisparse_sidecar.ranks import RankPlace
 from hisparse_sidecar.side_stream import SideStream
 
@@ -227,7 +228,8 @@ class PoolLife:
         prefix = 0 if kept is None else len(self.kept[kept][1].pages) * PAGE
         tokens = max(tokens, prefix + 1)
         if -(-(tokens + new) // PAGE) <= self.tier.cached.num_free_pages and tokens <= PROMPT_ROWS:
-            self.open(random, tokens, new, kept)
+            with suppress(DeviceArenaFull):  # free slots in pieces; alike on every rank
+                self.open(random, tokens, new, kept)
 
     def _end_some(self, random: Random, turn: int) -> None:
         if self.serials:
