@@ -26,7 +26,7 @@ from benchmarks.step.record import STAGES, OpCall
 from benchmarks.step.world import World, Worlds
 from hisparse_sidecar.config import Backend
 
-BATCHES, PERCENTS, HEADS = (1, 8, 64), (2, 10), (64, 128)
+BATCHES, PERCENTS, HEADS = (1, 8, 32, 64), (2, 10), (64, 128)
 WHOLE = "whole"
 _OVERLAPS = (4, 16, 32)
 _BY_FLASH_MLA: Backend = "flash_mla"
