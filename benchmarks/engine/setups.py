@@ -96,4 +96,11 @@ RETRACTED_OFFLOAD = replace(
     name="hisparse, hisa, offload, half retracted now and then",
     environment={"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"},
 )
-RANKS_OFFLOAD = replace(HISA_OFFLOAD, name="hisparse, hisa, offload, 2 ranks", num_ranks=2)
+# The fused all-reduce of SGLang would take NVLink multicast, and wait for good where there is none.
+_NO_MULTICAST = {
+    "enforce_disable_flashinfer_allreduce_fusion": True,
+    "disable_custom_all_reduce": True,
+}
+RANKS_OFFLOAD = replace(
+    HISA_OFFLOAD, name="hisparse, hisa, offload, 2 ranks", num_ranks=2, changes=_NO_MULTICAST
+)
