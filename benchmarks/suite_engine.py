@@ -43,6 +43,7 @@ _NEEDLE_SETUPS = (
     setups.HISA_OFFLOAD,
     setups.INDEX_OFFLOAD,
     setups.CACHED_OFFLOAD,
+    setups.CACHED_INDEX_OFFLOAD,
     setups.RANKS_OFFLOAD,
     setups.BF16_OFFLOAD,
     setups.RETRACTED_OFFLOAD,

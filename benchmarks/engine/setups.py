@@ -90,6 +90,9 @@ CACHED_OFFLOAD = Setup(
     offloads=True,
     caches=True,
 )
+CACHED_INDEX_OFFLOAD = replace(
+    INDEX_OFFLOAD, name="hisparse, hisa, index keys offloaded, prefix cache", caches=True
+)
 BF16_OFFLOAD = replace(HISA_OFFLOAD, name="hisparse, hisa, offload, bf16 rows", changes=_BF16)
 RETRACTED_OFFLOAD = replace(
     HISA_OFFLOAD,
