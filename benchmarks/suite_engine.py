@@ -2,11 +2,11 @@
 
 Needles: the trained small model answers questions about facts in 4096 to 16000 tokens of text, all
 at once; the share of right answers, and of answers equal to those of transformers and of flat
-selection, which is served twice. SGLang's own `dsa` asserts a top-k of 2048, and the model has 512.
-Several engines share the GPU then.
+selection, which is served twice, and again with one request at a time. SGLang's own `dsa` asserts a
+top-k of 2048, and the model has 512. Several engines share the GPU then.
 Loads: 8 layers of DeepSeek-V3.2 and GLM-5 with random weights; requests that share all but the last
-64 tokens of their context decode at once. Each setup runs in an engine
-of its own, with CUDA graphs; one of several ranks only where there are as many GPUs. A start takes
+64 tokens of their context decode at once. Each setup runs in an engine of its own, with CUDA
+graphs; one of several ranks only where there are as many GPUs. A start takes
 about a minute: `--cases` chooses.
 """
 
@@ -38,8 +38,10 @@ _ENGINES_AT_ONCE = 5  # of the trained model, on one GPU
 _NEEDLE_SETUPS = (
     setups.FLAT,
     setups.FLAT_AGAIN,
+    setups.FLAT_ALONE,
     setups.HISA,
     setups.OFFLOAD,
+    setups.OFFLOAD_ALONE,
     setups.HISA_OFFLOAD,
     setups.INDEX_OFFLOAD,
     setups.CACHED_OFFLOAD,
@@ -114,7 +116,7 @@ def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
                 equal = sum(a == b for a, b in zip(served.answers, answers, strict=True))
                 metric = f"{_NEW_TOKENS} tokens equal to those of {other}, %"
                 yield Measurement(case, metric, 100 * equal / len(asked), "higher")
-            if setup in (None, setups.FLAT):
+            if setup in (None, setups.FLAT, setups.FLAT_ALONE):
                 known[setup.name if setup else _REFERENCE] = served.answers
 
 

@@ -74,6 +74,10 @@ HISA = Setup("hisparse, hisa", "hisparse", _HISA)
 GATED = Setup("hisparse, as it comes", "hisparse")
 SGLANG_OFFLOAD = Setup("dsa, SGLang's HiSparse", "dsa", _SMALL_BUFFER, offloads=True)
 OFFLOAD = Setup("hisparse, flat, offload", "hisparse", {**_FLAT, **_SMALL_BUFFER}, offloads=True)
+# Each prompt computed alone, and nothing beside it: then bits may not differ at all.
+_ALONE = {"max_running_requests": 1, "disable_radix_cache": True}
+FLAT_ALONE = replace(FLAT, name="hisparse, flat, one at a time", changes=_ALONE)
+OFFLOAD_ALONE = replace(OFFLOAD, name="hisparse, flat, offload, one at a time", changes=_ALONE)
 HISA_OFFLOAD = Setup(
     "hisparse, hisa, offload", "hisparse", {**_HISA, **_SMALL_BUFFER}, offloads=True
 )

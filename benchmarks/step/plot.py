@@ -16,8 +16,8 @@ _CASE = re.compile(
     r"step batch (?P<batch>\d+), (?P<percent>\d+) % misses, L=128K, (?P<heads>\d+) heads, "
     r"(?P<stage>[^,]+)"
 )
-_WHOLE, REST = "whole", "between the ops"
-_PARTS = (*STAGES, REST)
+_WHOLE, REST, UNDIVIDED = "whole", "between the ops", "stages not measured"
+_COLOURS = {part: f"C{number}" for number, part in enumerate((*STAGES, REST))} | {UNDIVIDED: "0.7"}
 _PANEL_INCHES = (5.2, 4.4)
 OURS, PEERS = "ours", "peers"
 
@@ -49,16 +49,18 @@ def read_bars(rows: list[Row]) -> list[Bar]:
         bars.setdefault((batch, f"{label}, {OURS}"), {})[stage] = float(row.ours)
         if row.peer.endswith("dense"):
             bars[batch, f"{label}, dense"] = {"attend": float(row.peer_value)}
-        elif row.peer and stage != _WHOLE:
+        elif row.peer:
             bars.setdefault((batch, f"{label}, {PEERS}"), {})[stage] = float(row.peer_value)
-    return [Bar(batch, label, _with_rest(parts)) for (batch, label), parts in bars.items()]
+    return [Bar(batch, label, _stacked(label, parts)) for (batch, label), parts in bars.items()]
 
 
-def _with_rest(parts: dict[str, float]) -> dict[str, float]:
-    """Stages, and what is left of the whole; the whole alone where no stage was measured."""
+def _stacked(label: str, parts: dict[str, float]) -> dict[str, float]:
+    """Stages, and of ours what is left of the whole; the whole where no stage was measured."""
     stages = {name: parts[name] for name in STAGES if name in parts}
+    if not stages:
+        return {UNDIVIDED: parts[_WHOLE]}
     rest = parts.get(_WHOLE, 0.0) - sum(stages.values())
-    return stages | ({REST: rest} if rest > 0 else {})
+    return stages | ({REST: rest} if rest > 0 and label.endswith(OURS) else {})
 
 
 def plot_stages(rows: list[Row], path: Path) -> None:
@@ -85,9 +87,9 @@ def plot_stages(rows: list[Row], path: Path) -> None:
 def _draw(axes: "Axes", bars: list[Bar]) -> None:
     labels = [bar.label for bar in bars]
     heights = [0.0] * len(bars)
-    for number, part in enumerate(_PARTS):
+    for part, colour in _COLOURS.items():
         values = [bar.parts.get(part, 0.0) for bar in bars]
-        axes.bar(labels, values, bottom=heights, color=f"C{number}", label=part)
+        axes.bar(labels, values, bottom=heights, color=colour, label=part)
         heights = [height + value for height, value in zip(heights, values, strict=True)]
     axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
     axes.tick_params(axis="y", labelsize=7)

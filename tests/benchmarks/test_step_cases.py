@@ -16,7 +16,7 @@ from benchmarks.select import decode_cases
 from benchmarks.step import all_cases, world
 from benchmarks.step.all_cases import WHOLE, Shape
 from benchmarks.step.peer_parts import DENSE, PARTS, SUM, PeerParts
-from benchmarks.step.plot import REST, Bar, plot_stages, read_bars
+from benchmarks.step.plot import REST, UNDIVIDED, Bar, plot_stages, read_bars
 from benchmarks.step.record import STAGES
 from benchmarks.step.world import World, Worlds
 from hisparse_kernels.backends import Ops, reference_ops
@@ -244,8 +244,16 @@ ROWS = [
 def test_bars_are_stacked_by_stage_and_end_where_the_whole_step_does() -> None:
     assert read_bars(ROWS) == [
         Bar(8, "10 %, 64, ours", {"append": 10.0, "select": 20.0, "attend": 30.0, REST: 40.0}),
-        Bar(8, "10 %, 64, dense", {"attend": 440.0}),
         Bar(8, "10 %, 64, peers", {"select": 80.0, "attend": 40.0}),
+        Bar(8, "10 %, 64, dense", {"attend": 440.0}),
+    ]
+
+
+def test_a_step_without_stages_is_one_bar() -> None:
+    whole = row(WHOLE, 100.0, SUM, 150.0)
+    assert read_bars([whole]) == [
+        Bar(8, "10 %, 64, ours", {UNDIVIDED: 100.0}),
+        Bar(8, "10 %, 64, peers", {UNDIVIDED: 150.0}),
     ]
 
 

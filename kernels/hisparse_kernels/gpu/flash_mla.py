@@ -1,9 +1,10 @@
 """FlashMLA, where it is installed: its kernel for prefill, which `auto` calls where it is faster.
 
-Measured on an H100 with lists of 2048 rows (benchmarks/results, suite `ops`): 4096 queries of 64 or
-128 heads take it 0.4 of the time that the Triton body takes. It attends to a row in one go, so a
-row's bits depend on the row alone, as long as the choice does not look at the number of rows. Its
-decode kernel splits a row's keys by the batch: `sparse_mla_flash` alone calls it.
+Measured on an H100 with lists of 2048 rows (benchmarks/results, suite `attend`): 4096 queries of 64
+or 128 heads take it 0.7 of the time that the Triton body takes. It attends to a row in one go, so a
+row's bits depend on the row alone, as long as the choice does not look at the number of rows: it
+looks at dtype, heads and the size of the pool. Its decode kernel splits a row's keys by the batch:
+`sparse_mla_flash` alone calls it.
 """
 
 import functools
