@@ -82,7 +82,7 @@ class SlotPages:
 
     Attributes:
         slot_table: [entries] int16 or int32, slot of each block, relative to its sequence's first;
-            -1 = not there: its keys must not be scored.
+            -1 = not there.
         table_base: [num_seqs] int64, entry of block 0.
         slot_base: [num_seqs] int64, first slot.
         num_blocks: blocks of the longest sequence.
@@ -140,7 +140,8 @@ def paged_index_logits(
         index_weights: [rows, heads] fp32, all scales but the key's folded in.
         index_pages: [num_pages, page_bytes] uint8, contiguous.
         page_table: [num_seqs, max_pages] int32, physical page of each page, -1 beyond the end; or
-            where a block window has them.
+            where a block window has them. A negative number, and one that is no page of
+            `index_pages`, is of a page that is not there.
         row_seq: [rows] int32, sequence of each row; -1 = padding row.
         row_end: [rows] int32, keys [0, row_end) are scored.
         layout: how index rows are stored.
@@ -149,7 +150,8 @@ def paged_index_logits(
             may stand in padding rows alone. None = all heads.
 
     Returns:
-        [rows, max_pages * 64] fp32, -inf from row_end on and in padding rows.
+        [rows, max_pages * 64] fp32, -inf from row_end on, in pages that are not there and in
+        padding rows.
     """
     shapes = _check_queries(index_q, index_weights, layout, heads)
     shapes.check_packed("index_pages", index_pages, "num_pages page_bytes", torch.uint8)
@@ -192,10 +194,13 @@ def paged_index_logits_ref(
         end = int(row_end[rows].max())
         for start in range(0, end, _CHUNK_KEYS):
             held = slice(start // PAGE_TOKENS, -(-min(end, start + _CHUNK_KEYS) // PAGE_TOKENS))
-            pages = index_pages.index_select(0, page_table[seq, held])
-            keys, scale = split_pages(pages, layout)
+            pages = page_table[seq, held]
+            is_there = (pages >= 0) & (pages < len(index_pages))
+            read = index_pages.index_select(0, pages.where(is_there, 0))
+            keys, scale = split_pages(read, layout)
             scores = keys.new_empty(len(rows), keys.shape[0])
             score_keys(query[rows], weights[rows], keys, scale, scores)
+            scores.masked_fill_(~is_there.repeat_interleave(PAGE_TOKENS), -torch.inf)
             logits[rows, start : start + keys.shape[0]] = scores
     key = torch.arange(num_keys, device=logits.device)
     logits.masked_fill_(key >= row_end[:, None], -torch.inf)

@@ -39,4 +39,7 @@ def look_up_blocks_ref(
     entries = torch.where(listed, slots.table_base[seq][:, None] + block_ids, 0)
     found = slots.slot_table[entries].int()
     absolute = found + slots.slot_base[seq][:, None].int()
-    return slots.out.copy_(torch.where(listed & (found >= 0), absolute, -1))
+    is_slot = listed & (found >= 0)
+    if slots.num_slots is not None:
+        is_slot &= absolute < slots.num_slots
+    return slots.out.copy_(torch.where(is_slot, absolute, -1))

@@ -25,7 +25,8 @@ class HostBlocks:
     Attributes:
         pages: [num_host_pages, page_bytes] uint8, contiguous, at least one; on a GPU it may be
             pinned memory. Like the window it starts at a multiple of 16 bytes.
-        page_table: [num_seqs, max_pages] int32, page of each 64 tokens; -1 = not there.
+        page_table: [num_seqs, max_pages] int32, page of each 64 tokens; a negative number,
+            and one that is no page of `pages`, = not there.
         row_seq: [rows] int32, sequence of each row; -1 = padding row, for which nothing is read.
     """
 
@@ -171,8 +172,9 @@ def _with_copies(
     slots[row, column] = len(index_pages) // pages_per_block + torch.arange(
         len(row), dtype=torch.int32, device=slots.device
     )
-    missing[row, column] = (pages < 0).repeat_interleave(PAGE_TOKENS, dim=1)
-    copies = host.pages[pages.clamp(min=0).flatten().long()]
+    is_missing = (pages < 0) | (pages >= len(host.pages))
+    missing[row, column] = is_missing.repeat_interleave(PAGE_TOKENS, dim=1)
+    copies = host.pages[pages.masked_fill(is_missing, 0).flatten().long()]
     return torch.cat([index_pages, copies]), slots, missing
 
 

@@ -24,7 +24,8 @@ def score_positions(
         index_q: [rows, heads, 128] fp32, bf16 or e4m3.
         index_weights: [rows, heads] fp32, all scales but the key's folded in.
         index_pages: [num_pages, page_bytes] uint8, contiguous, at least one page.
-        page_table: [num_seqs, max_pages] int32, physical page of each page; -1 = not there.
+        page_table: [num_seqs, max_pages] int32, physical page of each page; a negative
+            number, and one that is no page of `index_pages`, = not there.
         row_seq: [rows] int32, sequence of each row; -1 = padding row.
         positions: [rows, n] int32, token positions of the row's sequence, in any order; -1 = none.
         layout: how index rows are stored.
@@ -67,7 +68,8 @@ def score_positions_ref(
         inside = (page >= 0) & (page < page_table.shape[1])
         held = torch.where(inside, page, -1)
         pages = torch.nn.functional.pad(page_table[row_seq[row]], (0, 1), value=-1)[held]
-        (column,) = (pages >= 0).nonzero(as_tuple=True)
+        is_there = (pages >= 0) & (pages < len(index_pages))
+        (column,) = is_there.nonzero(as_tuple=True)
         keys, scale = _gather(index_pages, pages[column], wanted[column] % PAGE_TOKENS, layout)
         scores = logits.new_empty(1, keys.shape[0])
         one = slice(row, row + 1)

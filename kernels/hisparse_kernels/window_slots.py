@@ -18,12 +18,15 @@ class WindowSlots:
         slot_base: [num_seqs] int64, first slot.
         out: [rows, num_kept] int32, contiguous: becomes the slot of each block of a list, -1 where
             there is none.
+        num_slots: slots that there are: a greater number in the table is none; None = the table
+            has no such number.
     """
 
     slot_table: torch.Tensor
     table_base: torch.Tensor
     slot_base: torch.Tensor
     out: torch.Tensor
+    num_slots: int | None = None
 
     def check(self, shapes: Shapes) -> None:
         """Raises ValueError unless every tensor is as it must be."""

@@ -49,14 +49,14 @@ def choose_blocks(
     )
 
 
-def slot_arguments(slots: WindowSlots | None) -> tuple[torch.Tensor | None, ...]:
-    """Table, both bases, place of the result; all None where no slots are wanted."""
+def slot_arguments(slots: WindowSlots | None) -> tuple[torch.Tensor | int | None, ...]:
+    """Table, both bases, place of the result, slots; all None where no slots are wanted."""
     if slots is None:
-        return (None,) * 4
-    return slots.slot_table, slots.table_base, slots.slot_base, slots.out
+        return (None,) * 5
+    return slots.slot_table, slots.table_base, slots.slot_base, slots.out, slots.num_slots
 
 
-@triton.jit(do_not_specialize=["num_blocks", "num_kept"])
+@triton.jit(do_not_specialize=["num_blocks", "num_kept", "num_slots"])
 def _block_topm_kernel(
     logits_ptr,
     row_stride,
@@ -70,6 +70,7 @@ def _block_topm_kernel(
     table_base_ptr,
     slot_base_ptr,
     slots_ptr,
+    num_slots,
     KEPT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_BEST: tl.constexpr,
@@ -104,6 +105,7 @@ def _block_topm_kernel(
             table_base_ptr,
             slot_base_ptr,
             slots_ptr + row * num_kept,
+            num_slots,
             KEPT_BLOCK,
         )
 
@@ -117,6 +119,7 @@ def look_slots_up(
     table_base_ptr,
     slot_base_ptr,
     slots_ptr,
+    num_slots,
     KEPT_BLOCK: tl.constexpr,
 ) -> None:
     """Writes the slot of each block that this program has written at `blocks_ptr`; -1 = none."""
@@ -128,5 +131,7 @@ def look_slots_up(
     num_listed = tl.where(seq < 0, 0, num_kept)
     block = tl.load(blocks_ptr + entry, mask=entry < num_listed, other=-1)
     slot = tl.load(table_ptr + table_base + block, mask=block >= 0, other=-1).to(tl.int64)
-    slot = tl.where(slot < 0, -1, slot + slot_base).to(tl.int32)
-    tl.store(slots_ptr + entry, slot, mask=entry < num_kept)
+    slot = tl.where(slot < 0, -1, slot + slot_base)
+    if num_slots is not None:
+        slot = tl.where(slot < num_slots, slot, -1)
+    tl.store(slots_ptr + entry, slot.to(tl.int32), mask=entry < num_kept)

@@ -121,6 +121,7 @@ def paged_index_logits_triton(
             *row_arguments,
             rows,
             max_pages,
+            len(index_pages),
             index_q.shape[1],
             each,
             MOST_ROWS=_MOST_PACKED_ROWS,
@@ -128,15 +129,17 @@ def paged_index_logits_triton(
         )
     else:
         tiles = tiles_per_program(rows, num_tiles)
+        per_entry = _pages_per_entry(page_table)
         _paged_kernel[rows, triton.cdiv(num_tiles, tiles)](
             *arguments,
             *_table_arguments(page_table),
             *row_arguments,
             max_pages,
+            len(index_pages) // per_entry,
             num_tiles,
             tiles,
             index_q.shape[1],
-            PAGES_PER_BLOCK=_pages_per_entry(page_table),
+            PAGES_PER_BLOCK=per_entry,
             **tile_options(index_q, layout, num_heads),
             **overlap_options(),
         )
@@ -215,7 +218,15 @@ def _ragged_kernel(
     mask_rows(out_ptr, num_keys, key, end, last_row)
 
 
-@triton.jit(do_not_specialize=["max_pages", "num_tiles", "tiles_per_program", "num_query_heads"])
+@triton.jit(
+    do_not_specialize=[
+        "max_pages",
+        "num_blocks",
+        "num_tiles",
+        "tiles_per_program",
+        "num_query_heads",
+    ]
+)
 def _paged_kernel(
     query_ptr,
     weights_ptr,
@@ -229,6 +240,7 @@ def _paged_kernel(
     end_ptr,
     out_ptr,
     max_pages,
+    num_blocks,
     num_tiles,
     tiles_per_program,
     num_query_heads,
@@ -260,8 +272,8 @@ def _paged_kernel(
         query_ptr, weights_ptr, heads_ptr, row, num_query_heads, HEADS, PADDED_HEADS, PRODUCT
     )
     for tile in range(first_tile, end_tile):
-        page0 = _page(pages_ptr, first_slot, 2 * tile, end, PAGES_PER_BLOCK)
-        page1 = _page(pages_ptr, first_slot, 2 * tile + 1, end, PAGES_PER_BLOCK)
+        page0 = _page(pages_ptr, first_slot, 2 * tile, end, num_blocks, PAGES_PER_BLOCK)
+        page1 = _page(pages_ptr, first_slot, 2 * tile + 1, end, num_blocks, PAGES_PER_BLOCK)
         adjacent: tl.constexpr = PAGES_PER_BLOCK % 2 == 0
         keys, key_scale = load_page_keys(
             codes_ptr, scales_ptr, page0, page1, adjacent, BLOCK_KEYS, PRODUCT, HAS_SCALE
@@ -270,7 +282,10 @@ def _paged_kernel(
             keys, key_scale, query, weights, HEADS, PADDED_HEADS, BLOCK_KEYS, PRODUCT, WIDEN
         )
         key = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
-        tl.store(out_ptr + key, tl.where(key < end, scores, float("-inf")), mask=key < num_keys)
+        # loaded again: kept from above they take 36 registers, and so one of an SM's 4 programs
+        block = tl.load(pages_ptr + key // (64 * PAGES_PER_BLOCK), mask=key < end, other=-1)
+        seen = (block >= 0) & (block + first_slot < num_blocks)
+        tl.store(out_ptr + key, tl.where(seen, scores, float("-inf")), mask=key < num_keys)
     nothing = tl.full([BLOCK_KEYS], float("-inf"), dtype=tl.float32)
     for tile in range(end_tile, last_tile):
         key = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
@@ -278,9 +293,9 @@ def _paged_kernel(
 
 
 @triton.jit
-def _page(pages_ptr, first_slot, number, end, PAGES_PER_BLOCK: tl.constexpr):
-    """Page of the pool; some page for one beyond the last key, which `end` then masks."""
+def _page(pages_ptr, first_slot, number, end, num_blocks, PAGES_PER_BLOCK: tl.constexpr):
+    """Page of the pool; some page for one that is not there, and for one beyond the last key."""
     entry = number // PAGES_PER_BLOCK
     found = tl.load(pages_ptr + entry, mask=number * 64 < end, other=0)
-    block = (tl.maximum(found, 0) + first_slot).to(tl.int64)
+    block = tl.minimum(tl.maximum(found, 0) + first_slot, num_blocks - 1).to(tl.int64)
     return block * PAGES_PER_BLOCK + number % PAGES_PER_BLOCK

@@ -22,7 +22,7 @@ def look_up_blocks_triton(
     return slots.out
 
 
-@triton.jit(do_not_specialize=["num_kept"])
+@triton.jit(do_not_specialize=["num_kept", "num_slots"])
 def _look_up_blocks_kernel(
     ids_ptr,
     seq_ptr,
@@ -31,6 +31,7 @@ def _look_up_blocks_kernel(
     table_base_ptr,
     slot_base_ptr,
     slots_ptr,
+    num_slots,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -42,4 +43,6 @@ def _look_up_blocks_kernel(
     first = tl.load(table_base_ptr + held)
     slot = tl.load(table_ptr + first + block, mask=block >= 0, other=-1).to(tl.int64)
     slot = tl.where(slot < 0, -1, slot + tl.load(slot_base_ptr + held))
+    if num_slots is not None:
+        slot = tl.where(slot < num_slots, slot, -1)
     tl.store(slots_ptr + row * num_kept + entry, slot.to(tl.int32), mask=entry < num_kept)

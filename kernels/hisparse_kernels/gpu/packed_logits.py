@@ -5,7 +5,7 @@ import triton.language as tl
 
 from hisparse_kernels.gpu.packed_rows import load_packed_queries, score_packed_tile
 from hisparse_kernels.gpu.row_runs import mask_rows, rows_that_see, run_of_rows
-from hisparse_kernels.gpu.score_keys import load_keys, load_table_keys
+from hisparse_kernels.gpu.score_keys import load_keys, load_page_keys, load_tile_pages
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_keys", "num_query_heads", "rows_per_program"])
@@ -55,6 +55,7 @@ def packed_kernel(
         keys,
         key_scale,
         key,
+        key,
         num_keys,
         num_query_heads,
         begin,
@@ -69,7 +70,15 @@ def packed_kernel(
     mask_rows(out_ptr, num_keys, key, end, last_row)
 
 
-@triton.jit(do_not_specialize=["num_rows", "max_pages", "num_query_heads", "rows_per_program"])
+@triton.jit(
+    do_not_specialize=[
+        "num_rows",
+        "max_pages",
+        "num_pages",
+        "num_query_heads",
+        "rows_per_program",
+    ]
+)
 def packed_pages_kernel(
     query_ptr,
     weights_ptr,
@@ -82,6 +91,7 @@ def packed_pages_kernel(
     out_ptr,
     num_rows,
     max_pages,
+    num_pages,
     num_query_heads,
     rows_per_program,
     MOST_ROWS: tl.constexpr,
@@ -103,8 +113,21 @@ def packed_pages_kernel(
         seq, end, most = run_of_rows(seq_ptr, end_ptr, begin, last_row, MOST_ROWS)
         if most > tile * BLOCK_KEYS:
             pages_ptr = table_ptr + seq.to(tl.int64) * max_pages
-            keys, key_scale = load_table_keys(
-                codes_ptr, scales_ptr, pages_ptr, tile, max_pages, BLOCK_KEYS, PRODUCT, HAS_SCALE
+            page0, page1 = load_tile_pages(pages_ptr, tile, max_pages)
+            # of a page that is not there some other is read, whose keys stand beyond every end
+            page0 = tl.where(page0 < num_pages, page0, -1)
+            page1 = tl.where(page1 < num_pages, page1, -1)
+            is_there = tl.where(tl.arange(0, BLOCK_KEYS) < 64, page0, page1) >= 0
+            position = tl.where(is_there, key, 2147483647)
+            keys, key_scale = load_page_keys(
+                codes_ptr,
+                scales_ptr,
+                tl.maximum(page0, 0),
+                tl.maximum(page1, 0),
+                False,
+                BLOCK_KEYS,
+                PRODUCT,
+                HAS_SCALE,
             )
             key_scale = key_scale[:, None] if HAS_SCALE else 1.0
             _score_run(
@@ -117,6 +140,7 @@ def packed_pages_kernel(
                 keys,
                 key_scale,
                 key,
+                position,
                 num_keys,
                 num_query_heads,
                 begin,
@@ -144,6 +168,7 @@ def _score_run(
     keys,
     key_scale,
     key,
+    position,
     num_keys,
     num_query_heads,
     begin,
@@ -155,13 +180,16 @@ def _score_run(
     PRODUCT: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Writes the logits of rows [begin, end) at the tile's keys."""
+    """Writes the logits of rows [begin, end) at the tile's keys, in columns `key`.
+
+    Rows see keys by their `position`.
+    """
     for i in range(tl.cdiv(end - begin, TILE_ROWS)):
         row = begin + i * TILE_ROWS + tl.arange(0, TILE_ROWS)
         stop = tl.load(end_ptr + row, mask=row < end, other=0)
-        seen = key[:, None] < stop[None, :]
+        seen = position[:, None] < stop[None, :]
         if start_ptr is not None:
-            seen &= key[:, None] >= tl.load(start_ptr + row, mask=row < end, other=0)[None, :]
+            seen &= position[:, None] >= tl.load(start_ptr + row, mask=row < end, other=0)[None, :]
         queries, weights = load_packed_queries(
             query_ptr,
             weights_ptr,

@@ -118,14 +118,23 @@ def _pipeline_of_pages(
 
 
 def _host_arguments(host: HostBlocks | None, layout: IndexLayout) -> tuple[object, ...]:
-    """Codes, scales, page table, its columns, sequence of each row; all None without a host."""
+    """Codes, scales, page table, its columns, pages, sequence of each row; None without a host."""
     if host is None:
-        return (None,) * 5
-    table = host.page_table.contiguous()
-    return *codes_and_scales(host.pages, layout), table, table.shape[1], host.row_seq.contiguous()
+        return (None,) * 6
+    table, row_seq = host.page_table.contiguous(), host.row_seq.contiguous()
+    stored = codes_and_scales(host.pages, layout)
+    return *stored, table, table.shape[1], len(host.pages), row_seq
 
 
-@triton.jit(do_not_specialize=["num_entries", "num_tiles", "tiles_per_program", "max_host_pages"])
+@triton.jit(
+    do_not_specialize=[
+        "num_entries",
+        "num_tiles",
+        "tiles_per_program",
+        "max_host_pages",
+        "num_host_pages",
+    ]
+)
 def _refine_kernel(
     query_ptr,
     weights_ptr,
@@ -142,6 +151,7 @@ def _refine_kernel(
     host_scales_ptr,
     host_table_ptr,
     max_host_pages,
+    num_host_pages,
     host_seq_ptr,
     WRITE_ALL: tl.constexpr,
     PAGES_PER_BLOCK: tl.constexpr,
@@ -178,6 +188,7 @@ def _refine_kernel(
         host_scales_ptr,
         table_ptr,
         max_pages,
+        num_host_pages,
         WRITE_ALL,
         PAGES_PER_BLOCK,
         HEADS,

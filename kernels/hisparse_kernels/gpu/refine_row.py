@@ -31,6 +31,7 @@ def refine_row(
     host_scales_ptr,
     table_ptr,
     max_pages,
+    num_host_pages,
     WRITE_ALL: tl.constexpr,
     PAGES_PER_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
@@ -65,6 +66,7 @@ def refine_row(
             row_pos,
             num_entries,
             max_pages,
+            num_host_pages,
             tile,
             WRITE_ALL,
             PAGES_PER_BLOCK,
@@ -110,6 +112,7 @@ def refine_row(
                 row_pos,
                 num_entries,
                 max_pages,
+                num_host_pages,
                 tile,
                 WRITE_ALL,
                 PAGES_PER_BLOCK,
@@ -164,6 +167,7 @@ def _tile_pages(
     row_pos,
     num_entries,
     max_pages,
+    num_host_pages,
     tile,
     WRITE_ALL: tl.constexpr,
     PAGES_PER_BLOCK: tl.constexpr,
@@ -177,6 +181,7 @@ def _tile_pages(
         table_ptr,
         num_entries,
         max_pages,
+        num_host_pages,
         2 * tile,
         WRITE_ALL,
         PAGES_PER_BLOCK,
@@ -187,6 +192,7 @@ def _tile_pages(
         table_ptr,
         num_entries,
         max_pages,
+        num_host_pages,
         2 * tile + 1,
         WRITE_ALL,
         PAGES_PER_BLOCK,
@@ -202,6 +208,7 @@ def _half_page(
     table_ptr,
     num_entries,
     max_pages,
+    num_host_pages,
     column_page,
     WRITE_ALL: tl.constexpr,
     PAGES_PER_BLOCK: tl.constexpr,
@@ -223,6 +230,7 @@ def _half_page(
         from_host = (slot < 0) & (block >= 0) & (max_pages >= 0)
         is_listed = from_host & (number < max_pages)
         found = tl.load(table_ptr + number, mask=is_listed, other=-1)
+        found = tl.where(found < num_host_pages, found, -1)
         page = tl.where(from_host, tl.maximum(found, 0).to(tl.int64), page)
         held |= from_host
         # of a page that is not there no token is visible

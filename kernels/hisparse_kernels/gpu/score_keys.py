@@ -144,6 +144,14 @@ def load_page_keys(
 
 
 @triton.jit
+def load_tile_pages(pages_ptr, tile, max_pages) -> tuple[tl.tensor, tl.tensor]:
+    """The two pages that a sequence's table names for a tile; -1 = none."""
+    page0 = tl.load(pages_ptr + 2 * tile)
+    page1 = tl.load(pages_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=-1)
+    return page0, page1
+
+
+@triton.jit
 def load_table_keys(
     codes_ptr,
     scales_ptr,
@@ -158,11 +166,16 @@ def load_table_keys(
 
     -1 beyond the sequence's end reads some page of the pool, which the end then masks.
     """
-    page0 = tl.maximum(tl.load(pages_ptr + 2 * tile), 0)
-    second = tl.load(pages_ptr + 2 * tile + 1, mask=2 * tile + 1 < max_pages, other=0)
-    page1 = tl.maximum(second, 0)
+    page0, page1 = load_tile_pages(pages_ptr, tile, max_pages)
     keys, key_scale = load_page_keys(
-        codes_ptr, scales_ptr, page0, page1, False, BLOCK_KEYS, PRODUCT, HAS_SCALE
+        codes_ptr,
+        scales_ptr,
+        tl.maximum(page0, 0),
+        tl.maximum(page1, 0),
+        False,
+        BLOCK_KEYS,
+        PRODUCT,
+        HAS_SCALE,
     )
     return keys, key_scale
 

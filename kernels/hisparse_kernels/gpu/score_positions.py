@@ -45,6 +45,7 @@ def score_positions_triton(
         positions.contiguous(),
         out,
         page_table.shape[1],
+        len(index_pages),
         num_positions,
         tiles * BLOCK_KEYS,
         SCAN_POSITIONS=_SCAN_POSITIONS,
@@ -53,7 +54,7 @@ def score_positions_triton(
     return out
 
 
-@triton.jit(do_not_specialize=["max_pages", "num_positions", "columns_per_program"])
+@triton.jit(do_not_specialize=["max_pages", "num_pages", "num_positions", "columns_per_program"])
 def _positions_kernel(
     query_ptr,
     weights_ptr,
@@ -64,6 +65,7 @@ def _positions_kernel(
     positions_ptr,
     out_ptr,
     max_pages,
+    num_pages,
     num_positions,
     columns_per_program,
     SCAN_POSITIONS: tl.constexpr,
@@ -89,6 +91,7 @@ def _positions_kernel(
         position = tl.load(positions_ptr + column, mask=column < last, other=-1)
         listed = (position >= 0) & (position // 64 < max_pages)
         page = tl.load(pages_ptr + position // 64, mask=listed, other=-1)
+        page = tl.where(page < num_pages, page, -1)
         # a token that is not there reads one of some page, which is then masked
         stored, within = tl.maximum(page, 0).to(tl.int64), tl.maximum(position, 0) % 64
         page_values: tl.constexpr = 64 * 132 if HAS_SCALE else 64 * 128

@@ -98,7 +98,9 @@ def select_blocks_triton(
     return out
 
 
-@triton.jit(do_not_specialize=["max_pages", "num_tiles", "tiles_per_program", "num_kept"])
+@triton.jit(
+    do_not_specialize=["max_pages", "num_tiles", "tiles_per_program", "num_kept", "num_slots"]
+)
 def _select_blocks_kernel(
     query_ptr,
     weights_ptr,
@@ -118,6 +120,7 @@ def _select_blocks_kernel(
     table_base_ptr,
     slot_base_ptr,
     slots_ptr,
+    num_slots,
     CHOOSES: tl.constexpr,
     BY_ROW: tl.constexpr,
     KEPT_BLOCK: tl.constexpr,
@@ -192,6 +195,7 @@ def _select_blocks_kernel(
                     table_base_ptr,
                     slot_base_ptr,
                     slots_ptr + row * num_kept,
+                    num_slots,
                     KEPT_BLOCK,
                 )
 

@@ -77,6 +77,55 @@ def test_paged_logits_match_the_reference_at_page_edges(
 
 
 @LAYOUTS
+@pytest.mark.parametrize("num_rows", [3, 40], ids=["by_row", "rows_share_tiles"])
+def test_keys_of_pages_that_are_not_there_are_minus_inf(
+    layout: IndexLayout, num_rows: int, device: str
+) -> None:
+    stored = paged_keys((300, 129), layout)
+    table = stored.page_table.clone()
+    table[0, 0], table[0, 2], table[1, 1] = -1, len(stored.index_pages), -9
+    index_q, weights = queries_of(BF16, num_rows, 4)  # few heads: rows of a sequence share
+    row_seq = (torch.arange(num_rows) * 2 // num_rows).int()
+    row_end = torch.where(row_seq == 0, 300, 129).int()
+    inputs = index_q, weights, stored.index_pages
+
+    found = paged_index_logits_triton(*on(device, *inputs, table, row_seq, row_end), layout).cpu()
+
+    assert_near_largest(
+        found, paged_index_logits_ref(*inputs, table, row_seq, row_end, layout), TOLERANCES[BF16]
+    )
+    whole = paged_index_logits_triton(
+        *on(device, *inputs, stored.page_table, row_seq, row_end), layout
+    ).cpu()
+    page = torch.arange(found.shape[1]) // 64
+    is_lost = torch.where(row_seq[:, None] == 0, (page == 0) | (page == 2), page == 1)
+    assert_bits_equal(found, whole.masked_fill(is_lost, -torch.inf))
+
+
+@pytest.mark.parametrize("pages_per_block", [1, 2])
+def test_keys_of_blocks_without_a_slot_are_minus_inf(pages_per_block: int, device: str) -> None:
+    layout = index_layout("fp8")
+    stored = paged_keys((300, 129), layout, block_tokens=64 * pages_per_block)
+    blocks = stored.page_table[:, ::pages_per_block] // pages_per_block
+    blocks = blocks.where(stored.page_table[:, ::pages_per_block] >= 0, -1)
+    blocks[0, 1] = -1
+    bases = torch.tensor([0, blocks.shape[1]]), torch.tensor([0, 0])
+    inputs = *queries_of(F8, 2, 40), stored.index_pages
+    rows = int32(0, 1), int32(300, 129)
+    table = blocks.flatten().to(torch.int16)
+    slots = SlotPages(*on(device, table, *bases), blocks.shape[1], pages_per_block)
+
+    found = paged_index_logits_triton(*on(device, *inputs), slots, *on(device, *rows), layout).cpu()
+
+    table = stored.page_table.clone()
+    table[0, pages_per_block : 2 * pages_per_block] = -1
+    wanted = paged_index_logits_triton(*on(device, *inputs, table, *rows), layout).cpu()
+    assert_bits_equal(found, wanted)
+    lost = found[0, 64 * pages_per_block : 128 * pages_per_block]
+    assert bool((lost == -torch.inf).all())
+
+
+@LAYOUTS
 @DTYPES
 @pytest.mark.parametrize("exact", [False, True], ids=["rounded_dots", "exact_dots"])
 def test_a_row_and_a_key_have_the_same_bits_packed_alone_and_paged(

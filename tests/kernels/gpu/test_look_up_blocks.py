@@ -29,6 +29,18 @@ def test_slots_are_the_references(kept: int, entries: torch.dtype, device: str) 
     assert kept == 1 or (wanted >= 2**31 - 4000).any()
 
 
+def test_a_number_that_no_slot_has_is_none(device: str) -> None:
+    table, base = torch.tensor([3, 9, 4, -1, 7]).int(), torch.tensor([0])
+    blocks, row_seq = torch.arange(5)[None].int(), torch.tensor([0]).int()
+    places = table, base, torch.tensor([2]), torch.empty_like(blocks)
+    wanted = look_up_blocks_ref(blocks, row_seq, WindowSlots(*places, num_slots=9)).clone()
+
+    slots = WindowSlots(*on(device, *places), num_slots=9)
+    found = look_up_blocks_triton(*on(device, blocks, row_seq), slots)
+
+    assert found.tolist() == wanted.tolist() == [[5, -1, 6, -1, -1]]
+
+
 def test_no_blocks_have_no_slots(device: str) -> None:
     nothing = torch.empty(3, 0, dtype=torch.int32, device=device)
     base = torch.zeros(1, dtype=torch.int64, device=device)

@@ -69,6 +69,7 @@ def test_what_the_host_does_not_have_is_no_token_and_without_an_id_nothing(
     pages, table = on_host(stored)
     table[0, 1:3] = -1
     table[1, 9:] = -1
+    table[1, 2], table[1, 3] = len(pages), 2**31 - 1  # no pages of the host's
     row_seq, row_pos = int32(0, 1, -1, 1), int32(5000, 699, -1, 250)
     ids = torch.arange(4).int().repeat(4, 1)
     ids[:, 2] = -1

@@ -48,12 +48,15 @@ def test_positions_in_no_page_are_minus_inf(device: str) -> None:
     layout = index_layout("fp8")
     stored = paged_keys((70, 300), layout)
     positions = int32(128, 191, 319, 320, 2**31 - 1, 69)[None]
-    inputs = *queries_of(F8, 1, 8), stored.index_pages, stored.page_table, int32(0), positions
+    table = stored.page_table.clone()
+    table[0, 2], table[0, 4] = len(stored.index_pages), 2**31 - 1
+    inputs = *queries_of(F8, 1, 8), stored.index_pages, table, int32(0), positions
 
     logits = score_positions_triton(*on(device, *inputs), layout).cpu()
 
     assert logits.isfinite().tolist() == [[False] * 5 + [True]]
     assert bool((logits[0, :5] == -torch.inf).all())
+    assert_near_largest(logits, score_positions_ref(*inputs, layout), TOLERANCES[F8])
 
 
 @LAYOUTS
