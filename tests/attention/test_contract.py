@@ -13,8 +13,10 @@ from hisparse_sidecar import (
     MLAPlanMetadata,
     SelectionConfig,
 )
+from hisparse_sidecar.config import ModelShape
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from tests.attention.batches import Batch, make_batch
+from tests.attention.index_batches import make_index_batch
 
 pytestmark = pytest.mark.cpu_only
 Wrapper = BatchHiSparseMLAPagedAttentionWrapper
@@ -82,6 +84,12 @@ def test_a_run_or_a_selection_before_a_plan_is_refused(batch: Batch) -> None:
             "a selection needs metadata",
         ),
         ({"index_source": "flat"}, "max_seq_len is None, a selection needs the most tokens"),
+        ({"index_source": None}, "index_source is a NoneType, needs a name or a SelectionConfig"),
+        ({"lse_mode": []}, "lse_mode is a list, which no option is"),
+        ({"sm_scale": float("nan")}, "sm_scale is nan, needs a finite number"),
+        ({"sm_scale": float("-inf")}, "sm_scale is -inf, needs a finite number"),
+        ({"sm_scale": "0.1"}, "sm_scale is '0.1', needs a finite number"),
+        ({"sm_scale": 10**400}, "sm_scale is 1000.*, needs a finite number"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_and_the_last_one_stands(
@@ -95,6 +103,51 @@ def test_a_plan_that_does_not_fit_is_refused_and_the_last_one_stands(
         wrapper.plan(**batch.plan(**changed))
 
     assert torch.equal(wrapper.run(**run_inputs(batch)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("num_heads", 3),
+        ("head_dim_ckv", 512),
+        ("head_dim_kpe", 64),
+        ("page_size", 64),
+        ("topk", 30),
+        ("max_seq_len", 128),
+        ("max_rows", 5),
+        ("block_tokens", 64),
+        ("split_keys", 64),
+    ],
+)
+def test_a_float_is_no_size_and_plans_of_the_integer_stay_good(
+    name: str, good: int, batch: Batch
+) -> None:
+    made = make_index_batch(batch, "reference")
+    flat = made.plan(SelectionConfig("flat"), topk=31, max_seq_len=127)
+    wrapper = Wrapper(WORKSPACE)
+    for wrong in (float(good), True, torch.tensor(float(good)), str(good)):
+        with pytest.raises(InvalidArgument, match=f"{name} is .*, a .*, needs an integer"):
+            wrapper.plan(**flat | {name: wrong})
+
+    wrapper.plan(**flat | {name: good})
+    wanted = wrapper.select(**made.inputs())
+    wrapper.plan(**flat | {name: torch.tensor(good)})  # has an index
+    assert torch.equal(wrapper.select(**made.inputs()), wanted)
+
+
+def test_a_float_is_no_number_of_a_selection_or_of_the_wrappers_splits() -> None:
+    with pytest.raises(
+        InvalidArgument, match=r"num_kept_blocks is 3\.0, a float, needs an integer"
+    ):
+        SelectionConfig("hisa", num_kept_blocks=3.0)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match=r"split_keys is 64\.0, a float, needs an integer"):
+        Wrapper(WORKSPACE, split_keys=64.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_a_model_has_a_finite_scale(scale: float) -> None:
+    with pytest.raises(InvalidArgument, match=r"softmax_scale is .*, needs a finite number"):
+        ModelShape(1, (0,), index_heads=1, topk=8, softmax_scale=scale)
 
 
 def csr(**changed: torch.Tensor) -> MLAPlanMetadata:
@@ -114,6 +167,7 @@ def csr(**changed: torch.Tensor) -> MLAPlanMetadata:
         ({"kv_len_arr": torch.tensor(5).int()}, "kv_len_arr has 0 dimensions, needs 1"),
         ({"kv_indices": torch.zeros(8).int()[::2]}, "kv_indices has strides"),
         ({"kv_indptr": [0, 1, 2]}, "kv_indptr is a list, needs a tensor"),
+        ({"kv_len_arr": torch.zeros(2, device="meta").int()}, "kv_len_arr is on meta, needs cpu"),
     ],
 )
 def test_metadata_that_do_not_fit_are_refused_with_both_numbers(
@@ -144,6 +198,22 @@ def test_metadata_that_do_not_fit_are_refused_with_both_numbers(
         (
             {"kv_cache": (torch.zeros(4, 64, 512), torch.zeros(4, 64, 64))},
             "ckv_cache and kpe_cache lie apart, needs both as views of one",
+        ),
+        ({"kv_cache": torch.zeros(4, 1, 576).expand(4, 64, 576)}, "kv_cache has strides"),
+        ({"kv_cache": torch.zeros(1, 64, 576).expand(4, 64, 576)}, "kv_cache has 0, needs pages"),
+        (
+            {"kv_cache": [torch.zeros(4, 64, 512), torch.zeros(4, 64, 64)]},
+            "kv_cache is a list, needs a tensor, or a tuple of two",
+        ),
+        (
+            {"kv_cache": (torch.zeros(4, 64, 512),) * 3},
+            r"kv_cache is a tuple of 3 \(Tensor, Tensor, Tensor\), needs a tensor, or a tuple of",
+        ),
+        ({"query": [torch.zeros(5, 3, 512)] * 2}, "query is a list, needs a tensor, or a tuple"),
+        ({"query": (torch.zeros(5, 3, 512), None)}, r"query is a tuple of 2 \(Tensor, NoneType\)"),
+        (
+            {"query": (torch.zeros(5, 3, 512), torch.zeros(5, 3, 64, device="meta"))},
+            "query is a pair on cpu and meta, needs one device",
         ),
         ({"topk_indices": None}, "run has 0 of topk_indices, row_ids and index_q, needs one"),
         ({"row_ids": torch.zeros(5, 9).int()}, "run has 2 of topk_indices, row_ids and index_q"),
@@ -195,6 +265,18 @@ def test_sinks_are_given_where_they_are_planned(use_sinks: bool, batch: Batch) -
     wrapper.plan(**batch.plan(), use_sinks=use_sinks)
     with pytest.raises(InvalidArgument, match=f"use_sinks of the plan is {use_sinks}"):
         wrapper.run(**run_inputs(batch), sinks=None if use_sinks else torch.zeros(3))
+
+
+def test_a_run_whose_query_requires_grad_gives_the_same_without_one(batch: Batch) -> None:
+    wrapper = Wrapper(WORKSPACE)
+    wrapper.plan(**batch.plan())
+    wanted = wrapper.run(**run_inputs(batch))
+    learned = batch.query.clone().requires_grad_()
+
+    found = wrapper.run(**run_inputs(batch) | {"query": learned})
+
+    assert torch.equal(found, wanted)
+    assert not found.requires_grad
 
 
 def test_positions_need_metadata_and_row_ids_do_not(batch: Batch) -> None:

@@ -5,7 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from hisparse_sidecar import BatchHiSparseMLAPagedAttentionWrapper, SelectionConfig
+from hisparse_sidecar import (
+    BatchHiSparseMLAPagedAttentionWrapper,
+    MLAPlanMetadata,
+    SelectionConfig,
+)
 from hisparse_sidecar.errors import InvalidArgument
 from tests.attention.batches import make_batch
 from tests.attention.dense import DenseMLAWrapper
@@ -121,6 +125,101 @@ def test_rows_of_sequences_beyond_the_bound_get_nothing(
     assert found[1:] == made.expected(FLAT)[1:]
 
 
+@pytest.mark.interpreted
+@pytest.mark.parametrize("block_tokens", [64, 128])
+@pytest.mark.parametrize("name", ["flat", "hisa", "misa", "misa_dagger"])
+def test_tokens_of_pages_that_are_not_there_are_never_selected(
+    name: str, block_tokens: int, place: tuple[str, str], wrapper: Wrapper
+) -> None:
+    device, backend = place
+    batch = make_batch(((1, 330), (2, 97), (1, 300)), device=device, max_pages=6, heads=1)
+    made = make_index_batch(batch, backend, block_tokens=block_tokens)
+    table = batch.table[:, :4].contiguous()  # the last sequence needs 5
+    table[0, 1], table[0, 2] = -1, len(batch.kv_cache)
+    table[1, 1] = -7
+    lens = torch.tensor([330, 97, 300], device=device).int()
+    metadata = MLAPlanMetadata.dense(batch.qo_indptr(), table, lens, 2)
+    everything = {  # each keeps every block and candidate, so that only what is there decides
+        "flat": FLAT,
+        "hisa": SelectionConfig("hisa", num_kept_blocks=6, gate="off"),
+        "misa": SelectionConfig("misa", routed_heads=2),
+        "misa_dagger": SelectionConfig("misa_dagger", routed_heads=2, candidates=384),
+    }
+    changed = {"metadata": metadata, "topk": 260, "max_seq_len": 384}
+    wrapper.plan(**made.plan(everything[name], **changed))
+
+    found = wrapper.select(**made.inputs())
+
+    there = [*range(64), *range(192, 256)], [*range(64)], [*range(64)], [*range(256)]
+    assert [[token for token in row if token >= 0] for row in found.tolist()] == [*there, [], []]
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("name", ["flat", "hisa", "misa"])
+def test_no_rows_select_nothing(name: str, place: tuple[str, str], wrapper: Wrapper) -> None:
+    made = index_batch(place)
+    wrapper.plan(**made.plan(SELECTIONS[name]))
+    nothing = {key: made.inputs()[key][:0] for key in ("index_q", "index_weights")}
+    inputs = made.inputs() | nothing
+
+    assert wrapper.select(**inputs).tolist() == []
+    assert wrapper.select(**inputs).shape == (0, TOPK)
+    assert wrapper.select(**inputs).dtype == torch.int32
+    query = {"query": made.batch.query[:0], "kv_cache": made.batch.kv_cache}
+    assert wrapper.run(**query, **inputs).shape == (0, 2, 512)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("name", ["flat", "hisa", "misa"])
+def test_rows_without_sequences_are_padding(
+    name: str, place: tuple[str, str], wrapper: Wrapper
+) -> None:
+    made = index_batch(place)
+    starts, lens = made.batch.qo_indptr()[:1], made.batch.qo_indptr()[:0]
+    metadata = MLAPlanMetadata.dense(starts, made.batch.table[:0], lens, 3)
+    tables = {"metadata": metadata, "pooled_table": made.pooled_table[:0]}
+    wrapper.plan(**made.plan(SELECTIONS[name], **tables))
+
+    assert wrapper.select(**made.inputs()).tolist() == [[-1] * TOPK] * made.batch.rows
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("name", ["flat", "hisa"])
+def test_a_plan_that_fails_on_its_way_leaves_the_last_one(
+    name: str, place: tuple[str, str], wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = index_batch(place)
+    wrapper.plan(**made.plan(SELECTIONS[name]))
+    wanted = wrapper.select(**made.inputs())
+    far = MLAPlanMetadata.dense(
+        made.batch.qo_indptr(), made.batch.table, torch.zeros(7, device="meta").int()
+    )
+    with pytest.raises(InvalidArgument, match="seq_lens is on meta"):
+        wrapper.plan(**made.plan(SELECTIONS[name], metadata=far, max_rows=100))
+    assert torch.equal(wrapper.select(**made.inputs()), wanted)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no copy")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("hisparse_sidecar.attention.metadata.BatchArrays.put", fail)
+        with pytest.raises(RuntimeError, match="no copy"):
+            wrapper.plan(**made.plan(FLAT, max_rows=100, pooled_table=None))
+    assert torch.equal(wrapper.select(**made.inputs()), wanted)
+
+
+@pytest.mark.cpu_only
+def test_a_selection_whose_queries_require_grad_is_the_same(
+    place: tuple[str, str], wrapper: Wrapper
+) -> None:
+    made = index_batch(place)
+    wrapper.plan(**made.plan(HISA))
+    learned = {
+        key: made.inputs()[key].clone().requires_grad_() for key in ("index_q", "index_weights")
+    }
+    assert wrapper.select(**made.inputs() | learned).tolist() == made.expected(HISA)
+
+
 @pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("changed", "match"),
@@ -134,6 +233,10 @@ def test_rows_of_sequences_beyond_the_bound_get_nothing(
         (
             {"index_q": torch.zeros(13, 4, 128), "index_weights": torch.zeros(13, 4)},
             "the run has 13 rows, max_rows of the plan is 12",
+        ),
+        (
+            {"index_q": torch.zeros(12, 0, 128), "index_weights": torch.zeros(12, 0)},
+            "index_q has 0 heads, needs >= 1",
         ),
         ({"index_k_cache": torch.zeros(9, 64, 131).byte()}, "needs contiguous uint8 pages of"),
         ({"index_k_cache": torch.zeros(0, 8448).byte()}, "needs contiguous uint8 pages of"),

@@ -216,7 +216,10 @@ def test_sglangs_rows_pass_again_after_steps_that_evicted_what_is_checked(
 def test_each_shape_is_there_whole_and_by_stage() -> None:
     cases = all_cases.all_cases(Worlds(), NoPeers(), HostPool())  # type: ignore[arg-type]
     names = [case.name for case in cases]
-    splits, beside = 2 * (5 + 5 + 3 + 3), 2 * (0 + 1 + 2 + 3)  # of both head counts, batch after batch
+    splits, beside = (
+        2 * (5 + 5 + 3 + 3),
+        2 * (0 + 1 + 2 + 3),
+    )  # of both head counts, batch after batch
     assert len(names) == len(set(names)) == 16 * (2 + len(STAGES)) + splits + beside
     batches = [int(re.findall(r"batch (\d+)", name)[0]) for name in names]
     assert batches == sorted(batches)  # each has a world of its own

@@ -1,5 +1,6 @@
 """What a plan promises to its runs: checked once, then looked up."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypedDict, get_args
@@ -10,7 +11,7 @@ from hisparse_kernels.layouts import PAGE_TOKENS, KvLayout, kv_layout
 from hisparse_kernels.sparse_mla import decode_split_keys, split_workspace_size
 from hisparse_sidecar.config import IndexSource, ModelShape, SelectionConfig, check_split_keys
 from hisparse_sidecar.errors import InvalidArgument
-from hisparse_sidecar.requirements import require, require_one_of
+from hisparse_sidecar.requirements import require, require_one_of, required_finite, required_int
 from hisparse_sidecar.tensor_checks import check_tensor
 
 LseMode = Literal["none", "base2", "basee"]
@@ -34,6 +35,7 @@ _NOT_OFFERED = {
     "skip_softmax": (False,),
     "enable_pdl": (None, False),
 }
+_SIZES = "num_heads", "head_dim_ckv", "head_dim_kpe", "page_size"
 _BUSY_PROGRAMS = 264  # two for each processor of an H100: then its keys need no sharing out
 
 
@@ -189,7 +191,6 @@ class PlanContract:
         return split
 
 
-@lru_cache(maxsize=64)
 def contract_of(
     sizes: tuple[int, int, int, int],
     dtypes: tuple[torch.dtype, torch.dtype],
@@ -199,7 +200,7 @@ def contract_of(
     bounds: tuple[int, int | None, int, int | None],
     options: tuple[tuple[str, object], ...],
 ) -> PlanContract:
-    """The contract of one set of arguments, checked the first time.
+    """The contract of one set of arguments, checked the first time; sizes are made integers.
 
     Args:
         sizes: num_heads, head_dim_ckv, head_dim_kpe, page_size.
@@ -209,7 +210,40 @@ def contract_of(
         source: where the selection comes from.
         bounds: topk, max_seq_len, block_tokens, split_keys.
         options: those of `FlashInferOptions` that were given.
+
+    Raises:
+        InvalidArgument: something is of another kind, or does not fit; says what was found.
     """
+    topk, max_seq_len, block_tokens, split_keys = bounds
+    heads, ckv, kpe, page = (required_int(*one) for one in zip(_SIZES, sizes, strict=True))
+    whole_bounds = (
+        required_int("topk", topk),
+        None if max_seq_len is None else required_int("max_seq_len", max_seq_len),
+        required_int("block_tokens", block_tokens),
+        None if split_keys is None else required_int("split_keys", split_keys),
+    )
+    needed = "a name or a SelectionConfig"
+    if not isinstance(source, str | SelectionConfig):
+        raise InvalidArgument(f"index_source is a {type(source).__name__}, needs {needed}")
+    for name, value in options:
+        if not isinstance(value, Hashable):
+            raise InvalidArgument(f"{name} is a {type(value).__name__}, which no option is")
+    scale = required_finite("sm_scale", sm_scale)
+    whole_sizes = heads, ckv, kpe, page
+    return _kept_contract(whole_sizes, dtypes, causal, scale, source, whole_bounds, options)
+
+
+@lru_cache(maxsize=64)
+def _kept_contract(
+    sizes: tuple[int, int, int, int],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    causal: bool,
+    sm_scale: float,
+    source: IndexSource | SelectionConfig,
+    bounds: tuple[int, int | None, int, int | None],
+    options: tuple[tuple[str, object], ...],
+) -> PlanContract:
+    """See `contract_of`; by now equal numbers are of one type, which one key of the cache needs."""
     given = dict(options)
     _check_options(given, dtypes[0])
     selection = source if isinstance(source, SelectionConfig) else SelectionConfig(source)

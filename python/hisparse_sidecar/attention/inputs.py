@@ -52,8 +52,10 @@ def packed_query(contract: PlanContract, query: Tensors, device: torch.device) -
     """[rows, heads, query_dim]; a pair that does not lie side by side is copied together.
 
     Raises:
-        InvalidArgument: a dtype, a shape or a device is not the planned one.
+        InvalidArgument: it is neither a tensor nor a pair of them, or a dtype, a shape or a device
+            is not the planned one.
     """
+    _check_form("query", query)
     widths = contract.head_dim_ckv, contract.head_dim_kpe
     if isinstance(query, tuple):
         _check_pair("query", query, widths)
@@ -69,9 +71,10 @@ def paged_rows(contract: PlanContract, kv_cache: Tensors, device: torch.device) 
     """The cache as rows, without a copy.
 
     Raises:
-        InvalidArgument: a dtype or a shape is not the planned one, or the rows do not lie as the
-            ops need them; says which.
+        InvalidArgument: it is neither a tensor nor a pair of them, a dtype or a shape is not the
+            planned one, or the rows do not lie as the ops need them; says which.
     """
+    _check_form("kv_cache", kv_cache)
     layout = contract.layout
     if isinstance(kv_cache, tuple):
         _check_pair("kv_cache", kv_cache, (contract.head_dim_ckv, contract.head_dim_kpe))
@@ -85,8 +88,10 @@ def paged_rows(contract: PlanContract, kv_cache: Tensors, device: torch.device) 
     check_tensor("kv_cache", kv_cache, shape, contract.kv_data_type, device=device)
     between_pages, between_rows, within = _strides(kv_cache)
     row_stride = between_rows * kv_cache.element_size()
-    if within != 1 or row_stride % ROW_ALIGN or between_pages % between_rows:
-        needed = f"values side by side, rows a multiple of {ROW_ALIGN} B apart, pages whole rows"
+    has_rows = row_stride > 0 and row_stride % ROW_ALIGN == 0
+    if within != 1 or not has_rows or between_pages % between_rows:
+        apart = f"a multiple of {ROW_ALIGN} B, at least one, apart"
+        needed = f"values side by side, rows {apart}, pages whole rows"
         raise InvalidArgument(f"kv_cache has strides {kv_cache.stride()}, needs {needed}")
     num_pages, page_stride = len(kv_cache), between_pages // between_rows
     needed = f"pages at least {contract.page_size} rows apart"
@@ -124,6 +129,18 @@ def side_by_side(first: torch.Tensor, second: torch.Tensor) -> Tensors:
     return first.as_strided(shape, first.stride())
 
 
+def _check_form(name: str, given: object) -> None:
+    """Raises InvalidArgument unless it is a tensor, or a pair of them."""
+    if isinstance(given, torch.Tensor):
+        return
+    needed = "needs a tensor, or a tuple of two"
+    if not isinstance(given, tuple):
+        raise InvalidArgument(f"{name} is a {type(given).__name__}, {needed}")
+    kinds = ", ".join(type(part).__name__ for part in given)
+    is_pair = len(given) == 2 and all(isinstance(part, torch.Tensor) for part in given)
+    require(is_pair, f"{name} is a tuple of {len(given)} ({kinds}), {needed}")
+
+
 def _check_pair(
     name: str, pair: tuple[torch.Tensor, torch.Tensor], widths: tuple[int, int]
 ) -> None:
@@ -137,3 +154,5 @@ def _check_pair(
     require(fits, message)
     message = f"{name} is a pair of {first.dtype} and {second.dtype}, needs one dtype"
     require(first.dtype == second.dtype, message)
+    message = f"{name} is a pair on {first.device} and {second.device}, needs one device"
+    require(first.device == second.device, message)

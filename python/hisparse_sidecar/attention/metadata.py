@@ -112,14 +112,14 @@ class BatchArrays:
             require(array.device == device, message)
 
     def check(self, metadata: object) -> CheckedArrays:
-        """Looks at shapes and dtypes, and at nothing that the tensors hold.
+        """Looks at shapes, dtypes and devices, and at nothing that the tensors hold.
 
         Args:
             metadata: FlashInfer's `MLAPlanMetadata` or ours: whatever has its attributes.
 
         Raises:
-            InvalidArgument: an array is missing, or a dtype, a shape or a reserved size does not
-                fit.
+            InvalidArgument: an array is missing, or a dtype, a shape, a device or a reserved size
+                does not fit.
         """
         names = self._form(metadata)
         given = {name: getattr(metadata, name, None) for name in names}
@@ -129,6 +129,7 @@ class BatchArrays:
             raise InvalidArgument(f"metadata has {present}, needs {list(names)}")
         for name, array in zip(names, arrays, strict=True):
             _check(name, array, 2 if name in _TABLES else 1)
+            self._check_device(name, array)
         batch = arrays[1].size(0)
         for name, array in zip(names, arrays, strict=True):
             entries = batch + 1 if name in _STARTS else batch
@@ -142,6 +143,7 @@ class BatchArrays:
     def check_table(self, name: str, table: torch.Tensor) -> CheckedArrays:
         """The same for one table of [batch, n]."""
         _check(name, table, 2)
+        self._check_device(name, table)
         return CheckedArrays(
             [table], None if self._reserved is None else [self._place(name, table)]
         )
@@ -175,6 +177,13 @@ class BatchArrays:
         has_place = self._reserved is None or "block_tables" in self._reserved
         has_both = getattr(metadata, "kv_indptr", None) is not None
         return _CSR if has_both and not has_place else _DENSE
+
+    def _check_device(self, name: str, array: torch.Tensor) -> None:
+        """Now: a copy that failed halfway would take the last plan's metadata with it."""
+        if array.device != self._device and array.device.type != "cpu":
+            raise InvalidArgument(
+                f"{name} is on {array.device}, needs cpu or the wrapper's, {self._device}"
+            )
 
     def _place(self, name: str, array: torch.Tensor) -> torch.Tensor:
         assert self._reserved is not None

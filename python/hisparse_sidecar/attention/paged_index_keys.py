@@ -176,7 +176,8 @@ class PagedIndexKeys(ResidentKeyChoices):
         planned = self._planned
         out = planned.row_seq.new_empty(rows, kept)
         table = planned.page_table.view(-1)
-        return WindowSlots(table, planned.table_base, planned.no_base, out)
+        bases = planned.table_base, planned.no_base
+        return WindowSlots(table, *bases, out, num_slots=len(self._index_pages))
 
     def _pages(self, query: SelectionQuery) -> HostBlocks | None:
         if self._has_slots:

@@ -51,32 +51,37 @@ class PagedSelection:
 
         Raises:
             InvalidArgument: the pooled table does not fit, or memory would have to move, and must
-                not; nothing has changed.
+                not; the last plan stands.
         """
         tables = None
         if pooled_table is not None:
             _check_pooled_table(contract, pooled_table, checked.num_seqs)
             tables = arrays.check_table("pooled_table", pooled_table)
-        planned = self._room_for(contract, checked.num_seqs, max_rows)
+        room = self._room_for(contract, checked.num_seqs, max_rows)
+        planned = self._part_of(room, checked.num_seqs)
         batch = arrays.batch(checked, contract.page_size, causal=contract.causal)
-        self._pooled_table = None if tables is None else arrays.put(tables)[0]
-        self._num_rows = max_rows
+        put_table = None if tables is None else arrays.put(tables)[0]
         assert contract.max_seq_len is not None
         planned.lay_out(self._ops, batch, contract.max_seq_len, contract.block_tokens)
+        self._room, self.planned = room, planned
+        self._pooled_table, self._num_rows = put_table, max_rows
         return batch
 
     def _room_for(self, contract: PlanContract, num_seqs: int, max_rows: int) -> PlannedRows:
-        """Room for a plan; none is made where there is enough."""
+        """Room for a plan; none is made where there is enough. Changes nothing."""
         assert contract.max_seq_len is not None
         require(max_rows >= 1, f"max_rows is {max_rows}, needs >= 1")
         blocks = -(-contract.max_seq_len // contract.block_tokens)
         pages = blocks * contract.block_tokens // PAGE_TOKENS
-        if self._room is None or not _fits(self._room, max_rows, num_seqs, pages):
-            self._room = self._made_room(max_rows, num_seqs, pages)
-            self.planned = None
-        if self.planned is None or len(self.planned.page_table) != num_seqs:
-            self.planned = self._room.of(num_seqs)
-        return self.planned
+        if self._room is not None and _fits(self._room, max_rows, num_seqs, pages):
+            return self._room
+        return self._made_room(max_rows, num_seqs, pages)
+
+    def _part_of(self, room: PlannedRows, num_seqs: int) -> PlannedRows:
+        """The part of the room that so many sequences need."""
+        last = self.planned
+        is_the_last = room is self._room and last is not None and len(last.page_table) == num_seqs
+        return last if is_the_last and last is not None else room.of(num_seqs)
 
     def _made_room(self, max_rows: int, num_seqs: int, pages: int) -> PlannedRows:
         if self._room is not None and self._is_fixed:
@@ -111,6 +116,8 @@ class PagedSelection:
         assert contract.max_seq_len is not None
         how = contract.block_tokens, pooled, pages, self.planned, contract.max_seq_len
         keys = PagedIndexKeys(self._ops, layout, *how)
+        if not len(self.planned.page_table):  # every row is padding
+            return keys.all_positions(query)
         if keys.num_tokens <= query.topk:  # whatever the scores are
             return keys.all_positions(query)
         selector = self._selector(contract, query)
@@ -130,9 +137,10 @@ class PagedSelection:
         shape, device = (-1, -1, INDEX_DIM), self._device
         check_tensor("index_q", index_q, shape, *INDEX_Q_DTYPES, device=device)
         check_tensor("index_weights", index_weights, (rows, heads), torch.float32, device=device)
+        require(heads >= 1, f"index_q has {heads} heads, needs >= 1")
         message = f"the run has {rows} rows, max_rows of the plan is {self._num_rows}"
         require(rows <= self._num_rows, message)
-        contract.selection.check_for(contract.model(max(heads, 1)), contract.block_tokens)
+        contract.selection.check_for(contract.model(heads), contract.block_tokens)
         assert self.planned is not None
         return self.planned.query(index_q, index_weights, contract.topk)
 

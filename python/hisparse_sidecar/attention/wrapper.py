@@ -16,7 +16,7 @@ from hisparse_sidecar.attention.results import result_places, to_base
 from hisparse_sidecar.backends import ops_of, runs_on_its_device
 from hisparse_sidecar.config import Backend, IndexSource, SelectionConfig, check_split_keys
 from hisparse_sidecar.errors import WrongState
-from hisparse_sidecar.requirements import require, require_one_of
+from hisparse_sidecar.requirements import require, require_one_of, required_int
 
 
 class BatchHiSparseMLAPagedAttentionWrapper:
@@ -72,6 +72,8 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             InvalidArgument: no such backend, or not here; or an array or a number does not fit.
         """
         require_one_of("backend", backend, get_args(Backend))
+        if split_keys is not None:
+            split_keys = required_int("split_keys", split_keys)
         check_split_keys(split_keys)
         self._split_keys = split_keys
         self.device = float_workspace_buffer.device
@@ -169,11 +171,14 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             self._plan = contract, self._arrays.batch(checked, page_size, causal=causal)
             return
         if max_rows is None:
-            max_rows = max(1, checked.num_seqs * (getattr(metadata, "max_q_len", None) or 1))
+            most = required_int("max_q_len", getattr(metadata, "max_q_len", None) or 1)
+            max_rows = max(1, checked.num_seqs * most)
+        max_rows = required_int("max_rows", max_rows)
         batch = self._selection.plan(contract, self._arrays, checked, max_rows, pooled_table)
         self._plan = contract, batch
 
     @runs_on_its_device
+    @torch.no_grad()
     def select(
         self,
         *,
@@ -182,7 +187,11 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         index_k_cache: torch.Tensor | None = None,
         pooled_k_cache: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The planned selection alone: lists for several layers that share it.
+        """The planned selection alone: lists for several layers that share it. No gradients.
+
+        Tokens of a page that is absent are never chosen: one that the metadata do not name, or by a
+        number that is no page of `index_k_cache`. Only where `max_seq_len` is at most `topk`, and
+        nothing is scored, are they listed with all others; a run passes over them.
 
         Args:
             index_q: [rows, index_heads, 128] fp32, bf16 or e4m3.
@@ -190,7 +199,8 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             index_k_cache: [pages, page_bytes] uint8, or any shape of as many bytes, contiguous:
                 pages of 64 keys, 64 x 128 e4m3 codes, then 64 fp32 scales (or 64 x 128 fp32),
                 under the page ids of the metadata.
-            pooled_k_cache: the same of pooled keys, by `pooled_table`; unused by "flat".
+            pooled_k_cache: the same of pooled keys, by `pooled_table`; unused by "flat". Not looked
+                at on the host: each id that a row's blocks need must be below its pages.
 
         Returns:
             [rows, topk] int32, token positions, ascending; -1 pads the tail.
@@ -206,6 +216,7 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         return self._selection.select(contract, *inputs)
 
     @runs_on_its_device
+    @torch.no_grad()
     def run(  # noqa: PLR0913 - FlashInfer's arguments, and ours
         self,
         *,
@@ -228,9 +239,10 @@ class BatchHiSparseMLAPagedAttentionWrapper:
         return_lse: bool = False,
         return_lse_base_on_e: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Attends, each row to its list: of the three kinds of lists a run has one.
+        """Attends, each row to its list: of the three kinds of lists a run has one. No gradients.
 
-        A row without a token to see, of a padding row for one, has output 0 and lse -inf.
+        The tokens of a list must be distinct: one that is listed twice counts twice. A row without
+        a token to see, of a padding row for one, has output 0 and lse -inf.
 
         Args:
             query: [rows, num_heads, 576], or a pair of [.., 512] and [.., 64]. A pair that does not
@@ -241,10 +253,11 @@ class BatchHiSparseMLAPagedAttentionWrapper:
             q_pe: see `q_nope`.
             ckv_cache: with `kpe_cache`, stands for a pair `kv_cache`.
             kpe_cache: see `ckv_cache`.
-            topk_indices: [rows, any] int32, token positions; -1, anywhere, = nothing; those that
-                the row does not see do not count.
-            row_ids: [rows, any] int32, rows of the cache: page id * (rows from page to page) +
-                place; -1, anywhere, = nothing. Not looked at on the host: the rows must exist.
+            topk_indices: [rows, any] int32, token positions, distinct; -1, anywhere, = nothing;
+                those that the row does not see do not count.
+            row_ids: [rows, any] int32, rows of the cache, distinct: page id * (rows from page to
+                page) + place; -1, anywhere, = nothing. Not looked at on the host: the rows must
+                exist.
             valid_counts: [rows] int32, only so many leading entries of a list count; None = all.
             index_q: index inputs: see `select`.
             index_weights: see `select`.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from hisparse_sidecar.requirements import require
+from hisparse_sidecar.requirements import require, required_finite
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ModelShape:
         anchor_of: one entry a layer: the layer whose selection it uses (itself for an anchor).
         index_heads: heads of the indexer.
         topk: tokens that attention reads for each query row.
-        softmax_scale: factor on `q . k` before the softmax.
+        softmax_scale: factor on `q . k` before the softmax, finite.
     """
 
     num_layers: int
@@ -27,6 +27,7 @@ class ModelShape:
     def __post_init__(self) -> None:
         for name in ("num_layers", "index_heads", "topk"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, must be >= 1")
+        required_finite("softmax_scale", self.softmax_scale)
         found = len(self.anchor_of)
         require(
             found == self.num_layers, f"anchor_of has {found} entries for {self.num_layers} layers"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hisparse_sidecar.config.model import ModelShape
-from hisparse_sidecar.requirements import require, require_one_of
+from hisparse_sidecar.requirements import require, require_one_of, required_int
 
 IndexSource = Literal["flat", "hisa", "misa", "misa_dagger", "given"]
 Budget = Literal["fixed", "ratio", "adaptive"]
@@ -61,7 +61,8 @@ class SelectionConfig:
         require_one_of("routed_stages", self.routed_stages, get_args(RoutedStages))
         require_one_of("gate", self.gate, get_args(GateMode))
         for name, least in _LEAST.items():
-            found = getattr(self, name)
+            found = required_int(name, getattr(self, name))
+            object.__setattr__(self, name, found)  # 8.0 and 8 are equal where contracts are kept
             require(found >= least, f"{name} is {found}, must be >= {least}")
         self._check_budget()
 

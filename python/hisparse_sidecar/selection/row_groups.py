@@ -21,8 +21,10 @@ def select_in_groups(
     """`selector.select`, for so many rows at a time that their logits keep to `most_bytes`.
 
     The logits of tokens count, and those of pooled keys where blocks are chosen; one row is always
-    taken. `select` = another method of the selector's, in its place.
+    taken, and no rows have no lists. `select` = another method of the selector's, in its place.
     """
+    if query.num_rows == 0:
+        return query.row_pos.new_empty(0, query.topk)
     if select is None:
         select = selector.select
     columns = selector.scored_blocks(keys.num_blocks) * keys.block_tokens
