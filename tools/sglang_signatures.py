@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hisparse_sidecar.engines.sglang.pool.pool_hooks import POOL_TARGETS
 from hisparse_sidecar.engines.sglang.prefix.targets import PREFIX_TARGETS
+from hisparse_sidecar.engines.sglang.start_checks import START_TARGETS
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, Target
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    targets = (*ALL_TARGETS, *POOL_TARGETS, *PREFIX_TARGETS)
+    targets = (*ALL_TARGETS, *START_TARGETS, *POOL_TARGETS, *PREFIX_TARGETS)
     found = {target.path: signature_in(Path(arguments[0]), target) for target in targets}
     print(json.dumps(found, indent=1, sort_keys=True))
     return 0

@@ -1,13 +1,14 @@
 """A process as SGLang's scheduler is one: `python -m tests.engines.sglang.fresh_scheduler`.
 
 Plug-ins are loaded when the scheduler's modules are, and before it imports what it needs later.
-Prints the targets of the pool whose hooks are in their places, one a line.
+Prints the targets of the start and the pool whose hooks are in their places, one a line.
 """
 
 import sys
 
 from hisparse_sidecar.engines.sglang.install import is_hooked
 from hisparse_sidecar.engines.sglang.pool.pool_hooks import POOL_TARGETS
+from hisparse_sidecar.engines.sglang.start_checks import START_TARGETS
 from hisparse_sidecar.engines.sglang.targets import resolve
 from tests.engines.sglang.torchvision_stand_in import stand_in_for_torchvision
 
@@ -19,7 +20,7 @@ def main() -> None:
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-    for target in POOL_TARGETS:
+    for target in (*START_TARGETS, *POOL_TARGETS):
         if is_hooked(resolve(target)[2]):
             sys.stdout.write(f"{target.name}\n")
 

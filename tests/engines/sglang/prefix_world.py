@@ -16,6 +16,7 @@ from hisparse_sidecar.engines.sglang.hooks import install_hooks
 from hisparse_sidecar.engines.sglang.install import install
 from hisparse_sidecar.engines.sglang.offload.beside import keep_coordinator
 from hisparse_sidecar.engines.sglang.offload.scheduler_hooks import SCHEDULER_HOOKS
+from hisparse_sidecar.engines.sglang.offload.staged_ends import end_staged
 from hisparse_sidecar.engines.sglang.prefix.cache import make_prefix_cache
 from hisparse_sidecar.engines.sglang.targets import SCHEDULER_TARGETS
 from tests.engines.sglang.offload_world import LAYERS, PAGE, Engine
@@ -246,6 +247,11 @@ class CachingEngine(Engine):
         req.finished_reason = FINISH_ABORT()
         name = "is_insert" if self.old_words else "checkpoint"
         release_kv_cache(req, self.tree, **{name: False})
+
+    def end_marked(self) -> None:
+        """What the scheduler does before a pass with requests in staging that are to end."""
+        scheduler = SimpleNamespace(tree_cache=self.tree, send_abort_output=lambda *_: None)
+        end_staged(scheduler, self.coordinator)
 
     def retract(self, req: Any) -> None:
         from sglang.srt.mem_cache.common import release_kv_cache

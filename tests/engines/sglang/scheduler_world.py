@@ -5,6 +5,8 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from hisparse_sidecar.engines.sglang.install import install
 from hisparse_sidecar.engines.sglang.offload.beside import keep_coordinator
 from hisparse_sidecar.engines.sglang.offload.coordinator import HiSparseCoordinator
@@ -99,6 +101,29 @@ class SchedulerWorld:
         """Collects requests that are ready into the running batch."""
         assert self.coordinator.collect_ready_reqs() == list(requests)
         self.scheduler.running_batch.reqs += requests
+
+    def finish(self, req: Any) -> None:
+        """A request's ordinary end."""
+        from sglang.srt.mem_cache.common import release_kv_cache
+
+        self.scheduler.running_batch.reqs = [
+            one for one in self.scheduler.running_batch.reqs if one is not req
+        ]
+        self.coordinator.request_finished(req)
+        has_old_name = hasattr(req, "set_extend_range")  # 0.5.17
+        kept = {"is_insert" if has_old_name else "checkpoint": False}
+        release_kv_cache(req, self.tree_cache, **kept)
+
+    def give_what_batches_need(self, patch: pytest.MonkeyPatch, module: Any) -> None:
+        """What SGLang's scheduler makes a batch of, besides requests."""
+        model = SimpleNamespace(is_encoder_decoder=False, vocab_size=1000)
+        relay = SimpleNamespace(stash=lambda *_: None)
+        none = SimpleNamespace(is_none=lambda: True)
+        values = {"device": "cpu", "model_config": model, "spec_algorithm": none}
+        for name, value in (values | {"future_map": relay}).items():
+            setattr(self.scheduler, name, value)
+        sampling = SimpleNamespace(from_schedule_batch=lambda *_: None)
+        patch.setattr(module, "SamplingBatchInfo", sampling)
 
     def check_nothing_is_held(self) -> None:
         """The leak check after each life."""

@@ -111,3 +111,15 @@ def test_processes_whose_keys_come_by_other_ways_are_sglangs(
 def test_pools_with_other_pages_are_sglangs(pool: dict[str, Any], reason: str | None) -> None:
     arguments = SimpleNamespace(disaggregation_mode="null")
     assert uncovered_process(arguments, SimpleNamespace(**pool)) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [(None, None), ("hisparse", None), ("flexkv", "another prefix cache")]
+)
+def test_prefix_caches_of_other_names_are_sglangs(
+    name: str | None, reason: str | None, sglang: None, tmp_path: Path
+) -> None:
+    made = server_args(tmp_path, *NAMED)
+    assert made.radix_cache_backend is None
+    arguments = SimpleNamespace(disaggregation_mode="null", radix_cache_backend=name)
+    assert uncovered_process(arguments, SimpleNamespace(page_size=64)) == reason

@@ -17,6 +17,7 @@ from hisparse_sidecar.engines.sglang.pool.beside_pool import written_rows_of
 from hisparse_sidecar.engines.sglang.pool.index_sizes import IndexSizes
 from hisparse_sidecar.engines.sglang.pool.pool_hooks import POOL_TARGETS, hook_pool
 from hisparse_sidecar.engines.sglang.settings import read_settings
+from hisparse_sidecar.engines.sglang.start_checks import START_TARGETS
 from hisparse_sidecar.errors import InvalidArgument, WrongState
 from tests.engines.sglang.index_offload_world import OFFLOAD, OPTIONS, IndexWorld, pool_hooks
 from tests.engines.sglang.offload_world import DEVICE_PAGES, LAYERS, PAGE, RATIO
@@ -233,4 +234,5 @@ def test_a_schedulers_pool_is_hooked_though_it_imports_its_maker_later(sglang: N
     command = [sys.executable, "-m", "tests.engines.sglang.fresh_scheduler"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ended.stdout.split() == [target.name for target in POOL_TARGETS], ended.stderr[-2000:]
+    wanted = [target.name for target in (*START_TARGETS, *POOL_TARGETS)]
+    assert ended.stdout.split() == wanted, ended.stderr[-2000:]

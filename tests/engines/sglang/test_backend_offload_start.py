@@ -164,6 +164,10 @@ def test_sglangs_own_coordinator_fails_the_start(sglang: None, tmp_path: Path) -
         ({"enable_two_batch_overlap": True}, "enable_two_batch_overlap is True, offload needs"),
         ({"enable_pdmux": True}, "enable_pdmux is True, offload needs False"),
         ({"enable_streaming_session": True}, "enable_streaming_session is True, offload needs"),
+        (
+            {"enable_priority_scheduling": True},
+            "enable_priority_scheduling is True and disable_priority_preemption is False, offload",
+        ),
         ({"hisparse_config": '{"hot_share": 0}'}, "hot_share is 0, must be above 0 and below 1"),
         ({"hisparse_config": '{"hot_share": "a"}'}, "hot_share is 'a', needs a number"),
     ],
@@ -187,9 +191,19 @@ OPTIONS = (
     "enable_two_batch_overlap",
     "enable_pdmux",
     "enable_streaming_session",
+    "enable_priority_scheduling",
+    "disable_priority_preemption",
     "hisparse_config",
     "radix_cache_backend",
 )
+
+
+def test_priorities_without_preemption_are_covered(given: dict[str, Any], tmp_path: Path) -> None:
+    options = "--enable-priority-scheduling", "--disable-priority-preemption"
+    made = server_args(tmp_path, *OFFLOAD, *options)
+    offload_start.create_coordinator(made, **given).destroy()
+    with pytest.raises(InvalidArgument, match="disable_priority_preemption is False"):
+        offload_start.create_coordinator(server_args(tmp_path, *OFFLOAD, options[0]), **given)
 
 
 def test_our_methods_have_sglangs_parameters() -> None:
@@ -205,7 +219,7 @@ def test_our_methods_have_sglangs_parameters() -> None:
 
 
 def test_a_request_of_sglangs_has_the_words_that_we_ask_for(sglang: None) -> None:
-    from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ReqKvInfo
+    from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
     from sglang.srt.sampling.sampling_params import SamplingParams
 
     req = Req("some-id", "", [5] * 10, SamplingParams(max_new_tokens=7))
@@ -220,9 +234,7 @@ def test_a_request_of_sglangs_has_the_words_that_we_ask_for(sglang: None) -> Non
     assert (table_row_of(req), prefilled_tokens(req), req.kv.kv_allocated_len) == (3, 10, 10)
     assert tokens_to_come(req, 1000) == 9
     assert tokens_to_come(req, 15) == 5
-    assert (req.rid, req.hisparse_staging) == ("some-id", False)
-    req.to_finish = FINISH_ABORT()
-    assert tokens_to_come(req, 1000) == 2
+    assert (req.rid, req.hisparse_staging, req.to_finish) == ("some-id", False, None)
 
 
 def test_token_stats_have_sglangs_fields(sglang: None) -> None:

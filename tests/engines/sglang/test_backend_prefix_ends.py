@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hisparse_sidecar.engines.sglang.offload.requests import end_as_unavailable
 from tests.engines.sglang.offload_world import CONTEXT, PAGE, REQUESTS
 from tests.engines.sglang.prefix_world import CachingEngine, prompt
 
@@ -216,10 +217,13 @@ class Lives:
             self.engine.retract(self.random.choice(self.engine.running))
 
     def abort(self) -> None:
+        """One in staging is marked, others may still come, and it ends before the next pass."""
         if self.waiting:
             req = self.waiting.pop(self.random.randrange(len(self.waiting)))
-            self.engine.coordinator.request_finished(req)
-            self.engine.release_aborted(req)
+            end_as_unavailable(req, "by chance")
+            self.random.choice((self.open, self.decode, self.finish))()
+            self.engine.end_marked()
+            assert req.finished()
 
     def collect(self) -> None:
         ready = self.engine.collect()

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from tests.engines.sglang.offload_world import PAGE
 from tests.engines.sglang.prefix_world import CachingEngine, prompt
 from tests.engines.sglang.scheduler_world import SchedulerWorld
 
@@ -73,35 +72,38 @@ def test_requests_past_their_time_let_loaded_prefixes_go(
     caching: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = caching(hot_share=0.05)  # one hot buffer
-    _, (running, late, aborted) = world_of(engine, 1, 2)
+    world, (running, late, other) = world_of(engine, 1, 2)
     late.time_stats.forward_entry_time = 1e-6
     assert time.perf_counter() > 1
     monkeypatch.setenv("SGLANG_REQ_RUNNING_TIMEOUT", "0.5")
     assert engine.collect() == []
     assert late.to_finish.status_code == 503
+    world.scheduler.process_pending_chunked_abort()
+    assert [sent.rid for sent in world.sent] == [late.rid]
+    engine.check_all()
     engine.finish(running)
-    for req in (late, aborted):
-        assert engine.collect() == [req]
-        engine.decode()
-        engine.check_all()
-        engine.finish(req)
+    assert engine.collect() == [other]
+    engine.decode()
+    engine.finish(other)
     engine.check_only_the_tree_holds()
 
 
-def test_an_abort_of_a_request_with_a_loaded_prefix_wants_little_room(caching: Make) -> None:
+@pytest.mark.parametrize("hot_share", [0.05, 0.5])  # they wait, or are on their way
+def test_an_abort_of_a_request_with_a_loaded_prefix_lets_it_go(
+    hot_share: float, caching: Make
+) -> None:
     from sglang.srt.managers.io_struct import AbortReq
 
-    engine = caching(hot_share=0.05)
-    world, (running, wanted) = world_of(engine, 1)
+    engine = caching(hot_share=hot_share)
+    world, (running, wanted, other) = world_of(engine, 1, 2)
+    held = engine.tree.total_size()
     world.scheduler.abort_request(AbortReq(rid=wanted.rid))
-    assert wanted.to_finish is not None
-    free = engine.free_tokens()[2]
-    assert engine.collect() == []
+    world.scheduler.process_pending_chunked_abort()
+    assert [sent.rid for sent in world.sent] == [wanted.rid]
+    engine.check_all()
+    assert engine.tree.total_size() == held  # nothing of it is cached, and nothing is lost
     engine.finish(running)
-    closed = engine.free_tokens()[2]
-    assert engine.collect() == [wanted]
-    assert closed > free
-    assert closed - engine.free_tokens()[2] == 302 // PAGE + 1 - 256 // PAGE
+    assert engine.collect() == [other]
     engine.decode()
-    engine.finish(wanted)
+    engine.finish(other)
     engine.check_only_the_tree_holds()

@@ -52,28 +52,72 @@ def pause(mode: str) -> Any:
 # -- between prefill and decode -----------------------------------------------------------------
 
 
-def test_an_abort_reaches_requests_between_prefill_and_decode(
-    make: Callable[..., SchedulerWorld],
+def told(world: SchedulerWorld) -> list[tuple[str, str, int | None]]:
+    """What clients are told of requests that have ended."""
+    reasons = [(sent.rid, sent.finished_reason) for sent in world.sent]
+    return [(rid, reason["message"], reason["status_code"]) for rid, reason in reasons]
+
+
+@pytest.mark.parametrize("hot_share", [0.05, 0.5])  # they wait, or are on their way
+def test_a_request_that_is_aborted_in_staging_ends_before_the_next_pass(
+    hot_share: float, make: Callable[..., SchedulerWorld]
 ) -> None:
-    world = make(hot_share=0.05)  # one hot buffer
-    engine = world.engine
-    (first,) = engine.start(400)
-    wanted, other = engine.prefill(100, 900), engine.prefill(200)
-    engine.admit(wanted, other)
+    world = make(hot_share=hot_share)
+    running, wanted, other = (world.prefill(tokens, 900) for tokens in (400, 100, 200))
+    world.admit(running)
+    world.run(running)
+    world.admit(wanted, other)
     world.scheduler.abort_request(abort_req("request-100", "for a reason"))
     assert (wanted.to_finish.message, other.to_finish) == ("for a reason", None)
-    free = engine.free_tokens()[2]
-    engine.finish(first)
-    assert engine.collect() == [wanted]
-    held = free + 10 - engine.free_tokens()[2]
-    assert held == 2  # pages for its prompt and a last step, not for 900 tokens
-    engine.decode()
-    engine.finish(wanted)
+    for _ in range(2):  # once, and nothing is left of it
+        world.scheduler.process_pending_chunked_abort()
+        assert told(world) == [("request-100", "for a reason", 503)]
+    assert (wanted.finished(), wanted.to_finish, wanted.hisparse_staging) == (True, None, False)
+    assert [one.req for one in world.coordinator.ack_staging_queue] == [other]
+    world.coordinator.check_integrity()
     world.scheduler.abort_request(abort_req(everyone=True))
-    assert other.to_finish.message == "Aborted"
-    assert engine.collect() == [other]
-    engine.finish(other)
-    engine.check_nothing_is_held()
+    world.scheduler.process_pending_chunked_abort()
+    assert told(world)[1:] == [("request-200", "Aborted", None)]
+    assert running.to_finish is not None  # as SGLang does it: after one more step
+    world.finish(running)
+    world.check_nothing_is_held()
+
+
+def test_an_aborted_request_takes_no_room_from_one_that_lives(
+    make: Callable[..., SchedulerWorld],
+) -> None:
+    world = make(ratio=1)
+    running = [world.prefill(*sizes) for sizes in ((64, 900), (63, 900), (100, 100))]
+    world.admit(*running)
+    world.run(*running)
+    gone, small = world.prefill(950, 1), world.prefill(65, 1)
+    world.admit(gone, small)
+    assert [one.mark for one in world.coordinator.ack_staging_queue] == [None, None]
+    world.scheduler.abort_request(abort_req("request-950"))
+    late = world.prefill(66, 1)
+    world.admit(late)  # a pass that was launched ahead ends: before the next one begins
+    world.scheduler.process_pending_chunked_abort()
+    world.run(small, late)
+    for req in (*running, small, late):
+        world.finish(req)
+    world.check_nothing_is_held()
+
+
+def test_what_a_pause_finds_aborted_ends_and_is_not_computed_again(
+    make: Callable[..., SchedulerWorld],
+) -> None:
+    world = make(hot_share=0.05)
+    running, gone, other = (world.prefill(tokens, 10) for tokens in (100, 200, 150))
+    world.admit(running)
+    world.run(running)
+    world.admit(gone, other)
+    world.scheduler.abort_request(abort_req("request-200"))
+    world.scheduler.pause_generation(pause("in_place"))
+    assert world.sent == []
+    world.scheduler.pause_generation(pause("retract"))
+    assert [req.rid for req in world.scheduler.waiting_queue] == ["request-100", "request-150"]
+    assert told(world) == [("request-200", "Aborted", None)]
+    world.check_nothing_is_held()
 
 
 @pytest.mark.parametrize("hot_share", [0.05, 0.5])  # they wait, or are on their way
@@ -126,11 +170,15 @@ def test_requests_that_wait_for_too_long_end(
     monkeypatch.setenv("SGLANG_REQ_RUNNING_TIMEOUT", "0.5")
     assert world.coordinator.collect_ready_reqs() == []
     assert (early.to_finish, late.to_finish.status_code) == (None, 503)
-    assert late.to_finish.message == "Request running timeout reached."
-    free = world.engine.free_tokens()[2]
-    world.coordinator.request_finished(running)
-    assert world.coordinator.collect_ready_reqs() == [late]
-    assert free - world.engine.free_tokens()[2] == 4 - 16  # 4 pages, and those of the first
+    world.finish(running)
+    world.admit(last := world.prefill(50, 10))  # looks for room, and the late one wants none
+    assert [one.mark is None for one in world.coordinator.ack_staging_queue] == [True, False, True]
+    world.scheduler.process_pending_chunked_abort()
+    assert told(world) == [(late.rid, "Request running timeout reached.", 503)]
+    world.run(early)
+    for req in (early, last):
+        world.finish(req)
+    world.check_nothing_is_held()
 
 
 def test_an_end_that_a_request_has_already_stays(
@@ -266,6 +314,33 @@ def test_hot_buffers_that_leave_no_room_for_a_prompt_fail_the_start() -> None:
     with pytest.raises(InvalidArgument, match=r"leave 4223 rows .* needs 4224"):
         most_prompt_tokens(4223)
     assert most_prompt_tokens(4224) == 64
+
+
+# -- log probabilities --------------------------------------------------------------------------
+
+
+def test_a_decode_batch_has_the_tokens_whose_log_probabilities_were_asked_for(
+    make: Callable[..., SchedulerWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.managers import scheduler as module
+
+    world = make()
+    asks, only_own, nothing = (world.prefill(tokens) for tokens in (100, 200, 150))
+    asks.logprob.token_ids_logprob, asks.return_logprob = [3, 5], True
+    only_own.return_logprob = True
+    requests = [asks, only_own, nothing]
+    world.admit(*requests)
+    world.run(*requests)
+    world.give_what_batches_need(monkeypatch, module)
+    batch = world.scheduler._build_hisparse_decode_batch(requests)
+    assert batch.token_ids_logprobs == [[3, 5], None, None]
+    assert batch.top_logprobs_nums == [0, 0, 0]
+    stock = inspect.unwrap(type(world.scheduler)._build_hisparse_decode_batch)
+    wrong = stock(world.scheduler, requests).token_ids_logprobs
+    assert [len(listed) for listed in wrong] == [100, 200, 150]  # SGLang's own: see the hook
+    batch = world.scheduler._build_hisparse_decode_batch([nothing])
+    assert not batch.return_logprob
+    assert batch.token_ids_logprobs is None
 
 
 # -- SGLang as we know it -----------------------------------------------------------------------

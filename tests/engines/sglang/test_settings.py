@@ -3,7 +3,7 @@
 import pytest
 
 from hisparse_sidecar import SelectionConfig
-from hisparse_sidecar.engines.sglang.settings import read_settings
+from hisparse_sidecar.engines.sglang.settings import read_settings, unused_without_offload
 from hisparse_sidecar.errors import InvalidArgument
 
 
@@ -41,6 +41,12 @@ def test_sglangs_own_keys_pass() -> None:
     assert read_settings(text) == read_settings(None)
 
 
+def test_keys_without_effect_where_rows_stay_are_told() -> None:
+    text = '{"window_pages": 9, "min_tokens": 1, "device_buffer_size": 4096, "hot_share": 0.1}'
+    assert unused_without_offload(text) == ("window_pages", "device_buffer_size", "hot_share")
+    assert unused_without_offload(None) == ()
+
+
 def test_an_unknown_key_is_refused_with_all_that_are_known() -> None:
     with pytest.raises(InvalidArgument, match="hisparse-config has top_kk; known keys: ") as caught:
         read_settings('{"top_kk": 1}')
@@ -63,6 +69,24 @@ def test_an_unknown_key_is_refused_with_all_that_are_known() -> None:
         ('{"min_tokens": -1}', "min_tokens is -1, must be >= 0"),
         ('{"offload_index_keys": 1}', "offload_index_keys is 1, needs true or false"),
         ('{"window_pages": 2.5}', "window_pages is 2.5, needs an integer"),
+        ('{"window_pages": 0}', "window_pages is 0, must be >= 1"),
+        ('{"window_pages": -5}', "window_pages is -5, must be >= 1"),
+        ('{"routed_heads": 129}', "routed_heads is 129, must be <= 128"),
+        ('{"min_tokens": 1, "top_k": 9, "min_tokens": 2}', "has min_tokens more than once"),
+        ('{"top_k": "abc"}', "hisparse-config: top_k is 'abc', needs an integer"),
+        ('{"top_k": 0}', "top_k is 0, must be >= 1"),
+        ('{"device_buffer_size": "4096"}', "device_buffer_size is '4096', needs an integer"),
+        ('{"device_buffer_size": -4}', "device_buffer_size is -4, must be >= 1"),
+        ('{"device_buffer_size": 2047}', "device_buffer_size is 2047, top_k needs 2048"),
+        (
+            '{"top_k": 512, "device_buffer_size": 511}',
+            "device_buffer_size is 511, top_k needs 512",
+        ),
+        ('{"host_to_device_ratio": 2.5}', "host_to_device_ratio is 2.5, needs an integer"),
+        ('{"host_to_device_ratio": 0}', "host_to_device_ratio is 0, must be >= 1"),
+        ('{"host_to_device_ratio": true}', "host_to_device_ratio is True, needs an integer"),
+        ('{"host_to_device_ratio": null}', "host_to_device_ratio is None, needs an integer"),
+        ('{"swap_in_block_size": 1025}', "swap_in_block_size is 1025, must be <= 1024"),
         (
             '{"offload_index_keys": true, "window_pages": 127}',
             "window_pages is 127, num_kept_blocks needs 128",

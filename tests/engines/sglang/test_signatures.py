@@ -10,6 +10,7 @@ import pytest
 
 from hisparse_sidecar.engines.sglang.pool.pool_hooks import POOL_TARGETS
 from hisparse_sidecar.engines.sglang.prefix.targets import PREFIX_TARGETS, check_prefix_version
+from hisparse_sidecar.engines.sglang.start_checks import START_TARGETS
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, Target, parameters_of
 from hisparse_sidecar.engines.sglang.versions import NEWEST, OLDEST, check_sglang
 from hisparse_sidecar.errors import InvalidArgument
@@ -21,7 +22,7 @@ FOLDER = Path(__file__).parent
 def test_the_oldest_version_has_every_target() -> None:
     """By its sources; made again by `python -m tools.sglang_signatures FOLDER`."""
     found = json.loads((FOLDER / f"signatures-{OLDEST}.json").read_text())
-    targets = (*ALL_TARGETS, *POOL_TARGETS, *PREFIX_TARGETS)
+    targets = (*ALL_TARGETS, *START_TARGETS, *POOL_TARGETS, *PREFIX_TARGETS)
     assert set(found) == {target.path for target in targets}
     assert [line for t in targets if (line := t.difference(found[t.path])) is not None] == []
 

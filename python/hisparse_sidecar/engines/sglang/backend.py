@@ -11,15 +11,14 @@ from sglang.srt.layers.attention.dsa.dsa_indexer_metadata import DSAIndexerMetad
 from sglang.srt.layers.attention.dsa_backend import DeepseekSparseAttnBackend
 from sglang.srt.mem_cache.memory_pool import DSATokenToKVPool
 
-from hisparse_kernels.layouts import PAGE_TOKENS
 from hisparse_sidecar.backends import ops_of
-from hisparse_sidecar.config import ModelShape, SelectionConfig
 from hisparse_sidecar.engines.sglang.pool.beside_pool import keep_beside, pooled_pages_of
 from hisparse_sidecar.engines.sglang.pool.offloaded_keys import OffloadedKeys
 from hisparse_sidecar.engines.sglang.pool.pooled_pages import PooledPages
 from hisparse_sidecar.engines.sglang.selection.coverage import uncovered_process
 from hisparse_sidecar.engines.sglang.selection.selection import LAYOUT, BackendSelection, Fetch
 from hisparse_sidecar.engines.sglang.settings import SglangSettings, read_settings
+from hisparse_sidecar.engines.sglang.start_checks import INDEX_OFFLOAD_NEEDS, check_for_model
 from hisparse_sidecar.requirements import require
 
 
@@ -75,10 +74,8 @@ def selection_of(model_runner: Any, settings: SglangSettings) -> BackendSelectio
     Raises:
         InvalidArgument: the model cannot be selected for as asked, or the pool is another kind.
     """
-    pool, hf_config = model_runner.token_to_kv_pool, model_runner.model_config.hf_text_config
-    shape = ModelShape(1, (0,), hf_config.index_n_heads, hf_config.index_topk, 1.0)
-    settings.selection.check_for(shape, PAGE_TOKENS)
-    _check_lists_are_full(settings.selection, shape.topk)
+    pool = model_runner.token_to_kv_pool
+    check_for_model(settings.selection, model_runner.model_config.hf_text_config)
     kind = type(pool).__name__
     require(isinstance(pool, DSATokenToKVPool), f"the pool is a {kind}, needs DSATokenToKVPool")
     ops = ops_of("auto", str(pool.device))
@@ -111,17 +108,6 @@ def _offloaded_keys(
     found = getattr(model_runner.hisparse_coordinator, "offloaded_keys", None)
     assert found is None or isinstance(found, OffloadedKeys)
     if settings.offload_index_keys:
-        message = "offload_index_keys needs --enable-hisparse and our backend for decoding"
-        require(found is not None, message)
+        require(found is not None, INDEX_OFFLOAD_NEEDS)
         require(uncovered is None, f"{uncovered}: offload_index_keys does not cover it")
     return found
-
-
-def _check_lists_are_full(selection: SelectionConfig, topk: int) -> None:
-    """SGLang's kernels read min(length, topk) entries of a list, so it must have as many.
-
-    Of a row's kept pages the newest may hold one token.
-    """
-    kept, needed = selection.num_kept_blocks, topk // PAGE_TOKENS + 1
-    message = f"num_kept_blocks is {kept}, {topk} tokens and an open page need {needed}"
-    require(selection.index_source != "hisa" or kept >= needed, message)

@@ -32,6 +32,7 @@ from hisparse_sidecar.engines.sglang.prefix.cache import (
     register_prefix_cache,
 )
 from hisparse_sidecar.engines.sglang.settings import read_settings
+from hisparse_sidecar.engines.sglang.start_checks import hook_start
 from hisparse_sidecar.engines.sglang.targets import ALL_TARGETS, SCHEDULER_TARGETS, check_targets
 from hisparse_sidecar.engines.sglang.unsupported import (
     check_index_offload,
@@ -50,11 +51,12 @@ def stand_in_for_coordinator() -> None:
     """Gives our factory the name of SGLang's class, in a process that has loaded its scheduler.
 
     Other processes make no coordinator. What the factory makes without our backend is SGLang's own.
-    The hooks of the pool, which is made before the coordinator, come with it.
+    With it come the hooks of the pool, which is made before the coordinator, and that of the start.
     """
     module: Any = sys.modules.get(_COORDINATORS)
     if module is None:
         return
+    hook_start(is_asked_for, BACKEND_NAME)
     hook_pool(is_asked_for)
     replace_once(module, COORDINATOR, _factory)
 

@@ -1,6 +1,7 @@
 """What `--hisparse-config` says: SGLang's own keys of that option, and ours beside them."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,8 +12,16 @@ from hisparse_sidecar.errors import InvalidArgument
 from hisparse_sidecar.requirements import require
 
 _ADAPTIVE = "adaptive"
-# keys that SGLang's HiSparse reads from the same option; they are its own affair
-ENGINE_KEYS = ("top_k", "device_buffer_size", "host_to_device_ratio", "swap_in_block_size")
+# keys that SGLang's HiSparse reads from the same option, and looks at few of their values: by the
+# most that each may be; all are integers from 1 on
+_ENGINE: dict[str, int | None] = {
+    "top_k": None,
+    "device_buffer_size": None,
+    "host_to_device_ratio": None,
+    "swap_in_block_size": 1024,
+}
+_ENGINE_TOPK = 2048  # its default
+ENGINE_KEYS = tuple(_ENGINE)
 # of `SelectionConfig`: a wrapper audits nothing, and `min_tokens` is the gate
 _NOT_OFFERED = {"gate", "audit_one_in"}
 SELECTION_KEYS = tuple(
@@ -26,6 +35,8 @@ _OWN: dict[str, tuple[tuple[type, ...], str]] = {
     "window_pages": ((int,), "an integer"),
     "share_host_pool": ((bool,), "true or false"),
 }
+_OFFLOAD_KEYS = {*ENGINE_KEYS, "hot_share", "window_pages", "share_host_pool"}
+_MOST_HEADS = 128  # of an indexer: models have 32 or 64
 # as many tokens as HISA's defaults, in blocks of one page
 _DEFAULTS = {"num_kept_blocks": 128, "max_blocks": 512}
 
@@ -56,6 +67,9 @@ class SglangSettings:
         require(self.min_tokens >= 0, f"min_tokens is {self.min_tokens}, must be >= 0")
         message = f"hot_share is {self.hot_share}, must be above 0 and below 1"
         require(0 < self.hot_share < 1, message)
+        pages, routed = self.window_pages, self.selection.routed_heads
+        require(pages is None or pages >= 1, f"window_pages is {pages}, must be >= 1")
+        require(routed <= _MOST_HEADS, f"routed_heads is {routed}, must be <= {_MOST_HEADS}")
         if self.offload_index_keys:
             self._check_windows()
 
@@ -79,8 +93,8 @@ def read_settings(text: str | None) -> SglangSettings:
     `index_source` may also be "adaptive", which is "hisa" with that budget.
 
     Raises:
-        InvalidArgument: it is no JSON object, or a key is unknown (the message lists those that are
-            known), or a value does not fit.
+        InvalidArgument: it is no JSON object, or has a key twice, or a key is unknown (the message
+            lists those that are known), or a value does not fit, SGLang's own included.
     """
     values = _object(text)
     known = {*ENGINE_KEYS, *SELECTION_KEYS, *_OWN}
@@ -88,6 +102,7 @@ def read_settings(text: str | None) -> SglangSettings:
     if unknown:
         listed = ", ".join(sorted(known))
         raise InvalidArgument(f"hisparse-config has {', '.join(unknown)}; known keys: {listed}")
+    _check_engine_values(values)
     own = {name: values[name] for name in _OWN if name in values}
     for name, value in own.items():
         kinds, needed = _OWN[name]
@@ -101,16 +116,44 @@ def read_settings(text: str | None) -> SglangSettings:
         raise InvalidArgument(f"hisparse-config: {error}") from None
 
 
+def unused_without_offload(text: str | None) -> tuple[str, ...]:
+    """Keys of an option's JSON that have no effect without HiSparse, in their order."""
+    return tuple(name for name in _object(text) if name in _OFFLOAD_KEYS)
+
+
+def _check_engine_values(values: Mapping[str, Any]) -> None:
+    for name, most in _ENGINE.items():
+        if name not in values:
+            continue
+        found = values[name]
+        message = f"hisparse-config: {name} is {found!r}"
+        require(type(found) is int, f"{message}, needs an integer")
+        require(found >= 1, f"{message}, must be >= 1")
+        require(most is None or found <= most, f"{message}, must be <= {most}")
+    topk = values.get("top_k", _ENGINE_TOPK)
+    found = values.get("device_buffer_size", 2 * topk)  # SGLang's default
+    message = f"hisparse-config: device_buffer_size is {found}, top_k needs {topk}"
+    require(found >= topk, message)
+
+
 def _object(text: str | None) -> Mapping[str, Any]:
     if not text:
         return {}
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         raise InvalidArgument(f"hisparse-config is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise InvalidArgument(f"hisparse-config is a {type(values).__name__}, needs an object")
     return values
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that it has twice Python's own reader takes the last."""
+    counts = Counter(name for name, _ in pairs)
+    repeated = ", ".join(name for name, count in counts.items() if count > 1)
+    require(not repeated, f"hisparse-config has {repeated} more than once, needs each key once")
+    return dict(pairs)
 
 
 def _selection(values: dict[str, Any]) -> dict[str, Any]:

@@ -228,9 +228,21 @@ TARGETS = (
 # in processes that have the coordinator alone: its scheduler and its worker are heavy to import
 SCHEDULER_TARGETS = (
     _replaced(_SCHEDULER, "Scheduler.abort_request", "(self, recv_req)"),
+    _replaced(_SCHEDULER, "Scheduler.process_pending_chunked_abort", "(self)"),
     _replaced(_SCHEDULER, "Scheduler.pause_generation", "(self, recv_req)"),
+    _replaced(_SCHEDULER, "Scheduler._build_hisparse_decode_batch", "(self, reqs)"),
     Target(_SCHEDULER, "Scheduler._add_request_to_queue", ("(self, req, is_retracted=)",)),
     _replaced(_BATCH, "ScheduleBatch.retract_decode", "(self, server_args)", "(self)"),
+    Target(
+        _SRT + "disaggregation.utils",
+        "prepare_abort",
+        ("(req, error_message, status_code=)",),
+    ),
+    Target(
+        _SRT + "mem_cache.common",
+        "release_kv_cache",
+        ("(req, tree_cache, is_insert=)", "(req, tree_cache, *, checkpoint)"),
+    ),
     Target(
         _BATCH,
         "retract_all",

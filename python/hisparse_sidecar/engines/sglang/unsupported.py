@@ -51,6 +51,13 @@ def check_offload_options(server_args: Any) -> None:  # noqa: ANN401
     ):
         found = getattr(server_args, name)
         require(found == needed, f"{name} is {found}, offload needs {needed}")
+    # a request that is preempted may have outgrown the rows for prompts: it would wait for ever,
+    # and others behind it
+    if server_args.enable_priority_scheduling:
+        message = "enable_priority_scheduling is True and disable_priority_preemption is False"
+        require(
+            server_args.disable_priority_preemption, f"{message}, offload needs both or neither"
+        )
 
 
 def check_index_offload(server_args: Any, backend_name: str) -> None:  # noqa: ANN401

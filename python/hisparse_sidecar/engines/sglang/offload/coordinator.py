@@ -1,5 +1,6 @@
 """In the place of SGLang's `HiSparseCoordinator`: its calls, on a tier of ours."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -27,6 +28,7 @@ from hisparse_sidecar.engines.sglang.pool.pool_part import PoolPart, part_size
 from hisparse_sidecar.engines.sglang.unsupported import check_offload, layer_groups
 from hisparse_sidecar.errors import WrongState
 
+_LOG = logging.getLogger("hisparse_sidecar.sglang")
 _NONE = 0  # no handle of the core's is 0
 
 
@@ -270,7 +272,7 @@ class HiSparseCoordinator:
     def abort_staged(self, recv_req: Any) -> None:  # noqa: ANN401
         """Marks the requests between prefill and decode that an `AbortReq` means.
 
-        As with one that runs, SGLang cleans up after one more step, so they want little room.
+        They get no room any more, and `staged_ends` ends them before the next pass.
         """
         from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
@@ -280,6 +282,10 @@ class HiSparseCoordinator:
                     end_as_unavailable(staged.req, recv_req.abort_message)
                 elif staged.req.to_finish is None:
                     staged.req.to_finish = FINISH_ABORT()
+
+    def marked_requests(self) -> list[Any]:
+        """Requests between prefill and decode that are to end, in the order in which they came."""
+        return [one.req for one in self._queue.requests if one.req.to_finish is not None]
 
     def retract_req(self, req: Any) -> None:  # noqa: ANN401
         """As `request_finished`: SGLang computes a retracted request again, or its end at least."""
@@ -324,6 +330,7 @@ class HiSparseCoordinator:
         self._reporter.close()
         self._queue.synchronize()
         self.tier.close()
+        _LOG.info("hisparse: the host pool is given back")
 
     # -- what is held -------------------------------------------------------------------------
 

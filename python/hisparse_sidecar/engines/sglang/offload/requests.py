@@ -53,8 +53,6 @@ def tokens_to_come(req: Any, most: int) -> int:  # noqa: ANN401
     """
     prefilled, wanted = prefilled_tokens(req), req.sampling_params.max_new_tokens
     room = most - prefilled
-    if req.to_finish is not None:  # aborted: one more step
-        return min(_SPARE_TOKENS, room)
     if wanted is None:
         return room
     left = len(req.origin_input_ids) + int(wanted) + _SPARE_TOKENS - prefilled
@@ -67,7 +65,7 @@ def most_tokens(context_tokens: int, pool_tokens: int) -> int:
 
 
 def end_as_unavailable(req: Any, message: str) -> None:  # noqa: ANN401
-    """Lets a request end as aborted (HTTP 503) after one more step; one that ends already does."""
+    """Marks a request to end as aborted (HTTP 503); one that is to end already stays as it is."""
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
     if req.to_finish is None:

@@ -11,6 +11,7 @@ from hisparse_sidecar.engines.sglang.install import Function
 from hisparse_sidecar.engines.sglang.offload.beside import coordinator_of
 from hisparse_sidecar.engines.sglang.offload.coordinator import HiSparseCoordinator
 from hisparse_sidecar.engines.sglang.offload.requests import end_as_unavailable
+from hisparse_sidecar.engines.sglang.offload.staged_ends import end_staged
 from hisparse_sidecar.errors import WrongState
 from hisparse_sidecar.requirements import require
 
@@ -78,12 +79,29 @@ def _abort_request(original: Function) -> Function:
     return hook
 
 
+def _process_pending_chunked_abort(original: Function) -> Function:
+    """SGLang calls it first in each pass: whoever is marked until then takes no part in it."""
+
+    @functools.wraps(original)
+    def hook(self: Any) -> None:  # noqa: ANN401
+        original(self)
+        coordinator = _ours(self.hisparse_coordinator)
+        if coordinator is not None:
+            end_staged(self, coordinator)
+
+    return hook
+
+
 def _pause_generation(original: Function) -> Function:
     @functools.wraps(original)
     def hook(self: Any, recv_req: Any) -> Any:  # noqa: ANN401
-        found = original(self, recv_req)
         coordinator = _ours(self.hisparse_coordinator)
-        if coordinator is not None and recv_req.mode == "retract":
+        if recv_req.mode != "retract":
+            coordinator = None
+        if coordinator is not None:
+            end_staged(self, coordinator)  # or they would be computed again
+        found = original(self, recv_req)
+        if coordinator is not None:
             _retract_staged(self, coordinator)
             _abort_outgrown(self, coordinator.prompt_rows)
         return found
@@ -125,6 +143,19 @@ def _abort_outgrown(scheduler: Any, prompt_rows: int) -> None:  # noqa: ANN401
             scheduler.waiting_queue = [req]  # an abort means all whose names begin as the one given
             scheduler.abort_request(AbortReq(rid=req.rid, finished_reason=told))
     scheduler.waiting_queue = [req for req, reason in waiting if reason is None]
+
+
+def _build_hisparse_decode_batch(original: Function) -> Function:
+    """Log probabilities of the tokens that were asked for: SGLang's are those of the prompt's."""
+
+    @functools.wraps(original)
+    def hook(self: Any, reqs: list[Any]) -> Any:  # noqa: ANN401
+        batch = original(self, reqs)
+        if _ours(self.hisparse_coordinator) is not None and batch.return_logprob:
+            batch.token_ids_logprobs = [req.logprob.token_ids_logprob for req in reqs]
+        return batch
+
+    return hook
 
 
 # -- room for prompts: decoding takes slots, but no rows of the pool ----------------------------
@@ -234,7 +265,9 @@ def _tokens_to_come_back(req: Any) -> int:  # noqa: ANN401
 
 SCHEDULER_HOOKS: dict[str, Callable[[Function], Function]] = {
     "Scheduler.abort_request": _abort_request,
+    "Scheduler.process_pending_chunked_abort": _process_pending_chunked_abort,
     "Scheduler.pause_generation": _pause_generation,
+    "Scheduler._build_hisparse_decode_batch": _build_hisparse_decode_batch,
     "ScheduleBatch.retract_decode": _retract_decode,
     "PrefillAdder.__init__": _init_adder,
     "PrefillAdder._get_running_request_total_token_offset": _rows_of_running_request,

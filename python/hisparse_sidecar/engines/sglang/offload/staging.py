@@ -71,9 +71,12 @@ class StagingQueue:
         self.copy_where_room()
 
     def copy_where_room(self) -> None:
-        """Begins to copy rows of the requests that there is room for, in order."""
+        """Begins to copy rows of the requests that there is room for, in order.
+
+        Those that are marked to end want none.
+        """
         for staged in self.requests:
-            if staged.mark is not None:
+            if staged.mark is not None or staged.req.to_finish is not None:
                 continue
             to_come = tokens_to_come(staged.req, self._most)
             try:

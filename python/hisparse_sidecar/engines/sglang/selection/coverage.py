@@ -16,6 +16,8 @@ _OPTIONS = {
     "enable_kv_cache_sharding": "sharded KV cache",
 }
 
+_OUR_TREE = "hisparse"  # with offload alone, whose start checks it
+
 
 def uncovered_process(server_args: Any, pool: Any) -> str | None:  # noqa: ANN401
     """Why no call of a process can be ours, by its options and its pool; None = some can.
@@ -27,6 +29,9 @@ def uncovered_process(server_args: Any, pool: Any) -> str | None:  # noqa: ANN40
     for name, reason in _OPTIONS.items():
         if getattr(server_args, name, False):
             return reason
+    tree = getattr(server_args, "radix_cache_backend", None)
+    if tree not in (None, _OUR_TREE):
+        return "another prefix cache"
     if server_args.disaggregation_mode != "null":
         return "disaggregated prefill and decode"
     if getattr(server_args, "dcp_size", 1) > 1:
