@@ -30,7 +30,7 @@ _SIZES = {"context_length": 16384, "max_running_requests": 8, "max_total_tokens"
 def test_a_server_with_aborted_requests_ends_soon_after_sigterm(tmp_path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     with server(tmp_path / "log") as (process, port):
-        wait_until_healthy(process, port)
+        wait_until_healthy(process, port, tmp_path / "log")
         askers = [Thread(target=ask, args=(port, request)) for request in range(12)]
         for asker in askers:
             asker.start()
@@ -76,10 +76,10 @@ def options(arguments: dict[str, Any]) -> Iterator[str]:
             yield str(value)
 
 
-def wait_until_healthy(process: "subprocess.Popen[bytes]", port: int) -> None:
+def wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     deadline = time.monotonic() + _MOST_START_SECONDS
     while time.monotonic() < deadline:
-        assert process.poll() is None, "the server has ended"
+        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
             if answer.status == 200:
                 return
