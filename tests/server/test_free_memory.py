@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -51,9 +52,14 @@ def test_what_lies_free_between_living_objects_is_given_back() -> None:
 def test_a_server_gives_back_what_lies_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_measured = Event()  # not before: what was given back by then would not be seen
     monkeypatch.setattr(free_memory, "_RETURN_SECONDS", 0.01)
+    monkeypatch.setattr(
+        free_memory, "return_free_memory", lambda: is_measured.is_set() and return_free_memory()
+    )
     with SidecarServer(small_config(), tmp_path / "sidecar.sock"), freed_between_kept_objects():
         most = resident_bytes()
+        is_measured.set()
         deadline = time.monotonic() + 30
 
         while most - resident_bytes() < _PIECES * _PIECE_BYTES * 0.9:
