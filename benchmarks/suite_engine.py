@@ -83,7 +83,6 @@ _LOAD_CASE = re.compile(
     rf"(?P<shape>{'|'.join(SHAPES)}), (?P<setup>.+), "
     r"(?P<context>\d+K) tokens, (?P<requests>\d+) at once"
 )
-_SMALL_TOPK = {"top_k": 512, "device_buffer_size": 1024}  # the trained model's
 
 
 def _measure(stopwatch: Stopwatch) -> Iterator[Measurement]:
@@ -121,19 +120,13 @@ def _needles(stopwatch: Stopwatch) -> Iterator[Measurement]:
 
 
 def _served(case: str, setup: Setup | None, work: Work) -> Served:
-    used = _for_trained(setup or setups.FLAT)
+    used = setups.for_trained(setup or setups.FLAT)
     arguments = used.arguments(TINY_DSA, **_NEEDLE_ARGUMENTS)
     return serve(case, arguments, work, "child" if setup else "reference", used.environment)
 
 
 def _has_gpus_for(setup: Setup | None) -> bool:
     return setup is None or torch.cuda.device_count() >= setup.num_ranks
-
-
-def _for_trained(setup: Setup) -> Setup:
-    if not setup.offloads:
-        return setup
-    return replace(setup, settings={**(setup.settings or {}), **_SMALL_TOPK})
 
 
 def _loads(stopwatch: Stopwatch, shape: str) -> Iterator[Measurement]:

@@ -59,6 +59,7 @@ class Setup:
         return arguments
 
 
+_TRAINED = {"top_k": 512, "device_buffer_size": 1024}
 _SMALL_BUFFER = {"device_buffer_size": 4096, "host_to_device_ratio": 9}  # 64 of 128K tokens fit
 _FLAT: dict[str, Any] = {"index_source": "flat", "min_tokens": 0}
 _HISA: dict[str, Any] = {"index_source": "hisa", "min_tokens": 0}
@@ -111,3 +112,10 @@ _NO_MULTICAST = {
 RANKS_OFFLOAD = replace(
     HISA_OFFLOAD, name="hisparse, hisa, offload, 2 ranks", num_ranks=2, changes=_NO_MULTICAST
 )
+
+
+def for_trained(setup: Setup) -> Setup:
+    """The same for the trained small model, of a smaller top-k."""
+    if not setup.offloads:
+        return setup
+    return replace(setup, settings={**(setup.settings or {}), **_TRAINED})

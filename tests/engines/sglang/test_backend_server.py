@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 from benchmarks.engine.models import TINY_DSA
-from benchmarks.engine.setups import CACHED_OFFLOAD
+from benchmarks.engine.setups import CACHED_OFFLOAD, for_trained
 
 _MOST_START_SECONDS, _MOST_END_SECONDS = 600, 30
 _GIVEN_BACK = "the host pool is given back"
-_SETTINGS = {**(CACHED_OFFLOAD.settings or {}), "top_k": 512, "device_buffer_size": 1024}
 _SIZES = {"context_length": 16384, "max_running_requests": 8, "max_total_tokens": 1 << 17}
 
 
@@ -53,8 +52,7 @@ def server(log: Path) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    arguments = CACHED_OFFLOAD.arguments(TINY_DSA, **_SIZES, port=port)
-    arguments["hisparse_config"] = json.dumps(_SETTINGS)
+    arguments = for_trained(CACHED_OFFLOAD).arguments(TINY_DSA, **_SIZES, port=port)
     command = [sys.executable, "-m", "sglang.launch_server", *options(arguments)]
     environment = {**os.environ, "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD": "0"}
     with log.open("w") as out:
