@@ -5,7 +5,7 @@ import triton.language as tl
 
 from hisparse_kernels.gpu.packed_rows import load_packed_queries, score_packed_tile
 from hisparse_kernels.gpu.row_runs import mask_rows, rows_that_see, run_of_rows
-from hisparse_kernels.gpu.score_keys import load_keys, load_page_keys, load_tile_pages
+from hisparse_kernels.gpu.score_keys import load_keys, load_table_keys, load_tile_pages
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_keys", "num_query_heads", "rows_per_program"])
@@ -119,15 +119,8 @@ def packed_pages_kernel(
             page1 = tl.where(page1 < num_pages, page1, -1)
             is_there = tl.where(tl.arange(0, BLOCK_KEYS) < 64, page0, page1) >= 0
             position = tl.where(is_there, key, 2147483647)
-            keys, key_scale = load_page_keys(
-                codes_ptr,
-                scales_ptr,
-                tl.maximum(page0, 0),
-                tl.maximum(page1, 0),
-                False,
-                BLOCK_KEYS,
-                PRODUCT,
-                HAS_SCALE,
+            keys, key_scale = load_table_keys(
+                codes_ptr, scales_ptr, (page0, page1), BLOCK_KEYS, PRODUCT, HAS_SCALE
             )
             key_scale = key_scale[:, None] if HAS_SCALE else 1.0
             _score_run(

@@ -155,27 +155,18 @@ def load_tile_pages(pages_ptr, tile, max_pages) -> tuple[tl.tensor, tl.tensor]:
 def load_table_keys(
     codes_ptr,
     scales_ptr,
-    pages_ptr,
-    tile,
-    max_pages,
+    pages,
     BLOCK_KEYS: tl.constexpr,
     PRODUCT: tl.constexpr,
     HAS_SCALE: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Keys and scales of a tile, the two pages that a sequence's table names for it.
+    """Keys and scales of a tile, of the two pages that `load_tile_pages` gives.
 
-    -1 beyond the sequence's end reads some page of the pool, which the end then masks.
+    -1 reads some page of the pool, whose keys the caller masks.
     """
-    page0, page1 = load_tile_pages(pages_ptr, tile, max_pages)
+    page0, page1 = tl.maximum(pages[0], 0), tl.maximum(pages[1], 0)
     keys, key_scale = load_page_keys(
-        codes_ptr,
-        scales_ptr,
-        tl.maximum(page0, 0),
-        tl.maximum(page1, 0),
-        False,
-        BLOCK_KEYS,
-        PRODUCT,
-        HAS_SCALE,
+        codes_ptr, scales_ptr, page0, page1, False, BLOCK_KEYS, PRODUCT, HAS_SCALE
     )
     return keys, key_scale
 

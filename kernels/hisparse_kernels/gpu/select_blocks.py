@@ -19,6 +19,7 @@ from hisparse_kernels.gpu.score_keys import (
     load_keys_by_row,
     load_query,
     load_table_keys,
+    load_tile_pages,
     score_tile,
     tile_options,
     tiles_per_program,
@@ -219,7 +220,8 @@ def _load_tile(
         row = tl.maximum(row, 0).to(tl.int64)
         keys, key_scale = load_keys_by_row(codes_ptr, scales_ptr, row, PRODUCT, HAS_SCALE)
     else:
+        pages = load_tile_pages(entries_ptr, tile, max_pages)
         keys, key_scale = load_table_keys(
-            codes_ptr, scales_ptr, entries_ptr, tile, max_pages, BLOCK_KEYS, PRODUCT, HAS_SCALE
+            codes_ptr, scales_ptr, pages, BLOCK_KEYS, PRODUCT, HAS_SCALE
         )
     return keys, key_scale
